@@ -1,1 +1,18 @@
-//! stub
+//! The cluster, as a manager keeps it: the replicated state and the pure `apply` that is the only way to change it,
+//! the journal that makes changes durable, the orchestrator and scheduler, the agents' sessions, the Docker API.
+//!
+//! This crate knows neither the dataplane nor how a task runs; agents do, and they meet in `mesh-api`.
+
+pub mod apply;
+pub mod clock;
+pub mod cluster;
+pub mod command;
+pub mod docker;
+pub mod leader;
+pub mod model;
+pub mod orchestrator;
+pub mod refusal;
+pub mod session;
+pub mod store;
+#[cfg(test)]
+pub(crate) mod testing;

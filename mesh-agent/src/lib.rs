@@ -1,1 +1,22 @@
-//! stub
+//! A node of a Shoal cluster: its dataplane, links, names, tasks, and its session with the managers.
+//!
+//! [`Agent`] is the whole of it for the `shoal` binary; [`runtime::task_init`] and [`runtime::whoami`] are what that
+//! binary runs inside tasks. What the cluster should do is decided in `control`, which this crate does not know: the
+//! two meet in `mesh-api`.
+
+mod agent;
+pub mod config;
+pub mod dataplane;
+pub mod dns;
+mod facts;
+mod files;
+pub mod links;
+mod node;
+pub mod runtime;
+mod session;
+pub mod sys;
+
+pub use agent::{Agent, JoinError, JoinRequest, LeaveError, StartError};
+pub use config::{Config, XdpMode};
+pub use node::NodeError;
+pub use session::{ConnectError, Membership, SessionState};

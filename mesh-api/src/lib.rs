@@ -1,1 +1,11 @@
-//! stub
+//! What Shoal's agents and managers say to each other: identifiers, the table as agents see it, and the session
+//! that carries it.
+//!
+//! These are wire types: they derive serde and hold no logic beyond keeping a [`table::Table`] up to date. The model
+//! that managers replicate is `control`'s, the ABI with the BPF programs is `mesh-common`'s; neither appears here.
+
+pub mod codec;
+pub mod id;
+pub mod session;
+pub mod table;
+pub mod token;

@@ -1,1 +1,35 @@
-//! stub
+//! Shoal's packet logic: what happens to a packet at each of a node's hooks.
+//!
+//! Pure and `no_std`: packets and tables come in as traits ([`packet::Packet`], [`packet::Rewrite`],
+//! [`tables::Tables`]), a [`verdict`] goes out. The BPF binary in `bpf/` adapts the traits to XDP and TC contexts and
+//! to maps; host tests adapt them to byte vectors and hash maps. Nothing here knows aya, and nothing here redirects,
+//! counts or looks up routes: that is what a verdict asks its caller for.
+//!
+//! | hook | function |
+//! |---|---|
+//! | XDP on an uplink | [`uplink::decide`], [`encap::encapsulate`] |
+//! | TC on an uplink | [`uplink::from_uplink`] |
+//! | TC on a task's veth | [`task::from_task`] |
+//! | TC on the VXLAN device | [`overlay::from_overlay`] |
+//! | TC on `shoal0p` | [`host::from_host`] |
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod arp;
+pub mod balance;
+pub mod checksum;
+pub mod encap;
+pub mod header;
+pub mod host;
+pub mod icmp;
+pub mod nat;
+pub mod overlay;
+pub mod packet;
+pub mod parse;
+pub mod tables;
+pub mod task;
+pub mod uplink;
+pub mod verdict;

@@ -1,1 +1,3 @@
-//! stub
+//! The harness of Shoal's tests.
+
+pub mod packet;

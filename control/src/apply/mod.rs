@@ -1,0 +1,155 @@
+//! The only way to change the state: a pure function of a state and a command.
+//!
+//! It reads no clock, draws no random number and does no I/O; all of that comes in the command. So a log of commands
+//! leads every manager, and every restart, to the same state.
+
+mod alloc;
+mod draft;
+mod network;
+mod node;
+mod ports;
+mod service;
+mod step;
+mod task;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use mesh_api::id::NetworkId;
+
+use crate::command::{Action, Command, Genesis};
+use crate::model::network::INGRESS_NAME;
+use crate::model::{ClusterObject, ClusterSpec, NetworkSpec, State};
+use crate::refusal::Refusal;
+
+pub use alloc::{address_capacity, has_free_address};
+pub(crate) use service::lacks_vip;
+pub(crate) use task::report_changes;
+pub(crate) use draft::Draft;
+
+/// What an accepted command answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The table index at which the command is in effect.
+    pub index: u64,
+    /// What the operator should know (`docker` prints them).
+    pub warnings: Vec<String>,
+}
+
+/// Applies `command`, leading to the table index `index`.
+pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Reply), Refusal> {
+    if state.cluster.is_some() == matches!(command.action, Action::Initialize(_)) {
+        return Err(Refusal::NotInitialized);
+    }
+    let mut draft = Draft::new(state.clone(), index, command.at_ns);
+    match &command.action {
+        Action::Initialize(genesis) => initialize(&mut draft, genesis)?,
+        Action::UpdateCluster { version, spec, worker_secret, manager_secret } => {
+            update_cluster(&mut draft, *version, spec, *worker_secret, *manager_secret)?;
+        }
+        Action::AddNode { id, role, description, secret_sha256 } => {
+            node::add(&mut draft, id, *role, description, *secret_sha256)?;
+        }
+        Action::SetNodeStatus { id, state, message, description } => {
+            node::set_status(&mut draft, id, *state, message, description.as_ref())?;
+        }
+        Action::UpdateNode { id, version, spec } => node::update(&mut draft, id, *version, spec)?,
+        Action::RemoveNode { id, force } => node::remove(&mut draft, id, *force)?,
+        Action::CreateNetwork { id, spec } => network::create(&mut draft, id, spec)?,
+        Action::RemoveNetwork { id } => network::remove(&mut draft, id)?,
+        Action::CreateService { id, spec } => service::create(&mut draft, id, spec)?,
+        Action::UpdateService { id, version, spec } => service::update(&mut draft, id, *version, spec)?,
+        Action::RollbackService { id, version } => service::rollback(&mut draft, id, *version)?,
+        Action::RemoveService { id } => service::remove(&mut draft, id)?,
+        Action::ReportTasks { node, statuses } => task::report(&mut draft, node, statuses),
+        Action::Orchestrate { steps } => {
+            for step in steps {
+                draft.step(step);
+            }
+        }
+    }
+    let Draft { state, warnings, .. } = draft;
+    Ok((State { index, ..state }, Reply { index, warnings }))
+}
+
+fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
+    let Genesis {
+        id,
+        digest,
+        join_secrets,
+        hash_seed,
+        ingress,
+        spec,
+        data_path_port,
+        address_pools,
+        subnet_size,
+        avoid,
+    } = genesis.clone();
+    validate::address_pools(&address_pools, subnet_size)?;
+    let cluster = ClusterObject {
+        id,
+        meta: draft.fresh_meta(),
+        spec,
+        digest,
+        join_secrets,
+        hash_seed,
+        data_path_port,
+        address_pools,
+        subnet_size,
+        avoid,
+    };
+    draft.put_cluster(cluster);
+    network::create(draft, &ingress, &ingress_spec())
+}
+
+fn ingress_spec() -> NetworkSpec {
+    NetworkSpec {
+        name: INGRESS_NAME.to_owned(),
+        labels: std::collections::BTreeMap::new(),
+        options: std::collections::BTreeMap::new(),
+        internal: false,
+        attachable: false,
+        ingress: true,
+        ipam: Vec::new(),
+    }
+}
+
+fn update_cluster(
+    draft: &mut Draft,
+    version: u64,
+    spec: &ClusterSpec,
+    worker_secret: Option<[u8; 16]>,
+    manager_secret: Option<[u8; 16]>,
+) -> Result<(), Refusal> {
+    let mut cluster = draft.cluster()?.clone();
+    if cluster.meta.version != version {
+        return Err(Refusal::OutOfSequence);
+    }
+    if cluster.spec.name != spec.name {
+        return Err(Refusal::invalid("Name", "swarm spec must be named \"default\""));
+    }
+    cluster.spec = spec.clone();
+    if let Some(secret) = worker_secret {
+        cluster.join_secrets.worker = secret;
+    }
+    if let Some(secret) = manager_secret {
+        cluster.join_secrets.manager = secret;
+    }
+    draft.touch(&mut cluster.meta);
+    draft.put_cluster(cluster);
+    Ok(())
+}
+
+/// The networks that a service's tasks are on, in order: the ingress network first where the service publishes a port
+/// in it, or where the service has no other network (for the way out).
+pub(crate) fn task_networks(
+    state: &State,
+    template: &crate::model::TaskTemplate,
+    endpoint: &crate::model::EndpointSpec,
+) -> Vec<(NetworkId, Vec<String>)> {
+    let in_ingress = service::publishes_in_ingress(endpoint) || template.networks.is_empty();
+    let ingress = state.ingress().filter(|_| in_ingress).map(|network| (network.id.clone(), Vec::new()));
+    let others = template.networks.iter().map(|network| (network.target.clone(), network.aliases.clone()));
+    ingress.into_iter().chain(others).collect()
+}

@@ -1,0 +1,100 @@
+//! Nodes join, live, change and go.
+
+use mesh_api::id::{NodeId, TaskId};
+use mesh_api::session::NodeDescription;
+use mesh_api::table::{NodeState, Role};
+
+use super::{Draft, task, validate};
+use crate::model::{Availability, Node, NodeSpec, NodeStatus};
+use crate::refusal::Refusal;
+
+const ONE_MANAGER: &str = "this version of Shoal runs one manager: nodes join as workers";
+
+pub(super) fn add(
+    draft: &mut Draft,
+    id: &NodeId,
+    role: Role,
+    description: &NodeDescription,
+    secret_sha256: [u8; 32],
+) -> Result<(), Refusal> {
+    if draft.state.nodes.contains_key(id) {
+        return Err(Refusal::IdTaken(id.to_string()));
+    }
+    validate::description(description)?;
+    if role == Role::Manager && managers(draft) > 0 {
+        return Err(Refusal::Unsupported(ONE_MANAGER));
+    }
+    let meta = draft.fresh_meta();
+    draft.put_node(Node {
+        id: id.clone(),
+        meta,
+        spec: NodeSpec {
+            name: String::new(),
+            labels: std::collections::BTreeMap::new(),
+            role,
+            availability: Availability::Active,
+        },
+        description: description.clone(),
+        status: NodeStatus { state: NodeState::Ready, message: String::new(), since_ns: draft.at_ns },
+        secret_sha256,
+    });
+    Ok(())
+}
+
+fn managers(draft: &Draft) -> usize {
+    draft.state.nodes.values().filter(|node| node.spec.role == Role::Manager).count()
+}
+
+pub(super) fn set_status(
+    draft: &mut Draft,
+    id: &NodeId,
+    state: NodeState,
+    message: &str,
+    description: Option<&NodeDescription>,
+) -> Result<(), Refusal> {
+    let mut node = Node::clone(draft.node(id)?);
+    if let Some(description) = description {
+        validate::description(description)?;
+        node.description = description.clone();
+    }
+    if node.status.state != state {
+        node.status.since_ns = draft.at_ns;
+    }
+    node.status.state = state;
+    message.clone_into(&mut node.status.message);
+    draft.touch(&mut node.meta);
+    draft.put_node(node);
+    Ok(())
+}
+
+pub(super) fn update(draft: &mut Draft, id: &NodeId, version: u64, spec: &NodeSpec) -> Result<(), Refusal> {
+    let mut node = Node::clone(draft.node(id)?);
+    if node.meta.version != version {
+        return Err(Refusal::OutOfSequence);
+    }
+    match (node.spec.role, spec.role) {
+        (Role::Worker, Role::Manager) => return Err(Refusal::Unsupported(ONE_MANAGER)),
+        (Role::Manager, Role::Worker) if managers(draft) == 1 => return Err(Refusal::LastManager),
+        _ => {}
+    }
+    node.spec = spec.clone();
+    draft.touch(&mut node.meta);
+    draft.put_node(node);
+    Ok(())
+}
+
+pub(super) fn remove(draft: &mut Draft, id: &NodeId, force: bool) -> Result<(), Refusal> {
+    let node = draft.node(id)?;
+    if node.spec.role == Role::Manager {
+        return Err(Refusal::NodeIsManager(id.clone()));
+    }
+    if !node.is_down() && !force {
+        return Err(Refusal::NodeNotDown(id.clone()));
+    }
+    draft.remove_node(id);
+    let tasks: Vec<TaskId> = draft.state.tasks_of_node(id).map(|task| task.id.clone()).collect();
+    for id in tasks {
+        task::orphan(draft, &id);
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! What objects must be like, whoever asks for them. Texts are SwarmKit's where it has one.
+
+use std::collections::BTreeSet;
+
+use ipnet::Ipv4Net;
+use mesh_api::session::NodeDescription;
+use mesh_api::table::{EndpointMode, PublishMode};
+
+use crate::model::constraint::parse_all;
+use crate::model::{EndpointSpec, Mode, NetworkSpec, ServiceSpec, State};
+use crate::refusal::Refusal;
+
+/// Longest name of a service or network.
+const NAME_LEN_MAX: usize = 63;
+/// Longest host name, RFC 1123.
+const HOSTNAME_LEN_MAX: usize = 253;
+/// Most engine labels of a node.
+const LABELS_MAX: usize = 256;
+/// Most replicas of a service: beyond any subnet's room in practice, and a bound on what one request can make.
+const REPLICAS_MAX: u64 = 100_000;
+
+/// SwarmKit's rule: letters and digits, with `-` and `_` between them.
+fn name(field: &'static str, name: &str) -> Result<(), Refusal> {
+    if name.is_empty() {
+        return Err(Refusal::invalid(field, "name must be provided"));
+    }
+    if name.len() > NAME_LEN_MAX {
+        return Err(Refusal::invalid(field, format!("name must be {NAME_LEN_MAX} characters or fewer")));
+    }
+    let inner = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let ends = [name.bytes().next(), name.bytes().last()];
+    if !inner || !ends.into_iter().flatten().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Err(Refusal::invalid(field, "name must be valid as a DNS name component"));
+    }
+    Ok(())
+}
+
+/// Docker's rule for networks allows dots as well.
+pub(super) fn network(spec: &NetworkSpec) -> Result<(), Refusal> {
+    for part in spec.name.split('.') {
+        name("Name", part)?;
+    }
+    if spec.name.len() > NAME_LEN_MAX {
+        return Err(Refusal::invalid("Name", format!("name must be {NAME_LEN_MAX} characters or fewer")));
+    }
+    if spec.options.contains_key("encrypted") {
+        // Taking the option and sending cleartext would be worse than refusing it.
+        return Err(Refusal::Unsupported("this version of Shoal does not encrypt overlay networks"));
+    }
+    Ok(())
+}
+
+pub(super) fn address_pools(pools: &[Ipv4Net], subnet_size: u8) -> Result<(), Refusal> {
+    let field = "DefaultAddrPool";
+    if pools.is_empty() {
+        return Err(Refusal::invalid(field, "at least one pool is needed"));
+    }
+    if !(8..=29).contains(&subnet_size) {
+        return Err(Refusal::invalid("SubnetSize", format!("{subnet_size} is not between 8 and 29")));
+    }
+    for (at, pool) in pools.iter().enumerate() {
+        if pool.prefix_len() > subnet_size {
+            return Err(Refusal::invalid(field, format!("{pool} is smaller than a /{subnet_size}")));
+        }
+        let overlaps = |other: &&Ipv4Net| other.contains(pool) || pool.contains(*other);
+        if let Some(other) = pools[..at].iter().find(overlaps) {
+            return Err(Refusal::invalid(field, format!("{pool} overlaps {other}")));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn description(node: &NodeDescription) -> Result<(), Refusal> {
+    let hostname = &node.hostname;
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if hostname.is_empty() || hostname.len() > HOSTNAME_LEN_MAX || !hostname.bytes().all(valid) {
+        return Err(Refusal::invalid("hostname", "not a host name"));
+    }
+    for (field, addr) in [("addr", node.addr), ("vtep", node.vtep)] {
+        if addr.is_unspecified() || addr.is_multicast() || addr.is_broadcast() || addr.is_loopback() {
+            return Err(Refusal::invalid(field, format!("{addr} is not an address that other nodes can reach")));
+        }
+    }
+    let long = |text: &String| text.len() > HOSTNAME_LEN_MAX;
+    if [&node.os, &node.architecture, &node.version, &node.dataplane].into_iter().any(long) {
+        return Err(Refusal::invalid("description", "a field is too long"));
+    }
+    let long_label = |(key, value): &(String, String)| key.len() + value.len() > 1024;
+    if node.labels.len() > LABELS_MAX || node.labels.iter().any(long_label) {
+        return Err(Refusal::invalid("labels", "too many or too long"));
+    }
+    Ok(())
+}
+
+pub(super) fn service(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    name("ServiceSpec.Name", &spec.name)?;
+    if spec.task.container.image.is_empty() {
+        return Err(Refusal::invalid("ContainerSpec", "image reference must be provided"));
+    }
+    if let Mode::Replicated { replicas } = spec.mode
+        && replicas > REPLICAS_MAX
+    {
+        let problem = format!("{replicas} exceeds the {REPLICAS_MAX} that a service can have");
+        return Err(Refusal::invalid("Mode.Replicated.Replicas", problem));
+    }
+    parse_all(&spec.task.placement.constraints)
+        .map_err(|error| Refusal::invalid("Placement.Constraints", error.to_string()))?;
+    for (field, config) in [("UpdateConfig", &spec.update), ("RollbackConfig", &spec.rollback)] {
+        if config.max_failure_ppm > 1_000_000 {
+            return Err(Refusal::invalid(field, "MaxFailureRatio must be from 0 to 1"));
+        }
+    }
+    networks(state, spec)?;
+    ports(&spec.endpoint)
+}
+
+fn networks(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let mut seen = BTreeSet::new();
+    for attachment in &spec.task.networks {
+        let target = &attachment.target;
+        let network =
+            state.networks.get(target).ok_or_else(|| Refusal::NetworkNotFound(target.clone()))?;
+        if network.spec.ingress {
+            return Err(Refusal::ExplicitIngress(network.spec.name.clone()));
+        }
+        if !seen.insert(target) {
+            let problem = format!("network {} is listed twice", network.spec.name);
+            return Err(Refusal::invalid("TaskTemplate.Networks", problem));
+        }
+    }
+    Ok(())
+}
+
+fn ports(endpoint: &EndpointSpec) -> Result<(), Refusal> {
+    let mut seen = BTreeSet::new();
+    for port in &endpoint.ports {
+        if port.target == 0 {
+            return Err(Refusal::invalid("EndpointSpec", "TargetPort must be from 1 to 65535"));
+        }
+        if endpoint.mode == EndpointMode::Dnsrr && port.mode == PublishMode::Ingress {
+            let problem = "port published with ingress mode can't be used with dnsrr mode";
+            return Err(Refusal::invalid("EndpointSpec", problem));
+        }
+        if port.published != 0 && !seen.insert((port.protocol, port.published)) {
+            return Err(Refusal::invalid("EndpointSpec", "duplicate published ports provided"));
+        }
+    }
+    Ok(())
+}

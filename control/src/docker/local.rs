@@ -1,0 +1,178 @@
+//! The host that the API speaks for, as the API sees it: the product implements it over the agent and the cluster,
+//! tests over nothing.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use ipnet::Ipv4Net;
+use mesh_api::id::NodeId;
+use mesh_api::table::{Role, Table};
+use mesh_api::token::JoinToken;
+
+use crate::cluster::Cluster;
+use crate::model::Availability;
+
+/// The local host: a node of a cluster, or none yet.
+pub trait LocalNode: Send + Sync + 'static {
+    /// The host's place in a cluster.
+    fn membership(&self) -> Membership;
+    /// What `docker info` and `docker version` say about the host.
+    fn facts(&self) -> HostFacts;
+    /// The host's interfaces with their IPv4 addresses, loopback and devices of Shoal's own left out.
+    fn interfaces(&self) -> Vec<Interface>;
+    /// The cluster, if the host is a manager.
+    fn cluster(&self) -> Option<Cluster>;
+    /// The last table, if the host is a node.
+    fn table(&self) -> Option<Arc<Table>>;
+    /// Makes a cluster with this host as its manager.
+    fn swarm_init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>>;
+    /// Makes the host a node of a cluster.
+    fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>>;
+    /// Leaves the cluster; a manager only if `force`.
+    fn swarm_leave(&self, force: bool) -> BoxFuture<'_, Result<(), SwarmError>>;
+}
+
+/// The host's place in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Membership {
+    /// Not in a cluster.
+    Inactive,
+    /// A node.
+    Active {
+        /// The node's id.
+        node: NodeId,
+        /// Manager or worker.
+        role: Role,
+        /// The address that it advertises.
+        addr: Ipv4Addr,
+        /// The managers that it knows.
+        managers: Vec<SocketAddr>,
+    },
+}
+
+/// What `docker info` and `docker version` say about the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostFacts {
+    /// An id of this installation, that lasts.
+    pub id: String,
+    /// Host name.
+    pub hostname: String,
+    /// Version of Shoal.
+    pub version: String,
+    /// Git commit that it was built from; empty where not known.
+    pub git_commit: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The distribution's name.
+    pub os: String,
+    /// `x86_64`, `aarch64`.
+    pub architecture: String,
+    /// CPUs.
+    pub cpus: u64,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// Where the state is kept.
+    pub state_dir: String,
+    /// How the dataplane is attached.
+    pub dataplane: String,
+}
+
+/// An interface of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// It is up.
+    pub up: bool,
+    /// Its IPv4 addresses with their prefixes.
+    pub addrs: Vec<Ipv4Net>,
+}
+
+/// `docker swarm init`, its addresses resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitRequest {
+    /// Where the manager listens.
+    pub listen: SocketAddr,
+    /// The node's address for the others.
+    pub advertise: Ipv4Addr,
+    /// The port that managers are dialled on.
+    pub advertise_port: u16,
+    /// The node's VXLAN address.
+    pub data_path: Ipv4Addr,
+    /// UDP port of the overlay.
+    pub data_path_port: u16,
+    /// Where automatic subnets come from; never empty.
+    pub address_pools: Vec<Ipv4Net>,
+    /// Prefix length of automatic subnets.
+    pub subnet_size: u8,
+    /// Ended tasks kept per slot; `None` for the default.
+    pub task_history: Option<u64>,
+    /// Whether the node gets tasks.
+    pub availability: Availability,
+}
+
+/// `docker swarm join`, its addresses resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// The managers to dial, in order; never empty.
+    pub remotes: Vec<SocketAddr>,
+    /// The join token.
+    pub token: JoinToken,
+    /// The node's address for the others; `None` to take the one that the route to the manager leaves by.
+    pub advertise: Option<Ipv4Addr>,
+    /// The node's VXLAN address; `None` for the advertised one.
+    pub data_path: Option<Ipv4Addr>,
+    /// Whether the node gets tasks.
+    pub availability: Availability,
+}
+
+/// Why the host did not become a node, or did not leave.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SwarmError {
+    /// It is in a cluster already.
+    #[error(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+    )]
+    AlreadyInSwarm,
+    /// It is in none.
+    #[error("This node is not part of a swarm")]
+    NotInSwarm,
+    /// It is the last manager, and was not told to force it.
+    #[error(
+        "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager \
+         erases all current state of the swarm. Use `--force` to ignore this message. "
+    )]
+    LastManager,
+    /// The token is not the cluster's.
+    #[error("invalid join token: {0}")]
+    InvalidToken(String),
+    /// The manager refuses the host.
+    #[error("the manager at {manager} refused this node: {message}")]
+    Refused {
+        /// The manager.
+        manager: String,
+        /// What it says.
+        message: String,
+    },
+    /// No manager answers.
+    #[error("Timeout was reached before node joined: no manager answers at {remotes} ({cause}). Check the address, and that \
+             port 2377/tcp is open on the way")]
+    Unreachable {
+        /// The managers that were dialled.
+        remotes: String,
+        /// What happened to the last attempt.
+        cause: String,
+    },
+    /// The address is not this host's.
+    #[error("can't listen on {listen}: {cause}. Choose an address of this host with --listen-addr")]
+    Listen {
+        /// Where.
+        listen: SocketAddr,
+        /// Why not.
+        cause: String,
+    },
+    /// Something failed underneath: dataplane, state directory.
+    #[error("{0}")]
+    Host(String),
+}

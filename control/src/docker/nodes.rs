@@ -1,0 +1,179 @@
+//! Nodes: list, inspect, update, remove.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use mesh_api::session::{DEFAULT_PORT, NodeDescription};
+use mesh_api::table::{NodeState, Role};
+
+use super::error::{ApiError, ApiResult};
+use super::filters::Filters;
+use super::local::Membership;
+use super::request::{Body, Params};
+use super::time::rfc3339;
+use super::wire::answer as wire;
+use super::wire::swarm::NodeSpecRequest;
+use super::{Api, names};
+use crate::command::{Action, Command};
+use crate::model::{Availability, Node, NodeSpec};
+
+/// `GET /nodes`.
+pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Json<Vec<wire::Node>>> {
+    let state = api.manager()?.state();
+    let accepted = ["id", "label", "membership", "name", "node.label", "role"];
+    let filters = Filters::parse(params.get("filters"), &accepted)?;
+    for wanted in filters.values("role") {
+        role(wanted).map_err(|_| {
+            ApiError::invalid(format!("Invalid role filter: '{wanted}': expected manager or worker"))
+        })?;
+    }
+    for wanted in filters.values("membership") {
+        if !["accepted", "pending"].contains(&wanted) {
+            return Err(ApiError::invalid(format!("Invalid membership filter: '{wanted}': expected accepted or pending")));
+        }
+    }
+    let matching = |node: &&Arc<Node>| {
+        let engine_labels: BTreeMap<String, String> = node.description.labels.iter().cloned().collect();
+        filters.prefix("id", node.id.as_str())
+            && filters.prefix("name", &node.description.hostname)
+            && filters.labels("label", &engine_labels)
+            && filters.labels("node.label", &node.spec.labels)
+            && filters.any("role", |wanted| wanted == role_name(node.spec.role))
+            && filters.any("membership", |wanted| wanted == "accepted")
+    };
+    let managers = managers(&api);
+    Ok(Json(state.nodes.values().filter(matching).map(|node| show(node, &managers)).collect()))
+}
+
+/// `GET /nodes/{id}`.
+pub(super) async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<Json<wire::Node>> {
+    let state = api.manager()?.state();
+    Ok(Json(show(names::node(&state, &id)?, &managers(&api))))
+}
+
+/// `POST /nodes/{id}/update`.
+pub(super) async fn update(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    params: Params,
+    Body(spec): Body<NodeSpecRequest>,
+) -> ApiResult<StatusCode> {
+    let cluster = api.manager()?;
+    let version = params.version("node")?;
+    let state = cluster.state();
+    let node = names::node(&state, &id)?;
+    let missing = |field: &str, values: &str| ApiError::invalid(format!("{field}: missing: expected one of {values}"));
+    let spec = NodeSpec {
+        name: spec.name.unwrap_or_default(),
+        labels: spec.labels.unwrap_or_default(),
+        role: role(&spec.role.ok_or_else(|| missing("Role", "manager, worker"))?)?,
+        availability: availability(&spec.availability.ok_or_else(|| missing("Availability", "active, pause, drain"))?)?,
+    };
+    if spec.role == Role::Manager && node.spec.role == Role::Worker {
+        return Err(ApiError::unsupported(
+            "Role: this version of Shoal runs one manager, and promotes no node: leave the role as it is",
+        ));
+    }
+    let action = Action::UpdateNode { id: node.id.clone(), version, spec };
+    cluster.propose(Command::now(action)).await?;
+    Ok(StatusCode::OK)
+}
+
+/// `DELETE /nodes/{id}`.
+pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>, params: Params) -> ApiResult<StatusCode> {
+    let cluster = api.manager()?;
+    let force = params.boolean("force")?;
+    let node = names::node(&cluster.state(), &id)?.id.clone();
+    cluster.propose(Command::now(Action::RemoveNode { id: node, force })).await?;
+    Ok(StatusCode::OK)
+}
+
+/// Reads `--availability`.
+pub(super) fn availability(text: &str) -> ApiResult<Availability> {
+    match text.to_ascii_lowercase().as_str() {
+        "active" => Ok(Availability::Active),
+        "pause" => Ok(Availability::Pause),
+        "drain" => Ok(Availability::Drain),
+        _ => Err(ApiError::invalid(format!("invalid Availability: \"{text}\": expected active, pause or drain"))),
+    }
+}
+
+fn role(text: &str) -> ApiResult<Role> {
+    match text.to_ascii_lowercase().as_str() {
+        "manager" => Ok(Role::Manager),
+        "worker" => Ok(Role::Worker),
+        _ => Err(ApiError::invalid(format!("invalid Role: \"{text}\": expected manager or worker"))),
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Manager => "manager",
+        Role::Worker => "worker",
+    }
+}
+
+/// The managers' addresses, as the local node knows them.
+fn managers(api: &Api) -> Vec<SocketAddr> {
+    match api.host.membership() {
+        Membership::Inactive => Vec::new(),
+        Membership::Active { managers, .. } => managers,
+    }
+}
+
+fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
+    let NodeDescription { hostname, addr, vtep: _, os, architecture, nano_cpus, memory_bytes, version, labels, dataplane } =
+        &node.description;
+    let manager_status = (node.spec.role == Role::Manager).then(|| {
+        let known = managers.iter().find(|manager| manager.ip() == *addr);
+        wire::ManagerStatus {
+            leader: true,
+            reachability: if node.is_down() { "unreachable" } else { "reachable" },
+            addr: known.copied().unwrap_or_else(|| SocketAddr::from((*addr, DEFAULT_PORT))).to_string(),
+        }
+    });
+    wire::Node {
+        id: node.id.to_string(),
+        version: wire::Version { index: node.meta.version },
+        created_at: rfc3339(node.meta.created_ns),
+        updated_at: rfc3339(node.meta.updated_ns),
+        spec: wire::NodeSpec {
+            name: node.spec.name.clone(),
+            labels: node.spec.labels.clone(),
+            role: role_name(node.spec.role),
+            availability: match node.spec.availability {
+                Availability::Active => "active",
+                Availability::Pause => "pause",
+                Availability::Drain => "drain",
+            },
+        },
+        description: wire::NodeDescription {
+            hostname: hostname.clone(),
+            platform: wire::Platform { architecture: architecture.clone(), os: os.clone() },
+            resources: wire::ResourceAmount { nano_cpus: *nano_cpus, memory_bytes: *memory_bytes },
+            engine: wire::Engine {
+                engine_version: version.clone(),
+                labels: labels.iter().cloned().collect(),
+                plugins: vec![
+                    wire::EnginePlugin { kind: "Dataplane", name: dataplane.clone() },
+                    wire::EnginePlugin { kind: "Network", name: "overlay".to_owned() },
+                ],
+            },
+            tls_info: BTreeMap::new(),
+        },
+        status: wire::NodeStatus {
+            state: match node.status.state {
+                NodeState::Unknown => "unknown",
+                NodeState::Ready => "ready",
+                NodeState::Down => "down",
+            },
+            message: node.status.message.clone(),
+            addr: addr.to_string(),
+        },
+        manager_status,
+    }
+}

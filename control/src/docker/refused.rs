@@ -1,0 +1,45 @@
+//! What the cluster and the host refuse, as answers of the API.
+
+use super::error::{ApiError, chain};
+use super::local::SwarmError;
+use crate::cluster::ProposeError;
+use crate::refusal::{Code, Refusal};
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        match refusal.code() {
+            Code::InvalidArgument | Code::FailedPrecondition => Self::invalid(message),
+            Code::NotFound => Self::not_found(message),
+            Code::AlreadyExists => Self::conflict(message),
+            Code::Unknown => Self::internal(message),
+            Code::Unimplemented => Self::unsupported(message),
+        }
+    }
+}
+
+impl From<ProposeError> for ApiError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => refusal.into(),
+            ProposeError::Storage(_) => Self::internal(chain(&error)),
+            ProposeError::Stopped => Self::unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<SwarmError> for ApiError {
+    fn from(error: SwarmError) -> Self {
+        let message = error.to_string();
+        match error {
+            SwarmError::AlreadyInSwarm
+            | SwarmError::NotInSwarm
+            | SwarmError::LastManager
+            | SwarmError::Unreachable { .. } => Self::unavailable(message),
+            SwarmError::InvalidToken(_) | SwarmError::Refused { .. } | SwarmError::Listen { .. } => {
+                Self::invalid(message)
+            }
+            SwarmError::Host(_) => Self::internal(message),
+        }
+    }
+}

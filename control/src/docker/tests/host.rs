@@ -1,0 +1,269 @@
+//! A host without an agent: it makes a real cluster in a folder of its own, and its tasks run in name only.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use mesh_api::id::NodeId;
+use mesh_api::table::{NodeState, Role, Table, TaskState};
+use serde_json::Value;
+use tower::ServiceExt as _;
+
+use crate::cluster::{self, Cluster};
+use crate::command::{Action, Command};
+use crate::docker::local::{HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError};
+use crate::model::NodeSpec;
+use crate::testing;
+
+/// The host's only address.
+pub(super) const ADDR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+
+/// A host that is in no cluster until it is told.
+pub(super) struct FakeHost {
+    dir: tempfile::TempDir,
+    membership: Mutex<Membership>,
+    cluster: Mutex<Option<Cluster>>,
+    interfaces: Vec<Interface>,
+    runs_tasks: bool,
+}
+
+impl FakeHost {
+    /// A host in no cluster.
+    pub(super) fn new() -> Self {
+        let addrs = vec!["192.0.2.7/24".parse().unwrap()];
+        Self::with_interfaces(vec![Interface { name: "eth0".into(), up: true, addrs }])
+    }
+
+    /// A host with these interfaces, in no cluster.
+    pub(super) fn with_interfaces(interfaces: Vec<Interface>) -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            membership: Mutex::new(Membership::Inactive),
+            cluster: Mutex::new(None),
+            interfaces,
+            runs_tasks: false,
+        }
+    }
+
+    /// A host in no cluster, whose cluster will orchestrate services and run their tasks in name.
+    pub(super) fn that_runs_tasks() -> Self {
+        Self { runs_tasks: true, ..Self::new() }
+    }
+
+    /// A host that is a worker of a cluster that it knows nothing of.
+    pub(super) fn worker() -> Self {
+        let host = Self::new();
+        host.become_node("w0rker".into(), Role::Worker, SocketAddr::from((ADDR, 2377)));
+        host
+    }
+
+    fn become_node(&self, node: NodeId, role: Role, manager: SocketAddr) {
+        *self.membership.lock().unwrap() =
+            Membership::Active { node, role, addr: ADDR, managers: vec![manager] };
+    }
+
+    /// Adds a node that only the cluster's state knows.
+    pub(super) async fn add_node(&self, hostname: &str, role: Role) -> NodeId {
+        let cluster = self.cluster().unwrap();
+        let id = NodeId::random(&mut rand::rng());
+        let mut description = testing::description(hostname);
+        if role == Role::Manager {
+            description.addr = ADDR;
+        }
+        let add = Action::AddNode { id: id.clone(), role, description, secret_sha256: [0; 32] };
+        cluster.propose(Command::now(add)).await.unwrap();
+        let ready = Action::SetNodeStatus {
+            id: id.clone(),
+            state: NodeState::Ready,
+            message: String::new(),
+            description: None,
+        };
+        cluster.propose(Command::now(ready)).await.unwrap();
+        id
+    }
+}
+
+impl LocalNode for FakeHost {
+    fn membership(&self) -> Membership {
+        self.membership.lock().unwrap().clone()
+    }
+
+    fn facts(&self) -> HostFacts {
+        HostFacts {
+            id: "7f5c9a52-3a6c-4b7f-9d2e-8a1f6f2f0f11".into(),
+            hostname: "n1".into(),
+            version: "0.1.0".into(),
+            git_commit: "abcdef0".into(),
+            kernel: "6.18.0".into(),
+            os: "Debian GNU/Linux 13 (trixie)".into(),
+            architecture: "x86_64".into(),
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            state_dir: "/var/lib/shoal".into(),
+            dataplane: "tc".into(),
+        }
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        self.interfaces.clone()
+    }
+
+    fn cluster(&self) -> Option<Cluster> {
+        self.cluster.lock().unwrap().clone()
+    }
+
+    fn table(&self) -> Option<Arc<Table>> {
+        let Membership::Active { node, .. } = self.membership() else { return None };
+        crate::session::view::table(&self.cluster()?.state(), &node).map(Arc::new)
+    }
+
+    fn swarm_init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
+        async move {
+            let InitRequest { listen, advertise_port, data_path_port, address_pools, subnet_size, availability, .. } = request;
+            assert!(listen.is_ipv4());
+            let request = cluster::InitRequest { data_path_port, address_pools, subnet_size, ..cluster::InitRequest::default() };
+            let cluster = Cluster::create(&self.dir.path().join("manager"), request)
+                .await
+                .map_err(|error| SwarmError::Host(error.to_string()))?;
+            *self.cluster.lock().unwrap() = Some(cluster.clone());
+            let node = self.add_node("n1", Role::Manager).await;
+            let state = cluster.state();
+            let spec = NodeSpec { availability, ..state.nodes[&node].spec.clone() };
+            let version = state.nodes[&node].meta.version;
+            cluster.propose(Command::now(Action::UpdateNode { id: node.clone(), version, spec })).await.unwrap();
+            self.become_node(node.clone(), Role::Manager, SocketAddr::from((ADDR, advertise_port)));
+            if self.runs_tasks {
+                tokio::spawn(crate::orchestrator::run::run(cluster.clone()));
+                tokio::spawn(run_tasks(cluster));
+            }
+            Ok(node)
+        }
+        .boxed()
+    }
+
+    fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
+        async move {
+            let manager = request.remotes[0];
+            // Documentation addresses: the one that nobody answers at, and the one whose cluster has another token.
+            match manager.ip().to_string().as_str() {
+                "203.0.113.1" => Err(SwarmError::Unreachable {
+                    remotes: manager.to_string(),
+                    cause: "connection refused".into(),
+                }),
+                "203.0.113.2" => Err(SwarmError::InvalidToken("it is not this cluster's, or was rotated".into())),
+                "203.0.113.3" => {
+                    Err(SwarmError::Refused { manager: manager.to_string(), message: "full".into() })
+                }
+                _ => {
+                    self.become_node("w0rker".into(), Role::Worker, manager);
+                    Ok("w0rker".into())
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {
+        async move {
+            let cluster = self.cluster.lock().unwrap().take();
+            if let Some(cluster) = cluster {
+                cluster.shutdown().await;
+                std::fs::remove_dir_all(self.dir.path().join("manager")).unwrap();
+            }
+            *self.membership.lock().unwrap() = Membership::Inactive;
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+/// Runs the tasks of a cluster in name only: what is to run runs at once, what is to end ends.
+async fn run_tasks(cluster: Cluster) {
+    let mut watched = cluster.watch();
+    loop {
+        let state = watched.borrow_and_update().clone();
+        for task in state.tasks.values() {
+            let Some(node) = &task.node else { continue };
+            let (observed, pid, exit_code) = match (task.desired, task.status.state) {
+                (TaskState::Running, seen) if seen < TaskState::Running => (TaskState::Running, Some(4711), None),
+                (desired, seen) if desired > TaskState::Running && !seen.is_terminal() => {
+                    (TaskState::Shutdown, None, Some(143))
+                }
+                _ => continue,
+            };
+            let status = mesh_api::session::TaskStatus {
+                task: task.id.clone(),
+                state: observed,
+                since_ns: crate::clock::now_ns(),
+                message: "started".into(),
+                err: String::new(),
+                pid,
+                exit_code,
+            };
+            let report = Action::ReportTasks { node: node.clone(), statuses: vec![status] };
+            if cluster.propose(Command::now(report)).await.is_err() {
+                return;
+            }
+        }
+        if watched.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// An API over a host, to be asked.
+pub(super) struct Client {
+    pub(super) host: Arc<FakeHost>,
+    pub(super) router: Router,
+}
+
+impl Client {
+    /// An API over `host`.
+    pub(super) fn of(host: FakeHost) -> Self {
+        let host = Arc::new(host);
+        let router = crate::docker::router(Arc::clone(&host) as Arc<dyn LocalNode>);
+        Self { host, router }
+    }
+
+    /// An API over a host that is the manager of a cluster.
+    pub(super) async fn manager() -> Self {
+        let client = Self::of(FakeHost::new());
+        let (status, _) = client.post("/swarm/init", r#"{"ListenAddr":"0.0.0.0:2377"}"#).await;
+        assert_eq!(status, StatusCode::OK);
+        client
+    }
+
+    /// Asks; the answer's body as JSON, null where it is empty.
+    pub(super) async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+        let mut request = Request::builder().method(method).uri(path);
+        if !body.is_empty() {
+            request = request.header("Content-Type", "application/json");
+        }
+        let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+        let status = response.status();
+        let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    pub(super) async fn get(&self, path: &str) -> (StatusCode, Value) {
+        self.ask(Method::GET, path, "").await
+    }
+
+    pub(super) async fn post(&self, path: &str, body: &str) -> (StatusCode, Value) {
+        self.ask(Method::POST, path, body).await
+    }
+
+    /// Makes a service of `replicas` with an optional published port, and answers its id.
+    pub(super) async fn service(&self, name: &str, more: &str) -> String {
+        let body = format!(
+            r#"{{"Name":"{name}","TaskTemplate":{{"ContainerSpec":{{"Image":"shoal/whoami:latest"}}}}{more}}}"#
+        );
+        let (status, answer) = self.post("/services/create", &body).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+        answer["ID"].as_str().unwrap().to_owned()
+    }
+}

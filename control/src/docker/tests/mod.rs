@@ -1,0 +1,6 @@
+//! The API over a host that is not there: its routes in tables of cases, and the real `docker` command line.
+
+mod cli;
+mod host;
+mod refusals;
+mod shapes;

@@ -1,0 +1,100 @@
+//! The cluster's own object: identity, tokens, defaults.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+use mesh_api::id::ClusterId;
+use mesh_api::table::Role;
+use mesh_api::token::JoinToken;
+use serde::{Deserialize, Serialize};
+
+use super::Meta;
+
+/// Prefix length of automatic subnets, as Docker's default.
+pub const DEFAULT_SUBNET_SIZE: u8 = 24;
+/// UDP port of the overlay, as Docker's default.
+pub const DEFAULT_DATA_PATH_PORT: u16 = 4789;
+/// Tasks kept per slot for `docker service ps`, as Docker's default.
+pub const DEFAULT_TASK_HISTORY: u64 = 5;
+/// Heartbeat period of agents, ns.
+pub const DEFAULT_HEARTBEAT_NS: u64 = 5_000_000_000;
+/// Life of node certificates, ns: 90 days.
+pub const DEFAULT_CERT_EXPIRY_NS: u64 = 90 * 24 * 3600 * 1_000_000_000;
+
+/// What an operator can set on the cluster (`docker swarm update`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSpec {
+    /// Always `default` in Docker.
+    pub name: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Ended tasks kept per slot.
+    pub task_history: u64,
+    /// Heartbeat period, ns.
+    pub heartbeat_ns: u64,
+    /// Life of node certificates, ns.
+    pub cert_expiry_ns: u64,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            labels: BTreeMap::new(),
+            task_history: DEFAULT_TASK_HISTORY,
+            heartbeat_ns: DEFAULT_HEARTBEAT_NS,
+            cert_expiry_ns: DEFAULT_CERT_EXPIRY_NS,
+        }
+    }
+}
+
+/// The secret parts of the join tokens.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinSecrets {
+    /// Makes a host a worker.
+    pub worker: [u8; 16],
+    /// Makes a host a manager.
+    pub manager: [u8; 16],
+}
+
+impl std::fmt::Debug for JoinSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JoinSecrets(…)")
+    }
+}
+
+/// The cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterObject {
+    /// Its id.
+    pub id: ClusterId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What an operator can set.
+    pub spec: ClusterSpec,
+    /// The cluster's identity in join tokens.
+    pub digest: [u8; 32],
+    /// The secret parts of the join tokens.
+    pub join_secrets: JoinSecrets,
+    /// Seed of the flow hash.
+    pub hash_seed: u64,
+    /// UDP port of the overlay.
+    pub data_path_port: u16,
+    /// Where automatic subnets come from.
+    pub address_pools: Vec<Ipv4Net>,
+    /// Prefix length of automatic subnets.
+    pub subnet_size: u8,
+    /// Subnets that automatic ones must not overlap: the hosts' own.
+    pub avoid: Vec<Ipv4Net>,
+}
+
+impl ClusterObject {
+    /// The join token for `role`.
+    pub fn join_token(&self, role: Role) -> JoinToken {
+        let secret = match role {
+            Role::Manager => &self.join_secrets.manager,
+            Role::Worker => &self.join_secrets.worker,
+        };
+        JoinToken::new(&self.digest, secret)
+    }
+}

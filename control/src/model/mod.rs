@@ -1,0 +1,128 @@
+//! The replicated state: cluster, nodes, networks, services and tasks.
+//!
+//! A [`State`] is a value: cloning it is O(1), and two of them differ in time proportional to their differences.
+//! Only [`crate::apply`] makes one from another.
+
+pub mod cluster;
+pub mod constraint;
+pub mod lookup;
+pub mod network;
+pub mod node;
+pub mod service;
+pub mod task;
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
+use serde::{Deserialize, Serialize};
+
+pub use cluster::{ClusterObject, ClusterSpec, JoinSecrets};
+pub use lookup::Lookup;
+pub use network::{IpamConfig, Network, NetworkSpec, Subnet};
+pub use node::{Availability, Node, NodeSpec, NodeStatus};
+pub use service::{
+    ContainerSpec, Endpoint, EndpointSpec, FailureAction, Mode, NetworkAttachment, Placement, PortConfig,
+    ResourceAmount, Resources, RestartCondition, RestartPolicy, Service, ServiceSpec, TaskTemplate, UpdateConfig,
+    UpdateOrder, UpdateState, UpdateStatus, Vip,
+};
+pub use task::{SlotKey, Task, TaskEndpoint, TaskStatus};
+
+/// Version and times of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The table index of its last change: what an update has to name.
+    pub version: u64,
+    /// When it was made, ns since the epoch.
+    pub created_ns: u64,
+    /// When it changed last, ns since the epoch.
+    pub updated_ns: u64,
+}
+
+/// Where the allocators that count upwards are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// The last incarnation given to a task.
+    pub incarnation: u32,
+    /// The last VNI given to a network.
+    pub vni: u32,
+}
+
+/// The replicated state at one table index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The table index: the number of commands that led here.
+    pub index: u64,
+    /// The cluster; `None` before its first command.
+    pub cluster: Option<Arc<ClusterObject>>,
+    /// Nodes by id.
+    pub nodes: OrdMap<NodeId, Arc<Node>>,
+    /// Networks by id.
+    pub networks: OrdMap<NetworkId, Arc<Network>>,
+    /// Services by id.
+    pub services: OrdMap<ServiceId, Arc<Service>>,
+    /// Tasks by id.
+    pub tasks: OrdMap<TaskId, Arc<Task>>,
+    /// Where the allocators are.
+    pub counters: Counters,
+    /// Indexes over the above, kept by `apply` and rebuilt from a snapshot.
+    #[serde(skip)]
+    pub lookup: Lookup,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl State {
+    /// The state before the first command.
+    pub fn empty() -> Self {
+        Self {
+            index: 0,
+            cluster: None,
+            nodes: OrdMap::new(),
+            networks: OrdMap::new(),
+            services: OrdMap::new(),
+            tasks: OrdMap::new(),
+            counters: Counters::default(),
+            lookup: Lookup::default(),
+        }
+    }
+
+    /// The routing mesh's own network.
+    pub fn ingress(&self) -> Option<&Arc<Network>> {
+        self.networks.values().find(|network| network.spec.ingress)
+    }
+
+    /// The network with this name.
+    pub fn network_by_name(&self, name: &str) -> Option<&Arc<Network>> {
+        self.networks.values().find(|network| network.spec.name == name)
+    }
+
+    /// The service with this name.
+    pub fn service_by_name(&self, name: &str) -> Option<&Arc<Service>> {
+        self.lookup.service_names.get(name).and_then(|id| self.services.get(id))
+    }
+
+    /// The tasks of a service, in order of their ids.
+    pub fn tasks_of_service(&self, service: &ServiceId) -> impl Iterator<Item = &Arc<Task>> {
+        self.lookup
+            .tasks_by_service
+            .get(service)
+            .into_iter()
+            .flat_map(|ids| ids.iter())
+            .filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The tasks on a node, in order of their ids.
+    pub fn tasks_of_node(&self, node: &NodeId) -> impl Iterator<Item = &Arc<Task>> {
+        self.lookup
+            .tasks_by_node
+            .get(node)
+            .into_iter()
+            .flat_map(|ids| ids.iter())
+            .filter_map(|id| self.tasks.get(id))
+    }
+}

@@ -1,0 +1,93 @@
+//! A host in the cluster.
+
+use std::collections::BTreeMap;
+
+use mesh_api::id::NodeId;
+use mesh_api::session::NodeDescription;
+use mesh_api::table::{NodeState, Role};
+use serde::{Deserialize, Serialize};
+
+use super::Meta;
+
+/// Whether a node gets and keeps tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// Gets tasks.
+    Active,
+    /// Keeps its tasks, gets no others.
+    Pause,
+    /// Its tasks move away.
+    Drain,
+}
+
+/// What an operator can set on a node (`docker node update`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// A name beside its host name; mostly empty.
+    pub name: String,
+    /// Labels, `node.labels.*` in constraints.
+    pub labels: BTreeMap<String, String>,
+    /// Manager or worker.
+    pub role: Role,
+    /// Whether it gets and keeps tasks.
+    pub availability: Availability,
+}
+
+/// What the managers know of a node's life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Whether they hear from it.
+    pub state: NodeState,
+    /// For people: why.
+    pub message: String,
+    /// When it entered the state, ns since the epoch by the manager's clock.
+    pub since_ns: u64,
+}
+
+/// A host in the cluster.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What an operator can set.
+    pub spec: NodeSpec,
+    /// The host, as it described itself last.
+    pub description: NodeDescription,
+    /// What the managers know of its life.
+    pub status: NodeStatus,
+    /// SHA-256 of the secret that it resumes its session with.
+    pub secret_sha256: [u8; 32],
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { id, meta, spec, description, status, secret_sha256: _ } = self;
+        f.debug_struct("Node")
+            .field("id", id)
+            .field("meta", meta)
+            .field("spec", spec)
+            .field("description", description)
+            .field("status", status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// The managers hear from it.
+    pub fn is_ready(&self) -> bool {
+        self.status.state == NodeState::Ready
+    }
+
+    /// The managers have given up on it for now.
+    pub fn is_down(&self) -> bool {
+        self.status.state == NodeState::Down
+    }
+
+    /// It may get tasks.
+    pub fn is_schedulable(&self) -> bool {
+        self.is_ready() && self.spec.availability == Availability::Active
+    }
+}

@@ -1,0 +1,408 @@
+//! Services live through whole lives on fake nodes: created, failing, scaled, updated, drained, removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_api::id::ServiceId;
+use mesh_api::table::{NodeState, PublishMode, TaskState};
+
+use crate::command::Action;
+use crate::model::{
+    Availability, FailureAction, Mode, RestartCondition, Task, UpdateOrder, UpdateState,
+};
+use crate::testing::{World, attachment, ingress_port, service};
+
+const SECOND: u64 = 1_000_000_000;
+/// Images that tell the fake nodes how a task behaves.
+const FAILS: &str = "fails";
+const COMPLETES: &str = "completes";
+
+impl World {
+    /// Does for the nodes what is to be done at this moment; whether anything was.
+    fn run_nodes(&mut self) -> bool {
+        let tasks: Vec<Arc<Task>> = self.state.tasks.values().cloned().collect();
+        let mut busy = false;
+        for task in tasks {
+            let up = task.node.as_ref().and_then(|node| self.state.nodes.get(node)).is_some_and(|node| !node.is_down());
+            if !up || task.has_ended() || task.status.state < TaskState::Assigned {
+                continue;
+            }
+            let next = match (task.desired, task.status.state, task.template.container.image.as_str()) {
+                (TaskState::Shutdown | TaskState::Remove, ..) => TaskState::Shutdown,
+                (TaskState::Running, TaskState::Running, COMPLETES) => TaskState::Complete,
+                (TaskState::Running, TaskState::Running, FAILS) => TaskState::Failed,
+                (TaskState::Running, state, _) if state < TaskState::Running => TaskState::Running,
+                _ => continue,
+            };
+            self.report(&task, next);
+            busy = true;
+        }
+        busy
+    }
+
+    /// Runs orchestrator and nodes until nothing is left to do at this moment; when something falls due.
+    fn settle(&mut self) -> Option<u64> {
+        for _ in 0..1000 {
+            let (orchestrated, wake_at_ns) = self.orchestrate();
+            self.check_invariants();
+            if !self.run_nodes() && !orchestrated {
+                return wake_at_ns;
+            }
+        }
+        panic!("the cluster does not settle: {:#?}", self.state.tasks);
+    }
+
+    /// Lets time pass.
+    fn run_for(&mut self, ns: u64) {
+        let end_ns = self.now_ns + ns;
+        while let Some(due_ns) = self.settle().filter(|due_ns| *due_ns <= end_ns) {
+            assert!(due_ns > self.now_ns, "what was due was not done");
+            self.now_ns = due_ns;
+        }
+        self.now_ns = end_ns;
+        self.settle();
+    }
+
+    fn running(&self, id: &ServiceId) -> Vec<Arc<Task>> {
+        let runs = |task: &&Arc<Task>| task.status.state == TaskState::Running && task.is_wanted();
+        self.state.tasks_of_service(id).filter(runs).cloned().collect()
+    }
+
+    fn running_slots(&self, id: &ServiceId) -> Vec<u64> {
+        let mut slots: Vec<u64> = self.running(id).iter().map(|task| task.slot).collect();
+        slots.sort_unstable();
+        slots
+    }
+
+    fn per_node(&self, id: &ServiceId) -> Vec<usize> {
+        let mut counts: BTreeMap<_, usize> = BTreeMap::new();
+        for task in self.running(id) {
+            *counts.entry(task.node.clone().unwrap()).or_default() += 1;
+        }
+        counts.into_values().collect()
+    }
+
+    fn update_state(&self, id: &ServiceId) -> Option<UpdateState> {
+        self.state.services[id].update_status.as_ref().map(|status| status.state)
+    }
+
+    fn images(&self, id: &ServiceId) -> BTreeSet<String> {
+        self.running(id).iter().map(|task| task.template.container.image.clone()).collect()
+    }
+
+    fn set_availability(&mut self, id: &str, availability: Availability) {
+        let node = self.node(id).clone();
+        let mut spec = node.spec.clone();
+        spec.availability = availability;
+        self.must(Action::UpdateNode { id: id.into(), version: node.meta.version, spec });
+    }
+}
+
+#[test]
+fn a_service_lives_from_creation_to_nothing() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    world.create_network("app");
+    let mut web = service("web", 3);
+    web.endpoint.ports.push(ingress_port(8080, 80));
+    web.task.networks.push(attachment("net-app"));
+    let id = world.create_service(web);
+    world.settle();
+    assert_eq!(world.running_slots(&id), [1, 2, 3]);
+    assert_eq!(world.per_node(&id), [1, 1, 1]);
+    assert_eq!(world.running(&id)[0].endpoints[0].network.as_str(), "ingress-id");
+    assert_eq!(world.running(&id)[0].endpoints.len(), 2);
+
+    let killed = world.running(&id)[0].clone();
+    world.report(&killed, TaskState::Failed);
+    world.settle();
+    assert_eq!(world.running(&id).len(), 2, "the replacement waits for the restart delay");
+    world.run_for(5 * SECOND);
+    assert_eq!(world.running_slots(&id), [1, 2, 3]);
+    assert_eq!(world.state.tasks[&killed.id].desired, TaskState::Shutdown, "kept for `docker service ps`");
+
+    world.update_service(&id, |spec| spec.mode = Mode::Replicated { replicas: 6 });
+    world.settle();
+    assert_eq!(world.running(&id).len(), 6);
+    assert_eq!(world.per_node(&id), [2, 2, 2]);
+    assert_eq!(world.update_state(&id), None, "scaling is not an update");
+    world.update_service(&id, |spec| spec.mode = Mode::Replicated { replicas: 2 });
+    world.settle();
+    assert_eq!(world.per_node(&id), [1, 1], "the spread is kept");
+
+    world.must(Action::RemoveService { id });
+    world.settle();
+    assert!(world.state.tasks.is_empty() && world.state.services.is_empty());
+    assert!(world.state.lookup.addresses.is_empty());
+    world.must(Action::RemoveNetwork { id: "net-app".into() });
+}
+
+#[test]
+fn a_lost_nodes_tasks_are_replaced_at_once_and_stopped_when_it_is_back() {
+    let mut world = World::new(&["n1", "n2"]);
+    let id = world.create_service(service("web", 4));
+    world.settle();
+    world.set_node_state("n1", NodeState::Down);
+    world.settle();
+    assert_eq!(world.running_slots(&id), [1, 2, 3, 4]);
+    assert!(world.running(&id).iter().all(|task| task.node.as_ref().unwrap().as_str() == "n2"));
+    let lost = |world: &World| {
+        world.state.tasks.values().filter(|task| !task.has_ended() && !task.is_wanted()).count()
+    };
+    assert_eq!(lost(&world), 2);
+    world.set_node_state("n1", NodeState::Ready);
+    world.settle();
+    assert_eq!(lost(&world), 0);
+    assert_eq!(world.per_node(&id), [4], "a node that is back gets no tasks until there is a reason");
+}
+
+#[test]
+fn tasks_of_a_node_that_stays_away_are_orphaned_after_a_day_and_of_a_removed_node_at_once() {
+    let mut world = World::new(&["n1", "n2"]);
+    let id = world.create_service(service("web", 2));
+    world.settle();
+    world.set_node_state("n1", NodeState::Down);
+    world.must(Action::RemoveService { id });
+    world.run_for(23 * 3600 * SECOND);
+    assert_eq!(world.state.tasks.len(), 1, "its address may still be in use");
+    world.run_for(2 * 3600 * SECOND);
+    assert!(world.state.tasks.is_empty());
+
+    world.create_service(service("again", 1));
+    world.settle();
+    world.set_node_state("n2", NodeState::Down);
+    world.must(Action::RemoveNode { id: "n2".into(), force: false });
+    let orphans = world.state.tasks.values().filter(|task| task.status.state == TaskState::Orphaned).count();
+    assert_eq!(orphans, 1);
+}
+
+#[test]
+fn a_drained_nodes_tasks_move_once_they_have_stopped() {
+    let mut world = World::new(&["n1", "n2"]);
+    let id = world.create_service(service("web", 2));
+    world.settle();
+    world.set_availability("n1", Availability::Drain);
+    world.orchestrate();
+    let held: Vec<_> = world.state.tasks.values().filter(|task| task.desired == TaskState::Ready).collect();
+    assert_eq!(held.len(), 1);
+    assert!(held[0].start_after.is_some());
+    world.settle();
+    assert_eq!(world.per_node(&id), [2]);
+    world.set_availability("n1", Availability::Pause);
+    world.update_service(&id, |spec| spec.mode = Mode::Replicated { replicas: 4 });
+    world.settle();
+    assert_eq!(world.per_node(&id), [4], "a paused node gets no tasks");
+}
+
+#[test]
+fn a_global_service_covers_the_nodes_that_fit() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    let mut agent = service("agent", 0);
+    agent.mode = Mode::Global;
+    agent.task.placement.constraints.push("node.hostname!=n3".into());
+    let id = world.create_service(agent);
+    world.settle();
+    assert_eq!(world.running(&id).len(), 2);
+    assert!(world.running(&id)[0].name().starts_with("agent.n1."));
+    world.add_node("n4");
+    world.settle();
+    assert_eq!(world.running(&id).len(), 3);
+    world.set_availability("n1", Availability::Drain);
+    world.set_node_state("n2", NodeState::Down);
+    world.settle();
+    assert_eq!(world.running(&id).len(), 1);
+    world.set_availability("n1", Availability::Active);
+    world.set_node_state("n2", NodeState::Ready);
+    world.settle();
+    assert_eq!(world.per_node(&id), [1, 1, 1]);
+    let failed = world.running(&id)[0].clone();
+    world.report(&failed, TaskState::Failed);
+    world.run_for(5 * SECOND);
+    assert_eq!(world.per_node(&id), [1, 1, 1]);
+    world.must(Action::RemoveService { id });
+    world.settle();
+    assert!(world.state.tasks.is_empty());
+}
+
+#[test]
+fn restart_policies_are_kept() {
+    for (condition, image, expected_tasks) in [
+        (RestartCondition::None, FAILS, 1),
+        (RestartCondition::None, COMPLETES, 1),
+        (RestartCondition::OnFailure, COMPLETES, 1),
+        (RestartCondition::OnFailure, FAILS, 4),
+        (RestartCondition::Any, COMPLETES, 4),
+    ] {
+        let mut world = World::new(&["n1"]);
+        let mut spec = service("job", 1);
+        spec.task.container.image = image.into();
+        spec.task.restart.condition = condition;
+        spec.task.restart.max_attempts = 3;
+        spec.task.restart.delay_ns = SECOND;
+        let id = world.create_service(spec);
+        world.run_for(100 * SECOND);
+        assert_eq!(world.state.tasks_of_service(&id).count(), expected_tasks, "{condition:?} {image}");
+        world.update_service(&id, |spec| spec.task.container.image = "works".into());
+        world.run_for(100 * SECOND);
+        assert_eq!(world.running(&id).len(), 1, "an update starts afresh");
+    }
+}
+
+#[test]
+fn a_crash_loop_keeps_a_bounded_history() {
+    let mut world = World::new(&["n1"]);
+    let mut spec = service("bad", 2);
+    spec.task.container.image = FAILS.into();
+    let id = world.create_service(spec);
+    world.run_for(300 * SECOND);
+    let tasks = world.state.tasks_of_service(&id).count();
+    assert!((8..=10).contains(&tasks), "{tasks} tasks");
+    world.must(Action::RemoveService { id });
+    world.settle();
+    assert!(world.state.tasks.is_empty());
+}
+
+#[test]
+fn an_update_goes_slot_by_slot_with_its_delay_and_ends_after_its_watch() {
+    let mut world = World::new(&["n1", "n2"]);
+    let mut web = service("web", 3);
+    web.update.delay_ns = 10 * SECOND;
+    let id = world.create_service(web);
+    world.settle();
+    world.update_service(&id, |spec| spec.task.container.image = "v2".into());
+    for slots in 1..=3_usize {
+        world.settle();
+        let updated = world.running(&id).iter().filter(|task| task.template.container.image == "v2").count();
+        assert_eq!((updated, world.running(&id).len()), (slots, 3));
+        assert_eq!(world.update_state(&id), Some(UpdateState::Updating));
+        world.run_for(if slots < 3 { 10 * SECOND } else { 5 * SECOND });
+    }
+    assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+    assert_eq!(world.images(&id), BTreeSet::from(["v2".to_owned()]));
+}
+
+#[test]
+fn the_order_of_an_update_is_kept() {
+    for order in [UpdateOrder::StopFirst, UpdateOrder::StartFirst] {
+        let mut world = World::new(&["n1"]);
+        let mut web = service("web", 1);
+        web.update.order = order;
+        let id = world.create_service(web);
+        world.settle();
+        world.update_service(&id, |spec| spec.task.container.image = "v2".into());
+        world.orchestrate();
+        let wanted = |world: &World, desired| world.state.tasks.values().filter(|task| task.desired == desired).count();
+        let (ready, running) = (wanted(&world, TaskState::Ready), wanted(&world, TaskState::Running));
+        let expected = if order == UpdateOrder::StopFirst { (1, 0) } else { (0, 2) };
+        assert_eq!((ready, running), expected, "{order:?}");
+        world.run_for(5 * SECOND);
+        assert_eq!(world.running(&id).len(), 1);
+        assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+    }
+}
+
+#[test]
+fn a_failing_update_pauses_goes_on_or_turns_back() {
+    for (action, state, images) in [
+        (FailureAction::Pause, UpdateState::Paused, "shoal/whoami"),
+        (FailureAction::Rollback, UpdateState::RollbackCompleted, "shoal/whoami"),
+        (FailureAction::Continue, UpdateState::Updating, ""),
+    ] {
+        let mut world = World::new(&["n1"]);
+        let mut web = service("web", 3);
+        web.update.failure_action = action;
+        let id = world.create_service(web);
+        world.settle();
+        world.update_service(&id, |spec| spec.task.container.image = FAILS.into());
+        world.run_for(60 * SECOND);
+        assert_eq!(world.update_state(&id), Some(state), "{action:?}");
+        if images.is_empty() {
+            assert!(world.images(&id).is_empty());
+        } else {
+            assert_eq!(world.images(&id), BTreeSet::from([images.to_owned()]), "{action:?}");
+        }
+        let running = world.running(&id).len();
+        assert_eq!(running, match action {
+            FailureAction::Pause => 2,
+            FailureAction::Rollback => 3,
+            FailureAction::Continue => 0,
+        });
+        world.update_service(&id, |spec| spec.task.container.image = "fixed".into());
+        world.run_for(60 * SECOND);
+        assert_eq!(world.update_state(&id), Some(UpdateState::Completed), "{action:?}");
+        assert_eq!(world.running_slots(&id), [1, 2, 3]);
+    }
+}
+
+#[test]
+fn publishing_another_port_leaves_tasks_alone_and_force_does_not() {
+    let mut world = World::new(&["n1"]);
+    let mut web = service("web", 2);
+    web.endpoint.ports.push(ingress_port(8080, 80));
+    let id = world.create_service(web);
+    world.settle();
+    let before: BTreeSet<_> = world.running(&id).iter().map(|task| task.id.clone()).collect();
+    world.update_service(&id, |spec| spec.endpoint.ports.push(ingress_port(8081, 81)));
+    world.run_for(30 * SECOND);
+    let after: BTreeSet<_> = world.running(&id).iter().map(|task| task.id.clone()).collect();
+    assert_eq!(before, after);
+    world.update_service(&id, |spec| spec.task.force_update += 1);
+    world.run_for(30 * SECOND);
+    assert!(world.running(&id).iter().all(|task| !before.contains(&task.id)));
+    assert_eq!(world.running(&id).len(), 2);
+}
+
+#[test]
+fn what_has_no_place_says_why_and_waits() {
+    let mut world = World::new(&["n1", "n2"]);
+    let mut web = service("web", 1);
+    web.task.placement.constraints.push("node.labels.disk==ssd".into());
+    let id = world.create_service(web);
+    let mut host = service("host", 3);
+    host.endpoint.ports.push(ingress_port(9000, 80));
+    host.endpoint.ports[0].mode = PublishMode::Host;
+    world.create_service(host);
+    let mut single = service("single", 3);
+    single.task.placement.max_replicas = 1;
+    world.create_service(single);
+    world.settle();
+    let err = |world: &World, name: &str| {
+        let waits = |task: &&Arc<Task>| task.service_name == name && task.status.state == TaskState::Pending;
+        world.state.tasks.values().find(waits).map(|task| task.status.err.clone()).unwrap()
+    };
+    assert_eq!(err(&world, "web"), "no suitable node (scheduling constraints not satisfied on 2 nodes)");
+    assert_eq!(err(&world, "host"), "no suitable node (host-mode port already in use on 2 nodes)");
+    assert_eq!(err(&world, "single"), "no suitable node (max replicas per node limit exceed on 2 nodes)");
+
+    let node = world.node("n2").clone();
+    let mut spec = node.spec.clone();
+    spec.labels.insert("disk".into(), "ssd".into());
+    world.must(Action::UpdateNode { id: "n2".into(), version: node.meta.version, spec: spec.clone() });
+    world.settle();
+    assert_eq!(world.running(&id)[0].node, Some("n2".into()));
+    assert!(world.running(&id)[0].status.err.is_empty());
+    spec.labels.clear();
+    let version = world.node("n2").meta.version;
+    world.must(Action::UpdateNode { id: "n2".into(), version, spec });
+    world.settle();
+    assert!(world.running(&id).is_empty(), "the node no longer satisfies the constraint");
+}
+
+#[test]
+fn many_tasks_come_in_several_commands() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    let mut spec = crate::testing::network("big");
+    let subnet = Some("172.16.0.0/16".parse().unwrap());
+    spec.ipam.push(crate::model::IpamConfig { subnet, range: None, gateway: None });
+    world.must(Action::CreateNetwork { id: "big".into(), spec });
+    let mut web = service("web", 2500);
+    web.task.networks.push(attachment("big"));
+    let id = world.create_service(web);
+    for _ in 0..50 {
+        if !world.orchestrate().0 {
+            break;
+        }
+    }
+    let placed = world.state.tasks_of_service(&id).filter(|task| task.status.state == TaskState::Assigned);
+    assert_eq!(placed.count(), 2500);
+    world.check_invariants();
+}

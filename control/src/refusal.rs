@@ -1,0 +1,183 @@
+//! Why a command is refused, in SwarmKit's words, with SwarmKit's codes.
+
+use mesh_api::id::{NetworkId, NodeId, ServiceId};
+
+/// SwarmKit's (gRPC's) code of a refusal, which Docker turns into an HTTP status and a prefix of the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// 400 `InvalidArgument`.
+    InvalidArgument,
+    /// 404 `NotFound`.
+    NotFound,
+    /// 409 `AlreadyExists`.
+    AlreadyExists,
+    /// 400 `FailedPrecondition`.
+    FailedPrecondition,
+    /// 500 `Unknown`: Docker's answer to an update that is based on an old version.
+    Unknown,
+    /// 501 `Unimplemented`.
+    Unimplemented,
+}
+
+/// Why a command is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The cluster has not been initialised, or already has.
+    #[error("the cluster's first command must be its initialisation, and only that")]
+    NotInitialized,
+    /// The update is based on an old version.
+    #[error("update out of sequence")]
+    OutOfSequence,
+    /// No such node.
+    #[error("node {0} not found")]
+    NodeNotFound(NodeId),
+    /// No such network.
+    #[error("network {0} not found")]
+    NetworkNotFound(NetworkId),
+    /// No such service.
+    #[error("service {0} not found")]
+    ServiceNotFound(ServiceId),
+    /// An object of this kind and name exists.
+    #[error("name conflicts with an existing object: {kind} {name} already exists")]
+    NameTaken {
+        /// `service`, `network`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// An object has this id.
+    #[error("an object with id {0} already exists")]
+    IdTaken(String),
+    /// A field's value can't be.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The field, in the API's words.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Another service publishes the port.
+    #[error("port '{port}' is already in use by service '{name}' ({service}) as {}", as_published(*.host))]
+    PortInUse {
+        /// The port.
+        port: u16,
+        /// The service's name.
+        name: String,
+        /// The service.
+        service: ServiceId,
+        /// That service publishes it in host mode.
+        host: bool,
+    },
+    /// The cluster itself answers on the port.
+    #[error("port '{port}/{protocol}' is reserved for {owner}")]
+    PortReserved {
+        /// The port.
+        port: u16,
+        /// `tcp`, `udp`.
+        protocol: &'static str,
+        /// Who needs it.
+        owner: &'static str,
+    },
+    /// No automatic port is left.
+    #[error("no published port is free between 30000 and 32767")]
+    PortsExhausted,
+    /// No automatic subnet is left.
+    #[error("could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network")]
+    SubnetsExhausted,
+    /// No VNI is left.
+    #[error("no VXLAN identifier is free")]
+    VnisExhausted,
+    /// A subnet overlaps one that exists.
+    #[error("invalid pool request: Pool overlaps with other one on this address space: {subnet} overlaps {other}")]
+    SubnetOverlaps {
+        /// The subnet asked for.
+        subnet: ipnet::Ipv4Net,
+        /// The one that exists.
+        other: ipnet::Ipv4Net,
+    },
+    /// A service uses the network.
+    #[error("network {network} is in use by service {service}")]
+    NetworkUsedByService {
+        /// The network.
+        network: NetworkId,
+        /// The service.
+        service: ServiceId,
+    },
+    /// A task uses the network.
+    #[error("network {network} is in use by task {task}")]
+    NetworkUsedByTask {
+        /// The network.
+        network: NetworkId,
+        /// The task.
+        task: mesh_api::id::TaskId,
+    },
+    /// There is one ingress network.
+    #[error("Ingress network ({0}) is already present")]
+    IngressExists(NetworkId),
+    /// The ingress network can't go.
+    #[error("the ingress network cannot be removed: published ports and tasks' way out need it")]
+    IngressNeeded,
+    /// A service can't be attached to the ingress network.
+    #[error("Service cannot be explicitly attached to the ingress network \"{0}\"")]
+    ExplicitIngress(String),
+    /// A manager can't be removed.
+    #[error(
+        "node {0} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
+    )]
+    NodeIsManager(NodeId),
+    /// A live node can't be removed.
+    #[error("node {0} is not down and can't be removed")]
+    NodeNotDown(NodeId),
+    /// The last manager can't be demoted.
+    #[error("attempting to demote the last manager of the swarm")]
+    LastManager,
+    /// Services keep their names.
+    #[error("renaming services is not supported")]
+    Rename,
+    /// Services keep their modes.
+    #[error("service mode change is not allowed")]
+    ModeChange,
+    /// The service has no specification to return to.
+    #[error("service {0} does not have a previous spec")]
+    NoPreviousSpec(ServiceId),
+    /// Shoal does not do this (yet), and must not pretend to.
+    #[error("{0}")]
+    Unsupported(&'static str),
+}
+
+fn as_published(host: bool) -> &'static str {
+    if host { "a host-published port" } else { "an ingress port" }
+}
+
+impl Refusal {
+    /// Shoal's name for a field with a wrong value.
+    pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Invalid { field, problem: problem.into() }
+    }
+
+    /// SwarmKit's code for the refusal.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::OutOfSequence => Code::Unknown,
+            Self::NodeNotFound(_) | Self::NetworkNotFound(_) | Self::ServiceNotFound(_) => Code::NotFound,
+            Self::NameTaken { .. } | Self::IdTaken(_) | Self::IngressExists(_) => {
+                Code::AlreadyExists
+            },
+            Self::Invalid { .. } | Self::PortInUse { .. } | Self::PortReserved { .. } | Self::SubnetOverlaps { .. } | Self::ExplicitIngress(_) => {
+                Code::InvalidArgument
+            }
+            Self::NotInitialized
+            | Self::PortsExhausted
+            | Self::SubnetsExhausted
+            | Self::VnisExhausted
+            | Self::NetworkUsedByService { .. }
+            | Self::NetworkUsedByTask { .. }
+            | Self::IngressNeeded
+            | Self::NodeIsManager(_)
+            | Self::NodeNotDown(_)
+            | Self::LastManager
+            | Self::NoPreviousSpec(_) => Code::FailedPrecondition,
+            Self::Rename | Self::ModeChange | Self::Unsupported(_) => Code::Unimplemented,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Which nodes are alive: a node whose sessions have been gone, or silent, for as long as three heartbeats is down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::id::NodeId;
+use mesh_api::session::SESSION_TIMEOUT_MS;
+use mesh_api::table::NodeState;
+
+use super::Server;
+use crate::cluster::ProposeError;
+use crate::command::{Action, Command};
+use crate::model::Node;
+
+const PERIOD: Duration = Duration::from_millis(500);
+const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
+
+impl Server {
+    /// Keeps the nodes' states true until the cluster shuts down.
+    pub(super) async fn watch_liveness(self: Arc<Self>) {
+        if self.forget_former_sessions().await.is_err() {
+            return;
+        }
+        let mut tick = tokio::time::interval(PERIOD);
+        loop {
+            tick.tick().await;
+            let state = self.cluster.state();
+            for node in state.nodes.values() {
+                if let Some((to, message)) = self.verdict(node)
+                    && self.set_state(&node.id, to, message).await.is_err()
+                {
+                    return;
+                }
+            }
+            self.registry().retain(&state);
+            self.settle();
+        }
+    }
+
+    /// What a former manager process heard of the nodes says nothing of today.
+    async fn forget_former_sessions(&self) -> Result<(), ()> {
+        let state = self.cluster.state();
+        for node in state.nodes.values().filter(|node| node.is_ready()) {
+            if !self.registry().is_connected(&node.id) {
+                let message = "node moved to \"unknown\" state: its manager was restarted";
+                self.set_state(&node.id, NodeState::Unknown, message).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The state that a node should be in, where it is in another.
+    fn verdict(&self, node: &Node) -> Option<(NodeState, &'static str)> {
+        let registry = self.registry();
+        let state = node.status.state;
+        if registry.is_connected(&node.id) {
+            // A session that began while the node was being given up.
+            (state != NodeState::Ready).then_some((NodeState::Ready, ""))
+        } else {
+            let missed = state != NodeState::Down && registry.silence(&node.id) >= SILENCE_MAX;
+            missed.then_some((NodeState::Down, "heartbeat failure"))
+        }
+    }
+
+    /// Fails when there is no point in going on.
+    async fn set_state(&self, id: &NodeId, state: NodeState, message: &str) -> Result<(), ()> {
+        tracing::info!(node = %id, ?state, message, "a node's state changes");
+        let (id, message) = (id.clone(), message.to_owned());
+        let action = Action::SetNodeStatus { id, state, message, description: None };
+        match self.cluster.propose(Command::now(action)).await {
+            // Refused: the node was removed meanwhile.
+            Ok(_) | Err(ProposeError::Refused(_)) => Ok(()),
+            Err(ProposeError::Storage(_) | ProposeError::Stopped) => Err(()),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! One agent's session, from its first message to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
+use mesh_api::id::NodeId;
+use mesh_api::session::{
+    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
+};
+use mesh_api::table::{Delta, NodeState};
+use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
+use tokio::time::timeout;
+
+use super::handshake::{Admitted, Denied, admit};
+use super::registry::Epoch;
+use super::{HANDSHAKE_TIMEOUT, Server, SessionError, view};
+use crate::apply::report_changes;
+use crate::cluster::ProposeError;
+use crate::command::{Action, Command};
+
+const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
+const HEARTBEAT_PERIOD: Duration = Duration::from_millis(HEARTBEAT_PERIOD_MS);
+
+type Reader<S> = FrameReader<ReadHalf<S>, AgentMessage>;
+
+struct Writer<S>(FrameWriter<WriteHalf<S>, ManagerMessage>);
+
+impl<S: AsyncWrite> Writer<S> {
+    /// Sends; a peer that takes nothing for too long is gone.
+    async fn send(&mut self, message: &ManagerMessage) -> Result<(), SessionError> {
+        timeout(SILENCE_MAX, self.0.send(message)).await.map_err(|_| SessionError::Timeout)?.map_err(Into::into)
+    }
+
+    async fn deny(mut self, denied: Denied) -> SessionError {
+        let Denied { reason, message } = denied;
+        let refusal = ManagerMessage::Refused { reason, message: message.clone() };
+        // It is over either way.
+        let _ = self.send(&refusal).await;
+        SessionError::Refused(message)
+    }
+}
+
+/// A session under way.
+struct Session<'a> {
+    server: &'a Server,
+    node: NodeId,
+    epoch: Epoch,
+}
+
+pub(super) async fn serve<S>(server: &Arc<Server>, stream: S) -> Result<(), SessionError>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (reading, writing) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(reading, AGENT_FRAME_BYTES_MAX);
+    let writer = Writer(FrameWriter::new(writing));
+    let handshake = server.handshakes.try_acquire().map_err(|_| SessionError::Busy)?;
+    let first = timeout(HANDSHAKE_TIMEOUT, reader.next()).await.map_err(|_| SessionError::Timeout)??;
+    let Some(first) = first else { return Ok(()) };
+    let Ok(_session) = server.sessions.try_acquire() else {
+        let message = "the manager serves as many nodes as it can".to_owned();
+        return Err(writer.deny(Denied { reason: RefusalReason::Unavailable, message }).await);
+    };
+    let Admitted { node, answer, is_fresh } = match admit(&server.cluster, first).await {
+        Ok(admitted) => admitted,
+        Err(denied) => return Err(writer.deny(denied).await),
+    };
+    drop(handshake);
+    let (epoch, killed) = server.registry().connect(&node);
+    let session = Session { server, node, epoch };
+    let ended = tokio::select! {
+        ended = session.listen(reader) => ended,
+        ended = session.speak(writer, answer, is_fresh) => ended,
+        _ = killed => Err(SessionError::Replaced),
+    };
+    server.registry().disconnect(&session.node, epoch);
+    tracing::info!(node = %session.node, ended = ?ended.as_ref().err().map(ToString::to_string), "a session ended");
+    ended
+}
+
+impl Session<'_> {
+    /// Takes what the agent says.
+    async fn listen<S: AsyncRead>(&self, mut reader: Reader<S>) -> Result<(), SessionError> {
+        loop {
+            let message = timeout(SILENCE_MAX, reader.next()).await.map_err(|_| SessionError::Timeout)??;
+            let Some(message) = message else { return Ok(()) };
+            self.server.registry().heard(&self.node, self.epoch);
+            match message {
+                AgentMessage::Applied { index } => {
+                    self.server.registry().applied(&self.node, self.epoch, index);
+                    self.server.settle();
+                }
+                AgentMessage::Tasks { statuses } => self.report(statuses).await?,
+                AgentMessage::Alive => {}
+                AgentMessage::Leave => return self.leave().await,
+                AgentMessage::Join { .. } | AgentMessage::Resume { .. } => return Err(SessionError::OutOfOrder),
+            }
+        }
+    }
+
+    async fn report(&self, statuses: Vec<TaskStatus>) -> Result<(), SessionError> {
+        // An agent repeats itself after each reconnection; what is known already needs no command.
+        if !report_changes(&self.server.cluster.state(), &self.node, &statuses) {
+            return Ok(());
+        }
+        self.propose(Action::ReportTasks { node: self.node.clone(), statuses }).await
+    }
+
+    async fn leave(&self) -> Result<(), SessionError> {
+        self.server.registry().leave(&self.node, self.epoch);
+        tracing::info!(node = %self.node, "a node leaves");
+        let message = "node left the swarm".to_owned();
+        let (id, state) = (self.node.clone(), NodeState::Down);
+        self.propose(Action::SetNodeStatus { id, state, message, description: None }).await?;
+        self.server.settle();
+        Ok(())
+    }
+
+    async fn propose(&self, action: Action) -> Result<(), SessionError> {
+        match self.server.cluster.propose(Command::now(action)).await {
+            Ok(_) => Ok(()),
+            Err(ProposeError::Refused(refusal)) => Err(SessionError::Refused(refusal.to_string())),
+            Err(ProposeError::Storage(_) | ProposeError::Stopped) => Err(SessionError::Stopped),
+        }
+    }
+
+    /// Keeps the agent's table current.
+    async fn speak<S: AsyncWrite>(
+        &self,
+        mut writer: Writer<S>,
+        answer: ManagerMessage,
+        is_fresh: bool,
+    ) -> Result<(), SessionError> {
+        let mut states = self.server.cluster.watch();
+        let mut settled = self.server.settled.subscribe();
+        let mut sent = states.borrow_and_update().clone();
+        let table = view::table(&sent, &self.node).ok_or(SessionError::Stopped)?;
+        // Noted before it is sent, here and below: the agent's answer can overtake the end of `send`.
+        self.server.registry().sent(&self.node, self.epoch, sent.index, is_fresh);
+        writer.send(&answer).await?;
+        writer.send(&ManagerMessage::Snapshot { table: Box::new(table) }).await?;
+        self.server.settle();
+        // The table index that the agent's copy is at; `sent` may be further, where nothing concerned the agent.
+        let mut at = sent.index;
+        settled.mark_changed();
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_PERIOD);
+        loop {
+            tokio::select! {
+                changed = states.changed() => {
+                    changed.map_err(|_| SessionError::Stopped)?;
+                    let state = states.borrow_and_update().clone();
+                    if !state.nodes.contains_key(&self.node) {
+                        let message = "the node was removed from the cluster".to_owned();
+                        return Err(writer.deny(Denied { reason: RefusalReason::UnknownNode, message }).await);
+                    }
+                    let changes = view::changes(&sent, &state, &self.node);
+                    if changes.is_empty() {
+                        self.server.registry().examined(&self.node, self.epoch, state.index);
+                    } else {
+                        self.server.registry().sent(&self.node, self.epoch, state.index, false);
+                        let delta = Delta { from: at, to: state.index, changes };
+                        at = state.index;
+                        writer.send(&ManagerMessage::Delta { delta }).await?;
+                    }
+                    sent = state;
+                    self.server.settle();
+                }
+                changed = settled.changed() => {
+                    changed.map_err(|_| SessionError::Stopped)?;
+                    let index = *settled.borrow_and_update();
+                    if index > 0 {
+                        writer.send(&ManagerMessage::Settled { index }).await?;
+                    }
+                }
+                _ = heartbeat.tick() => writer.send(&ManagerMessage::Alive).await?,
+            }
+        }
+    }
+}

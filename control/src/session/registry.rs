@@ -1,0 +1,240 @@
+//! Which nodes have sessions, and how far their dataplanes are.
+//!
+//! From that follows the settled index: up to it, every node that can still send by the table has applied it. A node
+//! that lags for too long, or whose session is gone for as long, doesn't hold the others up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mesh_api::id::NodeId;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::model::State;
+
+/// How long a node can hold up the settled index: agents wait no longer for it either.
+const LAG_MAX: Duration = Duration::from_secs(5);
+
+/// Tells the sessions of one node apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Epoch(u64);
+
+/// The sessions of all nodes.
+#[derive(Debug)]
+pub(super) struct Registry {
+    /// When this manager began to listen: a node is not missed earlier than counted from here.
+    since: Instant,
+    nodes: BTreeMap<NodeId, Entry>,
+    epochs: u64,
+    settled: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    epoch: Epoch,
+    /// The session is up; dropped, it ends the session.
+    kill: Option<oneshot::Sender<()>>,
+    heard: Instant,
+    /// The index of the last change that was sent.
+    sent: u64,
+    /// Up to here nothing more was to be sent.
+    examined: u64,
+    applied: u64,
+    /// Since when `applied` is behind `sent`, or the session gone.
+    behind_since: Option<Instant>,
+    left: bool,
+}
+
+impl Entry {
+    /// The index whose table the node sends by.
+    fn effective(&self) -> u64 {
+        if self.applied >= self.sent { self.examined } else { self.applied }
+    }
+
+    fn holds_up(&self, now: Instant) -> bool {
+        !self.left && self.behind_since.is_none_or(|since| now.duration_since(since) < LAG_MAX)
+    }
+}
+
+impl Registry {
+    pub(super) fn new() -> Self {
+        Self { since: Instant::now(), nodes: BTreeMap::new(), epochs: 0, settled: 0 }
+    }
+
+    /// A session begins; the node's former one, if any, ends. The receiver resolves when this one is to end.
+    pub(super) fn connect(&mut self, node: &NodeId) -> (Epoch, oneshot::Receiver<()>) {
+        self.epochs += 1;
+        let epoch = Epoch(self.epochs);
+        let (kill, killed) = oneshot::channel();
+        let now = Instant::now();
+        let applied = self.nodes.get(node).map_or(0, |entry| entry.applied);
+        let entry = Entry {
+            epoch,
+            kill: Some(kill),
+            heard: now,
+            sent: u64::MAX,
+            examined: 0,
+            applied,
+            behind_since: Some(now),
+            left: false,
+        };
+        self.nodes.insert(node.clone(), entry);
+        (epoch, killed)
+    }
+
+    fn entry(&mut self, node: &NodeId, epoch: Epoch) -> Option<&mut Entry> {
+        self.nodes.get_mut(node).filter(|entry| entry.epoch == epoch)
+    }
+
+    /// A sign of life.
+    pub(super) fn heard(&mut self, node: &NodeId, epoch: Epoch) {
+        if let Some(entry) = self.entry(node, epoch) {
+            entry.heard = Instant::now();
+        }
+    }
+
+    /// The table up to `index` was sent. A host that has just joined has no older table to send by.
+    pub(super) fn sent(&mut self, node: &NodeId, epoch: Epoch, index: u64, is_first_table: bool) {
+        if let Some(entry) = self.entry(node, epoch) {
+            entry.sent = index;
+            entry.examined = index;
+            if is_first_table {
+                entry.applied = index;
+                entry.behind_since = None;
+            }
+            if entry.applied < index && entry.behind_since.is_none() {
+                entry.behind_since = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Nothing was to be sent up to `index`.
+    pub(super) fn examined(&mut self, node: &NodeId, epoch: Epoch, index: u64) {
+        if let Some(entry) = self.entry(node, epoch) {
+            entry.examined = index;
+        }
+    }
+
+    /// The node's dataplane holds the table at `index`.
+    pub(super) fn applied(&mut self, node: &NodeId, epoch: Epoch, index: u64) {
+        if let Some(entry) = self.entry(node, epoch) {
+            entry.applied = entry.applied.max(index.min(entry.sent));
+            entry.behind_since =
+                if entry.applied >= entry.sent { None } else { entry.behind_since.or_else(|| Some(Instant::now())) };
+        }
+    }
+
+    /// A session has ended.
+    pub(super) fn disconnect(&mut self, node: &NodeId, epoch: Epoch) {
+        if let Some(entry) = self.entry(node, epoch) {
+            entry.kill = None;
+            entry.behind_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// The node leaves the cluster: it counts no longer, and is not missed.
+    pub(super) fn leave(&mut self, node: &NodeId, epoch: Epoch) {
+        if let Some(entry) = self.entry(node, epoch) {
+            entry.left = true;
+        }
+    }
+
+    /// Forgets nodes that are not in the cluster any more.
+    pub(super) fn retain(&mut self, state: &State) {
+        self.nodes.retain(|id, entry| entry.kill.is_some() || state.nodes.contains_key(id));
+    }
+
+    /// The node's session is up.
+    pub(super) fn is_connected(&self, node: &NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|entry| entry.kill.is_some() && !entry.left)
+    }
+
+    /// How long nothing was heard of a node.
+    pub(super) fn silence(&self, node: &NodeId) -> Duration {
+        self.nodes.get(node).map_or(self.since, |entry| entry.heard).elapsed()
+    }
+
+    /// The settled index; it never goes back.
+    pub(super) fn settled(&mut self, state: &State) -> u64 {
+        let now = Instant::now();
+        let counts = |(id, entry): &(&NodeId, &Entry)| {
+            entry.holds_up(now) && state.nodes.get(*id).is_some_and(|node| !node.is_down())
+        };
+        let least = self.nodes.iter().filter(counts).map(|(_, entry)| entry.effective()).min();
+        self.settled = self.settled.max(least.unwrap_or(state.index).min(state.index));
+        self.settled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn state(index: u64, ids: &[&str]) -> State {
+        let mut state = State::empty();
+        state.index = index;
+        for id in ids {
+            state.nodes.insert((*id).into(), std::sync::Arc::new(testing::node(id)));
+        }
+        state
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_settled_index_is_the_least_that_is_applied() {
+        let mut registry = Registry::new();
+        let (a, b) = (NodeId::from("a"), NodeId::from("b"));
+        let (epoch_a, _kill_a) = registry.connect(&a);
+        let (epoch_b, _kill_b) = registry.connect(&b);
+        registry.sent(&a, epoch_a, 10, true);
+        registry.sent(&b, epoch_b, 10, true);
+        assert_eq!(registry.settled(&state(10, &["a", "b"])), 10);
+        registry.sent(&a, epoch_a, 12, false);
+        registry.sent(&b, epoch_b, 11, false);
+        registry.examined(&b, epoch_b, 12);
+        registry.applied(&a, epoch_a, 12);
+        assert_eq!(registry.settled(&state(12, &["a", "b"])), 10);
+        registry.applied(&b, epoch_b, 11);
+        assert_eq!(registry.settled(&state(12, &["a", "b"])), 12, "b had nothing to apply beyond 11");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_lags_or_is_gone_holds_up_for_five_seconds_only() {
+        let mut registry = Registry::new();
+        let (a, b) = (NodeId::from("a"), NodeId::from("b"));
+        let (epoch_a, _kill_a) = registry.connect(&a);
+        let (epoch_b, _kill_b) = registry.connect(&b);
+        registry.sent(&a, epoch_a, 10, true);
+        registry.sent(&b, epoch_b, 10, true);
+        registry.disconnect(&b, epoch_b);
+        registry.sent(&a, epoch_a, 11, false);
+        registry.applied(&a, epoch_a, 11);
+        assert_eq!(registry.settled(&state(11, &["a", "b"])), 10);
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!(registry.settled(&state(11, &["a", "b"])), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_session_of_a_node_ends_the_former() {
+        let mut registry = Registry::new();
+        let a = NodeId::from("a");
+        let (first, killed) = registry.connect(&a);
+        let (second, _kill) = registry.connect(&a);
+        assert!(killed.await.is_err());
+        registry.disconnect(&a, first);
+        assert!(registry.is_connected(&a));
+        registry.disconnect(&a, second);
+        assert!(!registry.is_connected(&a));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_can_not_claim_what_it_was_not_sent() {
+        let mut registry = Registry::new();
+        let a = NodeId::from("a");
+        let (epoch, _kill) = registry.connect(&a);
+        registry.sent(&a, epoch, 5, false);
+        registry.applied(&a, epoch, u64::MAX);
+        registry.sent(&a, epoch, 6, false);
+        assert_eq!(registry.settled(&state(6, &["a"])), 5);
+    }
+}

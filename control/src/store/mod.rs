@@ -1,0 +1,77 @@
+//! The log on disk: a small trait over a key-value engine, sled behind it, and an engine in memory for tests.
+//!
+//! What raft will need of a store is what the journal needs: [`LogKv::commit`] is atomic and durable when it returns.
+
+pub mod journal;
+pub mod memory;
+pub mod sled;
+mod snapshot;
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why the store can't be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// An operation on a file or in the engine failed.
+    #[error("the manager's store: {what} failed")]
+    Io {
+        /// The operation.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The engine can't open its folder.
+    #[error(
+        "the manager's log in {dir} can't be opened: {problem}. If another shoal agent uses it, stop that one; \
+         otherwise move the folder aside and join the cluster again (or restore it from a backup)"
+    )]
+    Open {
+        /// The engine's folder.
+        dir: PathBuf,
+        /// What happened.
+        problem: String,
+    },
+    /// What is stored does not read back.
+    #[error(
+        "the manager's state in {path} is damaged: {problem}. Move the folder that holds it aside and join the \
+         cluster again (or restore it from a backup)"
+    )]
+    Damaged {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// One change of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Sets a key.
+    Put(Vec<u8>, Vec<u8>),
+    /// Removes a key.
+    Del(Vec<u8>),
+}
+
+/// A key and its value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
+/// An ordered key-value engine that a log can rest on.
+pub trait LogKv: std::fmt::Debug + Send + Sync + 'static {
+    /// Makes all of the changes or none; they are durable when it returns `Ok`.
+    fn commit(&self, ops: Vec<Op>) -> io::Result<()>;
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+    /// Keys from `from` up to, but without, `to`, in order.
+    fn range(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Vec<Pair>>;
+    /// The last of what [`LogKv::range`] gives.
+    fn last(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>>;
+}

@@ -1,0 +1,114 @@
+//! sled 0.34 behind [`LogKv`], with the guard rails without which it loses data:
+//!
+//! 1. one tree, no background flush, every batch flushed by us;
+//! 2. `Db::flush` only writes the pages back (`sync_file_range`); after it the file is synced through a handle of
+//!    our own. The folder and its parent are synced once at opening;
+//! 3. values above 4 KiB are refused ([`super::journal`] cuts longer ones up): from about 8 KiB on, sled moves pages
+//!    to files that it never syncs;
+//! 4. a damaged database shows as a panic or as a hang when it is opened, so that happens on a thread of its own, with
+//!    a time limit.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::{LogKv, Op, Pair, StoreError};
+
+/// Longest value, bytes.
+pub const VALUE_BYTES_MAX: usize = 4096;
+/// How long an opening may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+const CACHE_BYTES: u64 = 16 << 20;
+
+/// A sled database.
+#[derive(Debug)]
+pub struct SledKv {
+    db: sled::Db,
+    file: File,
+}
+
+impl SledKv {
+    /// Opens the database in `dir`, which is made if it does not exist.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let failed = |problem: String| StoreError::Open { dir: dir.to_owned(), problem };
+        std::fs::create_dir_all(dir).map_err(|error| failed(error.to_string()))?;
+        let db = open_guarded(dir).map_err(failed)?;
+        // Syncs what the opening itself wrote, and the folder entries that lead to it.
+        db.flush().map_err(|error| failed(error.to_string()))?;
+        let file = File::open(dir.join("db")).map_err(|error| failed(error.to_string()))?;
+        file.sync_all().map_err(|error| failed(error.to_string()))?;
+        for folder in [Some(dir), dir.parent()].into_iter().flatten() {
+            sync_dir(folder).map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(Self { db, file })
+    }
+}
+
+/// Syncs a folder's entries.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    File::open(dir)?.sync_all()
+}
+
+fn open_guarded(dir: &Path) -> Result<sled::Db, String> {
+    let (sender, receiver) = mpsc::channel();
+    let config = sled::Config::new()
+        .path(dir)
+        .mode(sled::Mode::HighThroughput)
+        .flush_every_ms(None)
+        .cache_capacity(CACHE_BYTES);
+    let thread = std::thread::Builder::new()
+        .name("store-open".to_owned())
+        .spawn(move || drop(sender.send(config.open())))
+        .map_err(|error| error.to_string())?;
+    match receiver.recv_timeout(OPEN_TIMEOUT) {
+        Ok(opened) => {
+            let _ = thread.join();
+            opened.map_err(|error| error.to_string())
+        }
+        // The thread is left behind: it holds a lock that only the end of the process releases.
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            Err(format!("the engine did not answer within {} s", OPEN_TIMEOUT.as_secs()))
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err("the engine panicked, so its files are damaged".to_owned()),
+    }
+}
+
+impl LogKv for SledKv {
+    fn commit(&self, ops: Vec<Op>) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        for op in ops {
+            match op {
+                Op::Put(key, value) => {
+                    if value.len() > VALUE_BYTES_MAX {
+                        let problem = format!("a value of {} bytes exceeds {VALUE_BYTES_MAX}", value.len());
+                        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+                    }
+                    batch.insert(key, value);
+                }
+                Op::Del(key) => batch.remove(key),
+            }
+        }
+        self.db.apply_batch(batch).map_err(io::Error::other)?;
+        self.db.flush().map_err(io::Error::other)?;
+        self.file.sync_data()
+    }
+
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.db.get(key).map_err(io::Error::other)?.map(|value| value.to_vec()))
+    }
+
+    fn range(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Vec<Pair>> {
+        self.db.range(from..to).map(|pair| pair.map(to_pair).map_err(io::Error::other)).collect()
+    }
+
+    fn last(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>> {
+        self.db.range(from..to).next_back().transpose().map(|pair| pair.map(to_pair)).map_err(io::Error::other)
+    }
+}
+
+fn to_pair((key, value): (sled::IVec, sled::IVec)) -> Pair {
+    (key.to_vec(), value.to_vec())
+}

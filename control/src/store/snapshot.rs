@@ -1,0 +1,103 @@
+//! The state in a file: `snapshot-<index>.json`, its first line the SHA-256 of what follows.
+//!
+//! A snapshot becomes visible by a rename once it is on disk, so a crash leaves the one before it.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::StoreError;
+use super::sled::sync_dir;
+use crate::model::{Lookup, State};
+
+const PREFIX: &str = "snapshot-";
+const SUFFIX: &str = ".json";
+/// The format of the file's body.
+const FORMAT: u32 = 1;
+
+#[derive(Serialize)]
+struct Body<'a> {
+    format: u32,
+    state: &'a State,
+}
+
+#[derive(Deserialize)]
+struct OwnedBody {
+    format: u32,
+    state: State,
+}
+
+/// The latest snapshot in `dir`.
+pub(super) fn latest(dir: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(list(dir)?.into_iter().max_by_key(|(index, _)| *index).map(|(_, path)| path))
+}
+
+fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let index = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
+        if let Some(index) = index {
+            found.push((index, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// Reads the latest snapshot in `dir`; `None` if there is none.
+pub(super) fn load(dir: &Path) -> Result<Option<State>, StoreError> {
+    let Some(path) = latest(dir).map_err(StoreError::io("looking for snapshots"))? else { return Ok(None) };
+    let bytes = std::fs::read(&path).map_err(StoreError::io("reading a snapshot"))?;
+    let damaged = |problem: String| StoreError::Damaged { path: path.clone(), problem };
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| damaged("it has no first line".into()))?;
+    let (digest, body) = (&bytes[..end], &bytes[end + 1..]);
+    if digest != hex(&Sha256::digest(body)).as_bytes() {
+        return Err(damaged("its checksum is wrong".into()));
+    }
+    let OwnedBody { format, mut state } =
+        serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))?;
+    if format != FORMAT {
+        return Err(damaged(format!("it has format {format}, and this version reads {FORMAT}")));
+    }
+    state.lookup = Lookup::of(&state);
+    Ok(Some(state))
+}
+
+/// Writes a snapshot durably, then removes older ones.
+pub(super) fn save(dir: &Path, state: &State) -> Result<(), StoreError> {
+    let body = serde_json::to_vec(&Body { format: FORMAT, state })
+        .map_err(|error| StoreError::Io { what: "encoding a snapshot", source: error.into() })?;
+    let path = dir.join(format!("{PREFIX}{:020}{SUFFIX}", state.index));
+    write(dir, &path, &body).map_err(StoreError::io("writing a snapshot"))?;
+    for (index, old) in list(dir).map_err(StoreError::io("looking for snapshots"))? {
+        if index < state.index {
+            std::fs::remove_file(old).map_err(StoreError::io("removing an old snapshot"))?;
+        }
+    }
+    Ok(())
+}
+
+fn write(dir: &Path, path: &Path, body: &[u8]) -> io::Result<()> {
+    let unfinished = dir.join("snapshot.tmp");
+    let mut file = File::create(&unfinished)?;
+    file.write_all(hex(&Sha256::digest(body)).as_bytes())?;
+    file.write_all(b"\n")?;
+    file.write_all(body)?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    sync_dir(dir)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

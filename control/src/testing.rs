@@ -1,0 +1,250 @@
+//! Objects and states for tests.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
+use mesh_api::session::{self, NodeDescription};
+use mesh_api::table::{NodeState, Protocol, PublishMode, Role, TaskState};
+
+use crate::apply::{Reply, apply};
+use crate::command::{Action, Command, Genesis};
+use crate::model::{
+    Availability, ClusterSpec, EndpointSpec, JoinSecrets, Lookup, Meta, Mode, NetworkAttachment, NetworkSpec, Node,
+    NodeSpec, NodeStatus, PortConfig, ServiceSpec, State, Task, TaskTemplate, UpdateConfig,
+};
+use crate::refusal::Refusal;
+
+/// A description of a host.
+pub(crate) fn description(hostname: &str) -> NodeDescription {
+    let host = hostname.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte)).max(1);
+    NodeDescription {
+        hostname: hostname.to_owned(),
+        addr: Ipv4Addr::new(192, 0, 2, host),
+        vtep: Ipv4Addr::new(192, 0, 2, host),
+        os: "linux".to_owned(),
+        architecture: "x86_64".to_owned(),
+        nano_cpus: 2_000_000_000,
+        memory_bytes: 1 << 30,
+        version: "0.1.0".to_owned(),
+        labels: Vec::new(),
+        dataplane: "tc".to_owned(),
+    }
+}
+
+/// A worker that is ready.
+pub(crate) fn node(id: &str) -> Node {
+    Node {
+        id: id.into(),
+        meta: Meta { version: 1, created_ns: 0, updated_ns: 0 },
+        spec: NodeSpec {
+            name: String::new(),
+            labels: BTreeMap::new(),
+            role: Role::Worker,
+            availability: Availability::Active,
+        },
+        description: description(id),
+        status: NodeStatus { state: NodeState::Ready, message: String::new(), since_ns: 0 },
+        secret_sha256: [0; 32],
+    }
+}
+
+/// A cluster's beginning.
+pub(crate) fn genesis() -> Genesis {
+    Genesis {
+        id: "cluster".into(),
+        digest: [1; 32],
+        join_secrets: JoinSecrets { worker: [2; 16], manager: [3; 16] },
+        hash_seed: 7,
+        ingress: "ingress-id".into(),
+        spec: ClusterSpec::default(),
+        data_path_port: 4789,
+        address_pools: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)],
+        subnet_size: 24,
+        avoid: Vec::new(),
+    }
+}
+
+/// A network without wishes.
+pub(crate) fn network(name: &str) -> NetworkSpec {
+    NetworkSpec {
+        name: name.to_owned(),
+        labels: BTreeMap::new(),
+        options: BTreeMap::new(),
+        internal: false,
+        attachable: false,
+        ingress: false,
+        ipam: Vec::new(),
+    }
+}
+
+/// A replicated service.
+pub(crate) fn service(name: &str, replicas: u64) -> ServiceSpec {
+    let mut task = TaskTemplate::default();
+    task.container.image = "shoal/whoami".to_owned();
+    ServiceSpec {
+        name: name.to_owned(),
+        labels: BTreeMap::new(),
+        task,
+        mode: Mode::Replicated { replicas },
+        update: UpdateConfig::default(),
+        rollback: UpdateConfig::default(),
+        endpoint: EndpointSpec::default(),
+    }
+}
+
+/// A port published on every node.
+pub(crate) fn ingress_port(published: u16, target: u16) -> PortConfig {
+    let (name, protocol) = (String::new(), Protocol::Tcp);
+    PortConfig { name, protocol, target, published, mode: PublishMode::Ingress }
+}
+
+/// An attachment to a network.
+pub(crate) fn attachment(network: &str) -> NetworkAttachment {
+    NetworkAttachment { target: network.into(), aliases: Vec::new(), options: BTreeMap::new() }
+}
+
+/// A state with its log, and a clock of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) state: State,
+    pub(crate) log: Vec<Command>,
+    pub(crate) now_ns: u64,
+    ids: u64,
+}
+
+impl World {
+    /// A cluster with its ingress network and these nodes.
+    pub(crate) fn new(nodes: &[&str]) -> Self {
+        let mut world = Self { state: State::empty(), log: Vec::new(), now_ns: 1_000_000_000_000, ids: 0 };
+        world.must(Action::Initialize(Box::new(genesis())));
+        for id in nodes {
+            world.add_node(id);
+        }
+        world
+    }
+
+    pub(crate) fn add_node(&mut self, id: &str) {
+        self.must(Action::AddNode {
+            id: id.into(),
+            role: Role::Worker,
+            description: description(id),
+            secret_sha256: [0; 32],
+        });
+    }
+
+    #[track_caller]
+    pub(crate) fn node(&self, id: &str) -> &Node {
+        &self.state.nodes[&NodeId::from(id)]
+    }
+
+    pub(crate) fn try_to(&mut self, action: Action) -> Result<Reply, Refusal> {
+        let command = Command { at_ns: self.now_ns, action };
+        let (state, reply) = apply(&self.state, self.state.index + 1, &command)?;
+        self.state = state;
+        self.log.push(command);
+        Ok(reply)
+    }
+
+    #[track_caller]
+    pub(crate) fn must(&mut self, action: Action) -> Reply {
+        self.try_to(action).unwrap()
+    }
+
+    pub(crate) fn create_network(&mut self, name: &str) -> NetworkId {
+        let id = NetworkId(format!("net-{name}"));
+        self.must(Action::CreateNetwork { id: id.clone(), spec: network(name) });
+        id
+    }
+
+    pub(crate) fn create_service(&mut self, spec: ServiceSpec) -> ServiceId {
+        let id = ServiceId(format!("svc-{}", spec.name));
+        self.must(Action::CreateService { id: id.clone(), spec: Box::new(spec) });
+        id
+    }
+
+    pub(crate) fn update_service(&mut self, id: &ServiceId, change: impl FnOnce(&mut ServiceSpec)) {
+        let service = &self.state.services[id];
+        let version = service.meta.version;
+        let mut spec = service.spec.clone();
+        change(&mut spec);
+        self.must(Action::UpdateService { id: id.clone(), version, spec: Box::new(spec) });
+    }
+
+    pub(crate) fn set_node_state(&mut self, id: &str, state: NodeState) {
+        self.must(Action::SetNodeStatus { id: id.into(), state, message: String::new(), description: None });
+    }
+
+    /// A node reports one of its tasks.
+    pub(crate) fn report(&mut self, task: &Task, state: TaskState) {
+        let node: NodeId = task.node.clone().unwrap();
+        let status = session::TaskStatus {
+            task: task.id.clone(),
+            state,
+            since_ns: self.now_ns,
+            message: String::new(),
+            err: String::new(),
+            pid: None,
+            exit_code: None,
+        };
+        self.must(Action::ReportTasks { node, statuses: vec![status] });
+    }
+
+    /// One pass of the orchestrator; whether it had anything to do, and when it wants to look again.
+    pub(crate) fn orchestrate(&mut self) -> (bool, Option<u64>) {
+        let mut ids = self.ids;
+        let plan = crate::orchestrator::reconcile(&self.state, self.now_ns, &mut || {
+            ids += 1;
+            TaskId(format!("id{ids:05}"))
+        });
+        self.ids = ids;
+        let busy = !plan.steps.is_empty();
+        if busy {
+            self.must(Action::Orchestrate { steps: plan.steps });
+        }
+        (busy, plan.wake_at_ns)
+    }
+
+    /// Checks what must hold in every state.
+    #[track_caller]
+    pub(crate) fn check_invariants(&self) {
+        let state = &self.state;
+        assert_eq!(state.lookup, Lookup::of(state), "the indexes follow the objects");
+        let mut addresses = std::collections::BTreeSet::new();
+        let mut take = |network: &NetworkId, addr: Ipv4Addr| {
+            assert!(addresses.insert((network.clone(), addr)), "{addr} of {network} is given twice");
+            let subnets = &state.networks[network].subnets;
+            assert!(subnets.iter().any(|subnet| subnet.range.contains(&addr)), "{addr} is outside {network}");
+            assert!(subnets.iter().all(|subnet| subnet.gateway != addr), "{addr} is a gateway");
+        };
+        let mut ports = std::collections::BTreeSet::new();
+        for service in state.services.values() {
+            for vip in &service.endpoint.vips {
+                vip.addr.into_iter().for_each(|addr| take(&vip.network, addr));
+            }
+            for port in &service.endpoint.ports {
+                assert_ne!(port.published, 0);
+                assert!(ports.insert((port.protocol, port.published)), "{} is published twice", port.published);
+            }
+        }
+        let mut incarnations = std::collections::BTreeSet::new();
+        for task in state.tasks.values() {
+            assert!(task.incarnation > 0 && incarnations.insert(task.incarnation));
+            let endpoints = task.endpoints.iter().filter(|_| !task.has_ended());
+            for endpoint in endpoints {
+                endpoint.addr.into_iter().for_each(|addr| take(&endpoint.network, addr));
+            }
+        }
+        let mut vnis = std::collections::BTreeSet::new();
+        let mut subnets: Vec<Ipv4Net> = Vec::new();
+        for network in state.networks.values() {
+            assert!(network.vni >= 4096 && vnis.insert(network.vni));
+            for subnet in &network.subnets {
+                let cidr = subnet.cidr;
+                assert!(!subnets.iter().any(|other| other.contains(&cidr) || cidr.contains(other)));
+                subnets.push(cidr);
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The agent as the `shoal` binary uses it: a host that is in no cluster, or a node of one.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_api::session::{AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_VERSION};
+use mesh_api::table::Table;
+use mesh_api::token::JoinToken;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::dataplane::Dataplane;
+use crate::facts::Describe;
+use crate::node::{Node, NodeError, NodeInputs};
+use crate::runtime::Runtime;
+use crate::session::{ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, connect};
+
+/// How long a join waits for the first table and for the dataplane to hold it.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the agent can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state folder.
+    #[error("cannot read the membership in the state folder {}", dir.display())]
+    State {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The host is a node, and can't be brought up as one.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+}
+
+/// How to join a cluster.
+#[derive(Debug, Clone)]
+pub struct JoinRequest {
+    /// Managers, any of which will do.
+    pub remotes: Vec<SocketAddr>,
+    /// The cluster's token for the role to join as.
+    pub token: JoinToken,
+    /// The address to advertise to the others.
+    pub advertise: Ipv4Addr,
+    /// The VXLAN address; mostly the same.
+    pub data_path: Ipv4Addr,
+}
+
+/// Why the host can't join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// It is a node already.
+    #[error("This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.")]
+    AlreadyMember,
+    /// No manager takes it.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The membership can't be remembered.
+    #[error("cannot write the membership to the state folder {}", dir.display())]
+    State {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It joined, but can't work as a node; it left again.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The manager took it but sent no table in time; it left again.
+    #[error("the manager sent no table within {} s", JOIN_TIMEOUT.as_secs())]
+    NoTable,
+}
+
+/// Why leaving was not clean; the host is out of the cluster all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveError {
+    /// It was in none.
+    #[error("This node is not part of a swarm")]
+    NotMember,
+    /// Something could not be removed.
+    #[error("left the swarm, but some of it could not be removed: {}", .0.join("; "))]
+    Leftovers(Vec<String>),
+}
+
+/// An agent.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    store: Store,
+    runtime: Runtime,
+    describe: Describe,
+    /// What is there while the host is a node; joining and leaving hold it throughout.
+    active: AsyncMutex<()>,
+    current: Mutex<Option<Active>>,
+}
+
+#[derive(Debug)]
+struct Active {
+    credentials: Arc<Mutex<Credentials>>,
+    session: Session,
+    node: Node,
+    tables: watch::Receiver<Option<Arc<Table>>>,
+    keeper: JoinHandle<()>,
+}
+
+impl Agent {
+    /// Comes up with what the state folder says: in no cluster, or a node with its last table, whose dataplane is up
+    /// before the managers are asked.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let store = Store::new(&config.state_dir);
+        let runtime = Runtime::new(store.tasks(), PathBuf::from("/proc/self/exe"));
+        let describe = Describe::new(config.hostname.clone());
+        let (active, current) = (AsyncMutex::new(()), Mutex::new(None));
+        let agent = Self { config, store, runtime, describe, active, current };
+        let wrap = |source| StartError::State { dir: agent.config.state_dir.clone(), source };
+        let Some(credentials) = agent.store.load_credentials().map_err(wrap)? else {
+            info!("in no cluster");
+            return Ok(agent);
+        };
+        let table = agent.store.load_table().map(Arc::new);
+        info!(node = %credentials.membership.node_id, index = table.as_ref().map(|table| table.index), "node of a cluster");
+        let has_table = table.is_some();
+        let (active, ready) = agent.activate(credentials, table, None);
+        // Without a table there is nothing to wait for until the managers answer.
+        if has_table {
+            match ready.await {
+                Ok(result) => result?,
+                Err(_) => warn!("the node's loop has stopped"),
+            }
+        }
+        agent.set(Some(active));
+        Ok(agent)
+    }
+
+    fn activate(
+        &self,
+        credentials: Credentials,
+        table: Option<Arc<Table>>,
+        connection: Option<Connection>,
+    ) -> (Active, tokio::sync::oneshot::Receiver<Result<(), NodeError>>) {
+        let membership = credentials.membership.clone();
+        let credentials = Arc::new(Mutex::new(credentials));
+        let (store, describe) = (self.store.clone(), self.describe.clone());
+        let session = Session::start(store, Arc::clone(&credentials), describe, table, connection);
+        let inputs = NodeInputs::of_session(
+            self.config.clone(),
+            membership,
+            self.runtime.clone(),
+            self.describe.clone(),
+            &session,
+        );
+        let (node, ready) = Node::start::<Dataplane>(inputs);
+        let tables = session.tables.clone();
+        let keeper = tokio::spawn(self.store.clone().keep_tables(tables.clone()));
+        (Active { credentials, session, node, tables, keeper }, ready)
+    }
+
+    /// Joins a cluster by one of its managers; returns once the dataplane holds the first table.
+    pub async fn join(&self, request: JoinRequest) -> Result<Membership, JoinError> {
+        let _joining = self.active.lock().await;
+        if self.membership().is_some() {
+            return Err(JoinError::AlreadyMember);
+        }
+        let JoinRequest { remotes, token, advertise, data_path } = request;
+        let hello = AgentMessage::Join {
+            protocol: PROTOCOL_VERSION,
+            token: token.to_string(),
+            node: self.description(advertise, data_path),
+        };
+        let connection = connect(&remotes, &hello).await?;
+        let ManagerMessage::Joined { cluster_id, node_id, secret, role } = connection.greeting.clone() else {
+            return Err(ConnectError::Unexpected { remote: connection.remote }.into());
+        };
+        let membership = Membership { cluster_id, node_id, role, advertise, data_path, remotes };
+        let credentials = Credentials { membership: membership.clone(), secret };
+        let saved = self.store.save_credentials(&credentials);
+        let (active, ready) = self.activate(credentials, None, Some(connection));
+        let result = match saved {
+            Err(source) => Err(JoinError::State { dir: self.config.state_dir.clone(), source }),
+            Ok(()) => match timeout(JOIN_TIMEOUT, ready).await {
+                Ok(Ok(result)) => result.map_err(JoinError::from),
+                Ok(Err(_)) | Err(_) => Err(JoinError::NoTable),
+            },
+        };
+        match result {
+            Ok(()) => {
+                info!(node = %membership.node_id, cluster = %membership.cluster_id, "joined");
+                self.set(Some(active));
+                Ok(membership)
+            }
+            Err(error) => {
+                for leftover in self.deactivate(active).await {
+                    warn!(leftover, "left behind by a join that failed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Leaves the cluster: stops the tasks, tears the dataplane down, forgets the membership. An error tells what was
+    /// left behind; the host is out of the cluster in any case.
+    pub async fn leave(&self) -> Result<(), LeaveError> {
+        let _leaving = self.active.lock().await;
+        let active = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let leftovers = self.deactivate(active.ok_or(LeaveError::NotMember)?).await;
+        info!("left the cluster");
+        if leftovers.is_empty() { Ok(()) } else { Err(LeaveError::Leftovers(leftovers)) }
+    }
+
+    async fn deactivate(&self, active: Active) -> Vec<String> {
+        let Active { session, node, keeper, .. } = active;
+        session.leave().await;
+        let mut leftovers = node.tear_down().await;
+        keeper.abort();
+        // Waited for, so that it does not write a table after they are forgotten.
+        let _ = keeper.await;
+        leftovers.extend(self.store.forget().iter().map(ToString::to_string));
+        self.describe.set_dataplane("none");
+        leftovers
+    }
+
+    /// The host's place in a cluster, while it has one.
+    pub fn membership(&self) -> Option<Membership> {
+        self.with(|active| {
+            let credentials = active.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+            credentials.membership.clone()
+        })
+    }
+
+    /// The last table, while the host is a node and has had one.
+    pub fn table(&self) -> Option<Arc<Table>> {
+        self.with(|active| active.tables.borrow().clone()).flatten()
+    }
+
+    /// The table index that the dataplane holds.
+    pub fn applied(&self) -> Option<u64> {
+        self.with(|active| *active.session.applied.borrow()).flatten()
+    }
+
+    /// How the session with the managers stands, while the host is a node.
+    pub fn session(&self) -> Option<SessionState> {
+        self.with(|active| active.session.state.borrow().clone())
+    }
+
+    /// The host, as it describes itself when it advertises `advertise` and does VXLAN from `data_path`.
+    pub fn description(&self, advertise: Ipv4Addr, data_path: Ipv4Addr) -> NodeDescription {
+        self.describe.describe(advertise, data_path)
+    }
+
+    /// Ends the agent; tasks and dataplane go on.
+    pub async fn shutdown(self) {
+        let active = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Active { node, session, tables, keeper, .. }) = active else { return };
+        drop(node);
+        drop(session);
+        keeper.abort();
+        let _ = keeper.await;
+        let table = tables.borrow().clone();
+        if let Some(table) = table {
+            if let Err(error) = self.store.save_table(&table) {
+                warn!(%error, "the table can't be written to the state folder");
+            }
+        }
+    }
+
+    fn set(&self, active: Option<Active>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = active;
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Active) -> T) -> Option<T> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(read)
+    }
+}

@@ -1,0 +1,187 @@
+//! Questions that are not ours, passed on to the host's resolvers.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use hickory_server::proto::op::Message;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::links::HOST_ADDR;
+
+/// Questions that may be out at once; more fail at once rather than pile up.
+const CONCURRENT_MAX: usize = 512;
+/// How long each resolver has for an answer.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// How many resolvers are asked, as in resolv.conf(5).
+const SERVERS_MAX: usize = 3;
+/// Longest answer taken by UDP, bytes.
+const UDP_BYTES_MAX: usize = 4096;
+
+/// Passes questions on.
+#[derive(Debug)]
+pub(super) struct Forwarder {
+    resolv_conf: PathBuf,
+    servers: Mutex<Servers>,
+    permits: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Servers {
+    /// When the file that they are from was written.
+    written: Option<SystemTime>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Forwarder {
+    /// Asks the resolvers that `resolv_conf` names, reading it again whenever it changes.
+    pub(super) fn new(resolv_conf: &Path) -> Self {
+        Self {
+            resolv_conf: resolv_conf.to_owned(),
+            servers: Mutex::new(Servers::default()),
+            permits: Semaphore::new(CONCURRENT_MAX),
+        }
+    }
+
+    /// The first resolver's answer to `question`, a DNS message; `None` when there is none to be had.
+    pub(super) async fn ask(&self, question: &[u8]) -> Option<Message> {
+        let _permit = self.permits.try_acquire().ok()?;
+        for server in self.servers() {
+            if let Ok(Ok(answer)) = timeout(ATTEMPT, ask_one(server, question)).await {
+                return Some(answer);
+            }
+        }
+        None
+    }
+
+    fn servers(&self) -> Vec<SocketAddr> {
+        let written = fs::metadata(&self.resolv_conf).and_then(|file| file.modified()).ok();
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.is_none() || servers.written != written {
+            let text = fs::read_to_string(&self.resolv_conf).unwrap_or_default();
+            *servers = Servers { written, addresses: parse(&text) };
+        }
+        servers.addresses.clone()
+    }
+}
+
+/// The name servers of a resolv.conf, but for ourselves.
+fn parse(text: &str) -> Vec<SocketAddr> {
+    let words = text.lines().map(str::split_whitespace);
+    let servers = words.filter_map(|mut words| match (words.next(), words.next()) {
+        (Some("nameserver"), Some(addr)) => addr.parse::<IpAddr>().ok(),
+        _ => None,
+    });
+    let others = servers.filter(|addr| *addr != IpAddr::V4(HOST_ADDR));
+    others.map(|addr| SocketAddr::new(addr, 53)).take(SERVERS_MAX).collect()
+}
+
+async fn ask_one(server: SocketAddr, question: &[u8]) -> io::Result<Message> {
+    let mut question = question.to_vec();
+    // An id of our own: the asker's may be guessed by whoever made it ask.
+    let id = rand::random::<u16>().to_be_bytes();
+    question.get_mut(..2).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(&id);
+    let answer = ask_udp(server, &question).await?;
+    if answer.metadata.truncation { ask_tcp(server, &question).await } else { Ok(answer) }
+}
+
+async fn ask_udp(server: SocketAddr, question: &[u8]) -> io::Result<Message> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(question).await?;
+    let mut buffer = vec![0; UDP_BYTES_MAX];
+    loop {
+        let len = socket.recv(&mut buffer).await?;
+        // Anything else is late, or forged.
+        if let Ok(answer) = decode(&buffer[..len], question) {
+            return Ok(answer);
+        }
+    }
+}
+
+async fn ask_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Message> {
+    let mut stream = TcpStream::connect(server).await?;
+    let len = u16::try_from(question.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    stream.write_all(&[&len.to_be_bytes(), question].concat()).await?;
+    let len = stream.read_u16().await?;
+    let mut answer = vec![0; usize::from(len)];
+    stream.read_exact(&mut answer).await?;
+    decode(&answer, question)
+}
+
+/// Decodes an answer, if it is one to `question`: the same id, and the same name and type asked for.
+fn decode(answer: &[u8], question: &[u8]) -> io::Result<Message> {
+    let answer = Message::from_vec(answer).map_err(io::Error::other)?;
+    let question = Message::from_vec(question).map_err(io::Error::other)?;
+    // Name comparison is without regard to case.
+    if answer.metadata.id != question.metadata.id || answer.queries != question.queries {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_server::proto::op::{OpCode, Query};
+    use hickory_server::proto::rr::{Name, RecordType};
+
+    use super::*;
+
+    #[test]
+    fn resolv_conf_gives_up_to_three_servers_without_ourselves() {
+        let text = "# comment\nsearch x\nnameserver 169.254.64.1\nnameserver 192.0.2.1\n nameserver ::1 # c\n\
+                    nameserver nonsense\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n";
+        let expected = ["192.0.2.1:53", "[::1]:53", "192.0.2.2:53"].map(|text| text.parse().unwrap());
+        assert_eq!(parse(text), expected);
+    }
+
+    fn question(id: u16, name: &str) -> Message {
+        let mut message = Message::new(id, hickory_server::proto::op::MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        message
+    }
+
+    #[test]
+    fn an_answer_counts_only_if_it_is_one_to_the_question() {
+        let asked = question(7, "example.com.").to_vec().unwrap();
+        let matches = |message: Message| decode(&message.to_vec().unwrap(), &asked).is_ok();
+        assert!(matches(question(7, "example.com.").into_response()));
+        assert!(!matches(question(8, "example.com.").into_response()));
+        assert!(!matches(question(7, "example.org.").into_response()));
+    }
+
+    #[tokio::test]
+    async fn a_resolver_is_asked_by_tcp_when_its_answer_is_cut_short_and_none_means_no_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let forwarder = Forwarder::new(&folder.path().join("missing"));
+        assert!(forwarder.ask(&question(1, "example.com.").to_vec().unwrap()).await.is_none());
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let server = udp.local_addr().unwrap();
+        let tcp = tokio::net::TcpListener::bind(server).await.unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            let (len, client) = udp.recv_from(&mut buffer).await.unwrap();
+            let mut answer = Message::from_vec(&buffer[..len]).unwrap().into_response();
+            answer.metadata.truncation = true;
+            udp.send_to(&answer.to_vec().unwrap(), client).await.unwrap();
+            let (mut stream, _) = tcp.accept().await.unwrap();
+            let mut asked = vec![0; usize::from(stream.read_u16().await.unwrap())];
+            stream.read_exact(&mut asked).await.unwrap();
+            let answer = Message::from_vec(&asked).unwrap().into_response().to_vec().unwrap();
+            stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        });
+        let answer = ask_one(server, &question(1, "example.com.").to_vec().unwrap()).await.unwrap();
+        assert!(!answer.metadata.truncation);
+    }
+}

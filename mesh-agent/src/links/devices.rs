@@ -1,0 +1,121 @@
+//! The node's own devices: the VXLAN device, and the pair by which the host itself is on the overlay.
+
+use std::net::Ipv4Addr;
+
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::{LinkUnspec, LinkVeth, LinkVxlan};
+use tracing::info;
+
+use super::{
+    HOST_ADDR, HOST_LINK, HOST_PEER_LINK, HOST_PREFIX, LinkError, Links, VXLAN_LINK, mtu_of, nft, sysctl,
+};
+
+/// The VXLAN device's MTU: what it sends is bounded by the underlay, and by the tasks' own MTU before that.
+pub const VXLAN_MTU: u32 = 65_000;
+
+/// Indices of the host's own pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPair {
+    /// [`HOST_LINK`].
+    pub host: u32,
+    /// [`HOST_PEER_LINK`].
+    pub peer: u32,
+}
+
+impl Links {
+    /// Makes the VXLAN device if it is not there as it has to be, and returns its index.
+    ///
+    /// One device serves every network: VNI and remote come with each packet (`external` in iproute2's words), and it
+    /// learns nothing.
+    pub async fn ensure_vxlan(&self, port: u16) -> Result<u32, LinkError> {
+        if let Some(link) = self.get(VXLAN_LINK).await? {
+            if !is_vxlan_on(&link, port) {
+                info!(link = VXLAN_LINK, port, "replacing a device of another kind or port");
+                self.remove(link.header.index).await?;
+            }
+        }
+        if self.index(VXLAN_LINK).await?.is_none() {
+            let message = LinkVxlan::new(VXLAN_LINK, 0).port(port).learning(false).collect_metadata(true);
+            let added = self.handle.link().add(message.build()).execute().await;
+            added.map_err(LinkError::netlink("add", VXLAN_LINK))?;
+        }
+        let index = self.require(VXLAN_LINK).await?;
+        sysctl::set_if_present(&["net", "ipv6", "conf", VXLAN_LINK, "disable_ipv6"], "1")?;
+        self.set("start", VXLAN_LINK, LinkUnspec::new_with_index(index).mtu(VXLAN_MTU).up()).await?;
+        Ok(index)
+    }
+
+    /// Makes the host's own pair if it is not there, gives it its address and `mtu`, and returns its indices.
+    pub async fn ensure_host_pair(&self, mtu: u32) -> Result<HostPair, LinkError> {
+        if self.index(HOST_LINK).await?.is_none() || self.index(HOST_PEER_LINK).await?.is_none() {
+            self.remove_named(HOST_LINK).await?;
+            self.remove_named(HOST_PEER_LINK).await?;
+            let message = LinkVeth::new(HOST_LINK, HOST_PEER_LINK).mtu(mtu);
+            let added = self.handle.link().add(message.build()).execute().await;
+            added.map_err(LinkError::netlink("add", HOST_LINK))?;
+        }
+        let pair =
+            HostPair { host: self.require(HOST_LINK).await?, peer: self.require(HOST_PEER_LINK).await? };
+        for (name, index) in [(HOST_LINK, pair.host), (HOST_PEER_LINK, pair.peer)] {
+            sysctl::set_if_present(&["net", "ipv6", "conf", name, "disable_ipv6"], "1")?;
+            self.set("start", name, LinkUnspec::new_with_index(index).mtu(mtu).up()).await?;
+        }
+        // Packets of tasks enter the host's stack here under their aliases, whatever the host's other routes say.
+        sysctl::set(&["net", "ipv4", "conf", HOST_LINK, "rp_filter"], "0")?;
+        sysctl::set(&["net", "ipv4", "ip_forward"], "1")?;
+        self.add_address(pair.host, HOST_ADDR, HOST_PREFIX).await?;
+        Ok(pair)
+    }
+
+    /// Installs Shoal's netfilter table: masquerade for the tasks' way out, no connection tracking for VXLAN.
+    pub async fn ensure_rules(&self, vxlan_port: u16) -> Result<(), LinkError> {
+        nft::install(vxlan_port).await
+    }
+
+    /// Removes the node's own devices and the netfilter table; goes on past failures and returns them all.
+    pub async fn remove_node_devices(&self) -> Vec<LinkError> {
+        let mut errors = Vec::new();
+        for name in [HOST_LINK, HOST_PEER_LINK, VXLAN_LINK] {
+            errors.extend(self.remove_named(name).await.err());
+        }
+        errors.extend(nft::remove().await.err());
+        errors
+    }
+
+    /// Whether the node's own devices are there, up to their MTU: what an audit looks at.
+    pub async fn node_devices_are_intact(&self, mtu: u32) -> Result<bool, LinkError> {
+        for (name, mtu) in [(HOST_LINK, mtu), (HOST_PEER_LINK, mtu), (VXLAN_LINK, VXLAN_MTU)] {
+            match self.get(name).await? {
+                Some(link) if mtu_of(&link) == Some(mtu) && is_up(&link) => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(self.addresses_of(HOST_LINK).await?.contains(&HOST_ADDR))
+    }
+
+    async fn addresses_of(&self, name: &str) -> Result<Vec<Ipv4Addr>, LinkError> {
+        let facts = self.facts().await?;
+        Ok(facts.links.into_iter().find(|link| link.name == name).map(|link| link.addresses).unwrap_or_default())
+    }
+}
+
+fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(netlink_packet_route::link::LinkFlags::Up)
+}
+
+fn is_vxlan_on(link: &LinkMessage, port: u16) -> bool {
+    let infos = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let Some(infos) = infos else { return false };
+    let is_vxlan = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Vxlan)));
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    });
+    let Some(data) = data else { return false };
+    is_vxlan
+        && data.iter().any(|item| matches!(item, InfoVxlan::Port(on) if *on == port))
+        && data.iter().any(|item| matches!(item, InfoVxlan::CollectMetadata(true)))
+}

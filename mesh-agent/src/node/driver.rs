@@ -1,0 +1,219 @@
+//! One task's way from its assignment to its end, told to the node's loop in events.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::id::TaskId;
+use mesh_api::table::TaskState;
+use nix::sys::signal::Signal;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::assign::Assignment;
+use crate::dataplane::LocalEndpoint;
+use crate::links::{LinkError, Links};
+use crate::runtime::layout::{EndpointFile, Exit};
+use crate::runtime::{Prepared, Running, Runtime, RuntimeError, parse_signal};
+
+/// Tasks that are made at once: each takes a few processor-milliseconds, and a node may be given hundreds.
+const STARTS_MAX: usize = 8;
+
+/// What a task's driver tells the loop.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The task entered a state on its way up.
+    Progress { task: TaskId, state: TaskState, message: &'static str },
+    /// Attach this link, which is not up yet; the answer is whether that worked.
+    Attach { task: TaskId, ifindex: u32, done: oneshot::Sender<bool> },
+    /// The task's links are configured: put them in the maps, then answer whether that worked.
+    Endpoints { task: TaskId, endpoints: Vec<LocalEndpoint>, done: oneshot::Sender<bool> },
+    /// The program runs.
+    Running { task: TaskId, pid: u32, since_ns: u64 },
+    /// The task is over.
+    Ended { task: TaskId, end: End },
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Its program ended, by itself or because it was told to.
+    Exited { exit: Exit, told: bool },
+    /// It never ran.
+    NotStarted { state: TaskState, err: String, exit_code: Option<i32> },
+}
+
+/// What drivers share.
+#[derive(Debug, Clone)]
+pub(super) struct Drivers {
+    runtime: Runtime,
+    links: Links,
+    events: mpsc::Sender<Event>,
+    starts: Arc<Semaphore>,
+}
+
+/// How a task is stopped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StopPlan {
+    signal: Signal,
+    grace: Duration,
+}
+
+impl StopPlan {
+    /// From a specification's signal name and grace period.
+    pub(super) fn new(signal: &str, grace_ns: u64) -> Self {
+        Self {
+            signal: parse_signal(signal).unwrap_or(Signal::SIGTERM),
+            grace: Duration::from_nanos(grace_ns),
+        }
+    }
+}
+
+/// Why a task could not be brought up.
+#[derive(Debug, thiserror::Error)]
+enum BringUpError {
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the dataplane does not take the task's links")]
+    Dataplane,
+    #[error("the agent is stopping")]
+    Agent,
+}
+
+impl Drivers {
+    pub(super) fn new(runtime: Runtime, links: Links, events: mpsc::Sender<Event>) -> Self {
+        Self { runtime, links, events, starts: Arc::new(Semaphore::new(STARTS_MAX)) }
+    }
+
+    /// Brings a task up, and then watches it; `aliases` are its endpoints', in order.
+    pub(super) async fn start(
+        self,
+        task: TaskId,
+        assignment: Assignment,
+        aliases: Vec<Ipv4Addr>,
+        stop: watch::Receiver<bool>,
+    ) {
+        let plan = StopPlan::new(&assignment.spec.stop_signal, assignment.spec.stop_grace_ns);
+        match self.bring_up(&task, &assignment, &aliases).await {
+            Ok(running) => self.watch(task, running, plan, stop).await,
+            // The loop is gone; the shim goes with its pipe.
+            Err(BringUpError::Agent) => {}
+            Err(error) => {
+                let exit_code = match &error {
+                    BringUpError::Runtime(RuntimeError::Start { code, .. }) => Some(*code),
+                    _ => None,
+                };
+                let err = chain(&error);
+                self.end(task, End::NotStarted { state: TaskState::Failed, err, exit_code }).await;
+            }
+        }
+    }
+
+    /// Watches a running task until its end, and stops it when told to.
+    pub(super) async fn watch(
+        self,
+        task: TaskId,
+        running: Running,
+        plan: StopPlan,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let (pid, since_ns) = (running.pid(), running.since_ns());
+        if self.events.send(Event::Running { task: task.clone(), pid, since_ns }).await.is_err() {
+            return;
+        }
+        let told = async { stop.wait_for(|stop| *stop).await.is_ok() };
+        let end = tokio::select! {
+            exit = running.wait() => End::Exited { exit, told: false },
+            told = told => {
+                // Without word, the loop has dropped its end: the agent stops, the task goes on.
+                if !told {
+                    return;
+                }
+                End::Exited { exit: running.stop(plan.signal, plan.grace).await, told: true }
+            }
+        };
+        self.end(task, end).await;
+    }
+
+    async fn end(self, task: TaskId, end: End) {
+        let _ = self.events.send(Event::Ended { task, end }).await;
+    }
+
+    async fn bring_up(
+        &self,
+        task: &TaskId,
+        assignment: &Assignment,
+        aliases: &[Ipv4Addr],
+    ) -> Result<Running, BringUpError> {
+        let _turn = self.starts.acquire().await.map_err(|_| BringUpError::Agent)?;
+        self.progress(task, TaskState::Preparing, "preparing").await?;
+        let Assignment { spec, init, links, .. } = assignment;
+        let files = links.iter().zip(aliases).map(|((network, link), alias)| EndpointFile {
+            network: network.clone(),
+            addr: link.addr,
+            alias: *alias,
+            link: link.host_name.clone(),
+        });
+        let prepared = self.runtime.prepare(task, spec, init, files.collect()).await?;
+        if let Err(error) = self.connect(task, assignment, aliases, &prepared).await {
+            prepared.abandon();
+            return Err(error);
+        }
+        self.progress(task, TaskState::Starting, "starting").await?;
+        Ok(prepared.start().await?)
+    }
+
+    /// Makes the task's links and puts them in the dataplane, each attached before it can carry a packet.
+    async fn connect(
+        &self,
+        task: &TaskId,
+        assignment: &Assignment,
+        aliases: &[Ipv4Addr],
+        prepared: &Prepared,
+    ) -> Result<(), BringUpError> {
+        let netns = prepared.netns()?;
+        let mut endpoints = Vec::new();
+        for ((network, link), alias) in assignment.links.iter().zip(aliases) {
+            let ifindex = self.links.add_endpoint(&netns, link).await?;
+            self.ask(|done| Event::Attach { task: task.clone(), ifindex, done }).await?;
+            self.links.start_endpoint(ifindex).await?;
+            let (task, network) = (task.clone(), network.clone());
+            endpoints.push(LocalEndpoint { task, network, addr: link.addr, ifindex, alias: *alias });
+        }
+        Links::open_in(&netns)?.configure_task(&netns, &assignment.network).await?;
+        self.ask(|done| Event::Endpoints { task: task.clone(), endpoints, done }).await
+    }
+
+    async fn progress(
+        &self,
+        task: &TaskId,
+        state: TaskState,
+        message: &'static str,
+    ) -> Result<(), BringUpError> {
+        let event = Event::Progress { task: task.clone(), state, message };
+        self.events.send(event).await.map_err(|_| BringUpError::Agent)
+    }
+
+    async fn ask(&self, event: impl FnOnce(oneshot::Sender<bool>) -> Event) -> Result<(), BringUpError> {
+        let (done, answer) = oneshot::channel();
+        self.events.send(event(done)).await.map_err(|_| BringUpError::Agent)?;
+        match answer.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(BringUpError::Dataplane),
+            Err(_) => Err(BringUpError::Agent),
+        }
+    }
+}
+
+/// An error and what it came from, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,359 @@
+//! The node's loop: brings this host to what the table asks of it, and tells the managers how that stands.
+//!
+//! One task owns everything that changes: the dataplane, the zone, which tasks there are. Tasks' own ways up and down
+//! are [`driver`]s beside it, which talk to it in events.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::id::{NodeId, TaskId};
+use mesh_api::session::TaskStatus;
+use mesh_api::table::{Table, TaskState};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tracing::{info, warn};
+
+mod alias;
+mod assign;
+mod driver;
+mod plan;
+mod plane;
+mod setup;
+mod tasks;
+
+use alias::Aliases;
+use driver::{Drivers, Event, chain};
+use plan::{TaskAction, TaskView, plan_tasks};
+pub(crate) use plane::Plane;
+pub use setup::NodeError;
+use setup::Setup;
+use tasks::LocalTask;
+
+use crate::config::Config;
+use crate::dataplane::Local;
+use crate::dns;
+use crate::facts::Describe;
+use crate::links::Watch;
+use crate::runtime::Runtime;
+use crate::session::{Membership, Session, Statuses};
+
+/// How often the host is looked at when nothing tells of a change.
+const AUDIT: Duration = Duration::from_secs(2);
+/// How long changes are gathered before they go to the dataplane.
+const DEBOUNCE: Duration = Duration::from_millis(3);
+/// How long a node that can't be brought up waits before it tries again.
+const RETRY: Duration = Duration::from_secs(5);
+/// Events waiting for the loop.
+const EVENTS: usize = 256;
+
+/// What a node is made of, and where it reports.
+#[derive(Debug)]
+pub(crate) struct NodeInputs {
+    pub(crate) config: Config,
+    pub(crate) membership: Membership,
+    pub(crate) runtime: Runtime,
+    pub(crate) describe: Describe,
+    pub(crate) tables: watch::Receiver<Option<Arc<Table>>>,
+    pub(crate) settled: watch::Receiver<u64>,
+    pub(crate) applied: watch::Sender<Option<u64>>,
+    pub(crate) statuses: watch::Sender<Statuses>,
+}
+
+impl NodeInputs {
+    /// A node that hears and reports through `session`.
+    pub(crate) fn of_session(
+        config: Config,
+        membership: Membership,
+        runtime: Runtime,
+        describe: Describe,
+        session: &Session,
+    ) -> Self {
+        Self {
+            config,
+            membership,
+            runtime,
+            describe,
+            tables: session.tables.clone(),
+            settled: session.settled.clone(),
+            applied: session.applied.clone(),
+            statuses: session.statuses.clone(),
+        }
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    commands: mpsc::Sender<Command>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Command {
+    /// Stop the tasks, remove everything, and say what went wrong on the way.
+    TearDown(oneshot::Sender<Vec<String>>),
+}
+
+impl Node {
+    /// Starts a node, with the dataplane `P`. The receiver tells how the first attempt to bring it up went; it waits
+    /// for a table.
+    pub(crate) fn start<P: Plane>(inputs: NodeInputs) -> (Self, oneshot::Receiver<Result<(), NodeError>>) {
+        let (commands, receiver) = mpsc::channel(1);
+        let (ready, first) = oneshot::channel();
+        let task = tokio::spawn(run::<P>(inputs, receiver, ready));
+        (Self { commands, task }, first)
+    }
+
+    /// Stops the tasks and removes everything; returns what went wrong on the way.
+    pub(crate) async fn tear_down(self) -> Vec<String> {
+        let (reply, errors) = oneshot::channel();
+        if self.commands.send(Command::TearDown(reply)).await.is_err() {
+            return Vec::new();
+        }
+        errors.await.unwrap_or_else(|_| vec!["the node's loop has stopped".to_owned()])
+    }
+}
+
+impl Drop for Node {
+    /// The loop stops; tasks and dataplane go on.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run<P: Plane>(
+    mut inputs: NodeInputs,
+    mut commands: mpsc::Receiver<Command>,
+    ready: oneshot::Sender<Result<(), NodeError>>,
+) {
+    let mut ready = Some(ready);
+    let worker = loop {
+        let attempt = async {
+            // The sender is the session's; without it there is nothing to be a node of.
+            let table = inputs.tables.wait_for(Option::is_some).await.ok().and_then(|table| table.clone())?;
+            Some(Worker::<P>::bring_up(&inputs, table).await)
+        };
+        let brought_up = tokio::select! {
+            brought_up = attempt => brought_up,
+            command = commands.recv() => {
+                if let Some(Command::TearDown(reply)) = command {
+                    let _ = reply.send(Vec::new());
+                }
+                return;
+            }
+        };
+        match brought_up {
+            Some(Ok(worker)) => break worker,
+            Some(Err(error)) => {
+                warn!(error = &error as &dyn std::error::Error, "the node can't be brought up");
+                if let Some(ready) = ready.take() {
+                    let _ = ready.send(Err(error));
+                }
+            }
+            None => return,
+        }
+        sleep(RETRY).await;
+    };
+    if let Some(ready) = ready.take() {
+        let _ = ready.send(Ok(()));
+    }
+    worker.run(inputs, commands).await;
+}
+
+/// The loop's state.
+struct Worker<P> {
+    config: Config,
+    node: NodeId,
+    membership: Membership,
+    setup: Setup<P>,
+    runtime: Runtime,
+    drivers: Drivers,
+    events: mpsc::Receiver<Event>,
+    table: Arc<Table>,
+    tasks: BTreeMap<TaskId, LocalTask>,
+    aliases: Aliases,
+    applied: watch::Sender<Option<u64>>,
+    statuses: watch::Sender<Statuses>,
+    /// When the dataplane is to be brought up to date, if it is not.
+    apply_at: Option<Instant>,
+    tearing_down: Option<oneshot::Sender<Vec<String>>>,
+}
+
+impl<P: Plane> Worker<P> {
+    /// Makes the node's own parts, finds the tasks of an earlier run, and applies the table.
+    async fn bring_up(inputs: &NodeInputs, table: Arc<Table>) -> Result<Self, NodeError> {
+        let NodeInputs { config, membership, runtime, describe, applied, statuses, .. } = inputs;
+        let setup = Setup::<P>::bring_up(config, membership.data_path, &table).await?;
+        describe.set_dataplane(setup.plane.mode());
+        let (sender, events) = mpsc::channel(EVENTS);
+        let mut worker = Self {
+            config: config.clone(),
+            node: membership.node_id.clone(),
+            membership: membership.clone(),
+            drivers: Drivers::new(runtime.clone(), setup.links.clone(), sender),
+            runtime: runtime.clone(),
+            setup,
+            events,
+            table,
+            tasks: BTreeMap::new(),
+            aliases: Aliases::default(),
+            applied: applied.clone(),
+            statuses: statuses.clone(),
+            apply_at: None,
+            tearing_down: None,
+        };
+        worker.adopt().await?;
+        worker.apply().map_err(|error| NodeError::Dataplane(Box::new(error)))?;
+        Ok(worker)
+    }
+
+    async fn run(mut self, inputs: NodeInputs, mut commands: mpsc::Receiver<Command>) {
+        let NodeInputs { mut tables, mut settled, .. } = inputs;
+        let mut watch = Watch::open().map_err(|error| warn!(%error, "interfaces are only polled")).ok();
+        let mut audit = interval(AUDIT);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tables.mark_changed();
+        loop {
+            self.plan(*settled.borrow());
+            let deadline = self.tasks.values().filter_map(LocalTask::drain_deadline).min();
+            tokio::select! {
+                Ok(()) = tables.changed() => {
+                    if let Some(table) = tables.borrow_and_update().clone() {
+                        self.table = table;
+                        self.apply_soon();
+                    }
+                }
+                Ok(()) = settled.changed() => drop(settled.borrow_and_update()),
+                Some(event) = self.events.recv() => self.event(event).await,
+                () = at(self.apply_at) => self.apply_now(),
+                () = at(deadline) => {}
+                () = changed(&mut watch) => self.audit().await,
+                _ = audit.tick() => self.audit().await,
+                command = commands.recv() => match command {
+                    Some(Command::TearDown(reply)) => self.begin_tear_down(reply),
+                    None => return,
+                },
+            }
+            if self.tasks.values().all(LocalTask::has_ended) {
+                if let Some(reply) = self.tearing_down.take() {
+                    let _ = reply.send(self.tear_down().await);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn plan(&mut self, settled: u64) {
+        if self.tearing_down.is_some() {
+            return;
+        }
+        let local: BTreeMap<TaskId, TaskView> =
+            self.tasks.iter().map(|(id, task)| (id.clone(), task.view)).collect();
+        for action in plan_tasks(&self.table, &self.node, &local, settled, Instant::now()) {
+            match action {
+                TaskAction::Start(id) => self.start(&id),
+                TaskAction::Decline(id) => self.decline(&id),
+                TaskAction::Drain(id) => self.drain(&id),
+                TaskAction::Stop(id) => self.stop(&id),
+                TaskAction::Forget(id) => self.forget(&id),
+            }
+        }
+    }
+
+    fn apply_soon(&mut self) {
+        self.apply_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+    }
+
+    fn apply_now(&mut self) {
+        if let Err(error) = self.apply() {
+            warn!(error = &error as &dyn std::error::Error, "the dataplane can't follow the table");
+        }
+    }
+
+    /// Brings dataplane and zone to the table, and tells the managers so.
+    fn apply(&mut self) -> Result<(), P::Error> {
+        self.apply_at = None;
+        let local = Local {
+            node: self.node.clone(),
+            vtep: self.membership.data_path,
+            addresses: self.setup.facts.node_addresses(),
+            endpoints: self.tasks.values().flat_map(|task| task.endpoints.iter().cloned()).collect(),
+        };
+        self.setup.dns.set_zone(dns::zone(&self.table, &local.endpoints));
+        self.setup.plane.apply(&self.table, &local)?;
+        self.applied.send_if_modified(|applied| {
+            let index = Some(self.table.index);
+            std::mem::replace(applied, index) != index
+        });
+        Ok(())
+    }
+
+    async fn audit(&mut self) {
+        match self.setup.audit(&self.config, self.membership.data_path, &self.table).await {
+            Ok(true) => self.refresh_links().await,
+            Ok(false) => {}
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "the node's devices can't be kept right"),
+        }
+        self.audit_links().await;
+        // Also what failed before is tried again here.
+        self.apply_now();
+    }
+
+    fn report(&self, status: TaskStatus) {
+        info!(task = %status.task, state = ?status.state, message = status.message, err = status.err, "task");
+        self.statuses.send_modify(|statuses| drop(statuses.insert(status.task.clone(), status)));
+    }
+
+    fn begin_tear_down(&mut self, reply: oneshot::Sender<Vec<String>>) {
+        self.tearing_down = Some(reply);
+        let running: Vec<_> = self.tasks.keys().cloned().collect();
+        for id in running {
+            self.stop(&id);
+        }
+    }
+
+    async fn tear_down(self) -> Vec<String> {
+        let Self { setup, runtime, tasks, .. } = self;
+        let mut errors = setup.tear_down().await;
+        for id in tasks.keys() {
+            errors.extend(runtime.remove(id).err().map(|error| chain(&error)));
+        }
+        errors
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn changed(watch: &mut Option<Watch>) {
+    match watch {
+        Some(watch) => {
+            watch.changed().await;
+            // Interfaces come with a burst of messages each.
+            sleep(DEBOUNCE).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// A state for people to read in `docker service ps`.
+fn status(task: &TaskId, state: TaskState, message: &str, err: String) -> TaskStatus {
+    TaskStatus {
+        task: task.clone(),
+        state,
+        since_ns: crate::runtime::layout::now_ns(),
+        message: message.to_owned(),
+        err,
+        pid: None,
+        exit_code: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! The dataplane as the node's loop uses it: the real one, and a fake that the loop's tests look into.
+
+use std::error::Error;
+
+use mesh_api::table::Table;
+
+use crate::dataplane::{Dataplane, DataplaneConfig, DataplaneError, Local};
+
+/// Programs and maps of a node. Calls block, for milliseconds.
+pub(crate) trait Plane: Sized + Send + 'static {
+    /// What can go wrong.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Loads and attaches what is of the node, taking over what is pinned already.
+    fn open(config: DataplaneConfig) -> Result<Self, Self::Error>;
+    /// Makes the maps hold what follows from the table.
+    fn apply(&mut self, table: &Table, local: &Local) -> Result<(), Self::Error>;
+    /// Attaches the host's side of a task's link; one that is attached already is no error.
+    fn attach_endpoint(&mut self, ifindex: u32) -> Result<(), Self::Error>;
+    /// Forgets the host's side of a task's link, which may be gone.
+    fn detach_endpoint(&mut self, ifindex: u32);
+    /// How the uplinks are attached, in a word.
+    fn mode(&self) -> &'static str;
+    /// Removes everything, going on past failures.
+    fn uninstall(self) -> Result<(), Vec<Self::Error>>;
+}
+
+impl Plane for Dataplane {
+    type Error = DataplaneError;
+
+    fn open(config: DataplaneConfig) -> Result<Self, DataplaneError> {
+        Self::open(config)
+    }
+
+    fn apply(&mut self, table: &Table, local: &Local) -> Result<(), DataplaneError> {
+        self.apply(table, local)
+    }
+
+    fn attach_endpoint(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+        self.attach_endpoint(ifindex)
+    }
+
+    fn detach_endpoint(&mut self, ifindex: u32) {
+        self.detach_endpoint(ifindex);
+    }
+
+    fn mode(&self) -> &'static str {
+        self.mode()
+    }
+
+    fn uninstall(self) -> Result<(), Vec<DataplaneError>> {
+        self.uninstall()
+    }
+}

@@ -1,0 +1,347 @@
+//! The tasks of this node in the loop's hands: started, drained, stopped, found again, cleared away.
+
+use std::net::Ipv4Addr;
+
+use mesh_api::id::TaskId;
+use mesh_api::table::TaskState;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::assign::{AssignError, assign};
+use super::driver::{End, Event, StopPlan, chain};
+use super::plan::{Drain, Phase, TaskView};
+use super::plane::Plane;
+use super::setup::NodeError;
+use super::{Worker, status};
+use crate::dataplane::LocalEndpoint;
+use crate::links::{LinkError, Links};
+use crate::runtime::layout::Exit;
+use crate::runtime::{Found, Running};
+
+/// A task of this node.
+#[derive(Debug)]
+pub(super) struct LocalTask {
+    pub(super) view: TaskView,
+    /// Its endpoints, once they are in the dataplane.
+    pub(super) endpoints: Vec<LocalEndpoint>,
+    /// Links that programs are attached to.
+    attached: Vec<u32>,
+    /// Aliases that it holds.
+    aliases: Vec<Ipv4Addr>,
+    /// Its process, while it runs: to look into its namespace.
+    pid: Option<u32>,
+    /// Why it is stopped though the managers want it to run.
+    failure: Option<&'static str>,
+    /// Tells its driver to stop it.
+    stop: watch::Sender<bool>,
+}
+
+impl LocalTask {
+    fn new(phase: Phase, stop: watch::Sender<bool>) -> Self {
+        Self {
+            view: TaskView { phase, drain: None },
+            endpoints: Vec::new(),
+            attached: Vec::new(),
+            aliases: Vec::new(),
+            pid: None,
+            failure: None,
+            stop,
+        }
+    }
+
+    fn ended() -> Self {
+        Self::new(Phase::Ended, watch::channel(true).0)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.view.phase == Phase::Ended
+    }
+
+    /// When its drain is over without news, if that is waited for.
+    pub(super) fn drain_deadline(&self) -> Option<Instant> {
+        let waiting = matches!(self.view.phase, Phase::Starting | Phase::Running);
+        self.view.drain.filter(|_| waiting).map(|drain| drain.deadline())
+    }
+}
+
+impl<P: Plane> Worker<P> {
+    pub(super) fn start(&mut self, id: &TaskId) {
+        let Some(record) = self.table.tasks.get(id) else { return };
+        let assignment = match assign(&self.table, record, &self.config.hostname, self.setup.mtu) {
+            Ok(assignment) => assignment,
+            Err(error) => {
+                let state = match error {
+                    AssignError::Image(_) | AssignError::TooManyEndpoints => TaskState::Rejected,
+                    AssignError::NoSpec | AssignError::NoSubnet { .. } => TaskState::Failed,
+                };
+                self.tasks.insert(id.clone(), LocalTask::ended());
+                self.report(status(id, state, "preparing", error.to_string()));
+                return;
+            }
+        };
+        let (sender, stop) = watch::channel(false);
+        let mut task = LocalTask::new(Phase::Starting, sender);
+        while task.aliases.len() < assignment.links.len() {
+            match self.aliases.take() {
+                Some(alias) => task.aliases.push(alias),
+                None => {
+                    task.aliases.drain(..).for_each(|alias| self.aliases.release(alias));
+                    self.tasks.insert(id.clone(), LocalTask::ended());
+                    let err = "this node has no node-local address left for the task".to_owned();
+                    self.report(status(id, TaskState::Failed, "preparing", err));
+                    return;
+                }
+            }
+        }
+        let aliases = task.aliases.clone();
+        self.tasks.insert(id.clone(), task);
+        self.report(status(id, TaskState::Accepted, "accepted", String::new()));
+        tokio::spawn(self.drivers.clone().start(id.clone(), assignment, aliases, stop));
+    }
+
+    pub(super) fn decline(&mut self, id: &TaskId) {
+        self.tasks.insert(id.clone(), LocalTask::ended());
+        self.report(status(id, TaskState::Shutdown, "shutdown before it started", String::new()));
+    }
+
+    pub(super) fn drain(&mut self, id: &TaskId) {
+        let index = self.table.index;
+        if let Some(task) = self.tasks.get_mut(id) {
+            debug!(task = %id, index, "draining");
+            task.view.drain = Some(Drain { index, since: Instant::now() });
+        }
+    }
+
+    pub(super) fn stop(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id).filter(|task| !task.has_ended()) {
+            task.view.phase = Phase::Stopping;
+            task.stop.send_replace(true);
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: &TaskId) {
+        self.tasks.remove(id);
+        self.statuses.send_modify(|statuses| drop(statuses.remove(id)));
+        if let Err(error) = self.runtime.remove(id) {
+            warn!(task = %id, error = &error as &dyn std::error::Error, "a task's folder is left behind");
+        }
+    }
+
+    pub(super) async fn event(&mut self, event: Event) {
+        match event {
+            Event::Progress { task, state, message } => {
+                self.report(status(&task, state, message, String::new()));
+            }
+            Event::Attach { task, ifindex, done } => {
+                let attached = self.setup.plane.attach_endpoint(ifindex);
+                if let Err(error) = &attached {
+                    warn!(%task, error = error as &dyn std::error::Error, "a task's link can't be attached to");
+                }
+                if let Some(task) = self.tasks.get_mut(&task) {
+                    task.attached.push(ifindex);
+                }
+                let _ = done.send(attached.is_ok());
+            }
+            Event::Endpoints { task, endpoints, done } => {
+                if let Some(task) = self.tasks.get_mut(&task) {
+                    task.endpoints = endpoints;
+                }
+                let applied = self.apply();
+                if let Err(error) = &applied {
+                    warn!(%task, error = error as &dyn std::error::Error, "a task's endpoints can't be applied");
+                }
+                let _ = done.send(applied.is_ok());
+            }
+            Event::Running { task, pid, since_ns } => self.running(&task, pid, since_ns),
+            Event::Ended { task, end } => self.end(&task, end).await,
+        }
+    }
+
+    fn running(&mut self, id: &TaskId, pid: u32, since_ns: u64) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.pid = Some(pid);
+        if task.view.phase == Phase::Starting {
+            task.view.phase = Phase::Running;
+        }
+        let mut status = status(id, TaskState::Running, "started", String::new());
+        status.since_ns = since_ns;
+        status.pid = Some(pid);
+        self.report(status);
+    }
+
+    async fn end(&mut self, id: &TaskId, end: End) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.view.phase = Phase::Ended;
+        task.pid = None;
+        task.endpoints.clear();
+        let (attached, aliases) = (std::mem::take(&mut task.attached), std::mem::take(&mut task.aliases));
+        for ifindex in attached {
+            self.setup.plane.detach_endpoint(ifindex);
+            if let Err(error) = self.setup.links.remove(ifindex).await {
+                warn!(task = %id, error = &error as &dyn std::error::Error, "a task's link is left behind");
+            }
+        }
+        for alias in aliases {
+            self.aliases.release(alias);
+        }
+        self.report_end(id, end);
+        self.apply_soon();
+    }
+
+    fn report_end(&self, id: &TaskId, end: End) {
+        let failure = self.tasks.get(id).and_then(|task| task.failure);
+        let reported = match end {
+            End::NotStarted { state, err, exit_code } => {
+                let mut status = status(id, state, "starting", err);
+                status.exit_code = exit_code;
+                status
+            }
+            End::Exited { exit: Exit { code, since_ns, err }, told } => {
+                let (state, message) = match (told, code) {
+                    (true, _) if failure.is_some() => (TaskState::Failed, "stopped"),
+                    (true, _) => (TaskState::Shutdown, "shutdown"),
+                    (false, 0) => (TaskState::Complete, "finished"),
+                    (false, _) => (TaskState::Failed, "started"),
+                };
+                // Docker's words for what ended by itself.
+                let err = match state {
+                    TaskState::Failed if told => failure.unwrap_or_default().to_owned(),
+                    TaskState::Failed if err.is_empty() => format!("task: non-zero exit ({code})"),
+                    TaskState::Failed => format!("task: non-zero exit ({code}): {err}"),
+                    _ => err,
+                };
+                let mut status = status(id, state, message, err);
+                status.since_ns = since_ns;
+                status.exit_code = Some(code);
+                status
+            }
+        };
+        self.report(reported);
+    }
+
+    /// Takes on the tasks of an earlier run of the agent, and clears away what they left.
+    pub(super) async fn adopt(&mut self) -> Result<(), NodeError> {
+        for Found { file, state } in self.runtime.find()? {
+            let id = file.task.clone();
+            match state {
+                Ok(running) => {
+                    let aliases: Vec<_> = file.endpoints.iter().map(|endpoint| endpoint.alias).collect();
+                    aliases.iter().for_each(|alias| self.aliases.adopt(*alias));
+                    let mut endpoints = Vec::new();
+                    for endpoint in file.endpoints {
+                        let Some(ifindex) = self.setup.links.index(&endpoint.link).await? else { break };
+                        let (task, network) = (id.clone(), endpoint.network);
+                        let (addr, alias) = (endpoint.addr, endpoint.alias);
+                        endpoints.push(LocalEndpoint { task, network, addr, ifindex, alias });
+                    }
+                    let plan = StopPlan::new(&file.stop_signal, file.stop_grace_ns);
+                    let whole = endpoints.len() == aliases.len();
+                    self.adopt_running(&id, running, plan, endpoints, aliases);
+                    if !whole {
+                        self.cut_off(&id);
+                    }
+                }
+                Err(exit) => {
+                    self.tasks.insert(id.clone(), LocalTask::ended());
+                    let told = self.table.tasks.get(&id).is_none_or(|task| task.desired.is_terminal());
+                    self.report_end(&id, End::Exited { exit, told });
+                }
+            }
+        }
+        self.audit_links().await;
+        Ok(())
+    }
+
+    fn adopt_running(
+        &mut self,
+        id: &TaskId,
+        running: Running,
+        plan: StopPlan,
+        endpoints: Vec<LocalEndpoint>,
+        aliases: Vec<Ipv4Addr>,
+    ) {
+        info!(task = %id, pid = running.pid(), "found running");
+        let (sender, stop) = watch::channel(false);
+        let mut task = LocalTask::new(Phase::Running, sender);
+        task.pid = Some(running.pid());
+        task.aliases = aliases;
+        for endpoint in &endpoints {
+            task.attached.push(endpoint.ifindex);
+            if let Err(error) = self.setup.plane.attach_endpoint(endpoint.ifindex) {
+                warn!(task = %id, error = &error as &dyn std::error::Error, "a task's link can't be attached to");
+            }
+        }
+        task.endpoints = endpoints;
+        self.tasks.insert(id.clone(), task);
+        tokio::spawn(self.drivers.clone().watch(id.clone(), running, plan, stop));
+    }
+
+    /// Removes tasks' links that belong to no task of ours, and stops tasks whose links are gone.
+    pub(super) async fn audit_links(&mut self) {
+        let facts = match self.setup.links.facts().await {
+            Ok(facts) => facts,
+            Err(error) => return warn!(error = &error as &dyn std::error::Error, "interfaces can't be listed"),
+        };
+        let ours = |ifindex| self.tasks.values().any(|task| task.attached.contains(&ifindex));
+        // A task on its way up makes links before it tells of them.
+        if self.tasks.values().all(|task| task.view.phase != Phase::Starting) {
+            for link in facts.links.iter().filter(|link| link.is_task_link() && !ours(link.ifindex)) {
+                info!(link = link.name, "removing the link of no task");
+                if let Err(error) = self.setup.links.remove(link.ifindex).await {
+                    warn!(link = link.name, error = chain(&error), "it can't be removed");
+                }
+            }
+        }
+        let there = |ifindex: &u32| facts.links.iter().any(|link| link.ifindex == *ifindex);
+        let cut_off = self.tasks.iter().filter(|(_, task)| {
+            task.view.phase == Phase::Running && !task.endpoints.iter().all(|endpoint| there(&endpoint.ifindex))
+        });
+        let cut_off: Vec<_> = cut_off.map(|(id, _)| id.clone()).collect();
+        for id in cut_off {
+            self.cut_off(&id);
+        }
+    }
+
+    /// Stops a task that lost its network, for the managers to replace it.
+    fn cut_off(&mut self, id: &TaskId) {
+        warn!(task = %id, "a task's link is gone; stopping the task");
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.failure = Some("the task's network link was removed");
+        }
+        self.stop(id);
+    }
+
+    /// Brings tasks' links to the MTU that the uplinks leave, and programs back to where they were attached.
+    pub(super) async fn refresh_links(&mut self) {
+        let mtu = self.setup.mtu;
+        for (id, task) in &self.tasks {
+            for endpoint in &task.endpoints {
+                let resized = self.setup.links.set_mtu(endpoint.ifindex, mtu).await;
+                let attached = self.setup.plane.attach_endpoint(endpoint.ifindex);
+                let errors = [resized.err().map(|error| chain(&error)), attached.err().map(|error| chain(&error))];
+                for error in errors.into_iter().flatten() {
+                    warn!(task = %id, error, "a task's link can't be brought up to date");
+                }
+            }
+            if let Some(pid) = task.pid {
+                if let Err(error) = resize_inside(pid, task.endpoints.len(), mtu).await {
+                    warn!(task = %id, error = chain(&error), "a task's MTU can't be set");
+                }
+            }
+        }
+    }
+}
+
+/// Sets the MTU of the links inside a task.
+async fn resize_inside(pid: u32, count: usize, mtu: u32) -> Result<(), LinkError> {
+    let netns =
+        crate::sys::netns::Netns::of_pid(pid).map_err(|source| LinkError::Netns { pid, source })?;
+    let links = Links::open_in(&netns)?;
+    for number in 0..count {
+        if let Some(index) = links.index(&format!("eth{number}")).await? {
+            links.set_mtu(index, mtu).await?;
+        }
+    }
+    Ok(())
+}

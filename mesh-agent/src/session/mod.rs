@@ -1,0 +1,395 @@
+//! The node's side of the session with the managers.
+//!
+//! Keeps one session open, whatever breaks: the table that comes out of it is the last one heard of, and what goes
+//! in (the index that the dataplane holds, the tasks' states) is said again to whichever manager listens next.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_api::codec::CodecError;
+use mesh_api::id::TaskId;
+use mesh_api::session::{
+    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, PROTOCOL_VERSION, RefusalReason, SESSION_TIMEOUT_MS,
+    TaskStatus,
+};
+use mesh_api::table::{DeltaGap, Table};
+use rand::RngExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, info, warn};
+
+mod connect;
+mod store;
+
+pub use connect::ConnectError;
+pub(crate) use connect::{Connection, connect};
+pub use store::Membership;
+pub(crate) use store::{Credentials, Store};
+
+use crate::facts::Describe;
+
+const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_PERIOD_MS);
+const SILENCE: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Messages read ahead of what they change.
+const READ_AHEAD: usize = 64;
+/// Task states in one message, far below the longest frame.
+const STATUSES_MAX: usize = 500;
+
+/// The states of this node's tasks, all of them.
+pub(crate) type Statuses = BTreeMap<TaskId, TaskStatus>;
+
+/// How the session stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionState {
+    /// Open.
+    Connected,
+    /// Broken, or not open yet; the text says why.
+    Disconnected(String),
+    /// The managers don't take this node; the text says why. It goes on asking.
+    Refused(RefusalReason, String),
+}
+
+/// The node's ends of the session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// The last table.
+    pub(crate) tables: watch::Receiver<Option<Arc<Table>>>,
+    /// The table index that every live node has applied.
+    pub(crate) settled: watch::Receiver<u64>,
+    /// The table index that the dataplane holds.
+    pub(crate) applied: watch::Sender<Option<u64>>,
+    /// The tasks' states.
+    pub(crate) statuses: watch::Sender<Statuses>,
+    /// How the session stands.
+    pub(crate) state: watch::Receiver<SessionState>,
+    leave: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// The session's own ends.
+struct Client {
+    store: Store,
+    credentials: Arc<Mutex<Credentials>>,
+    describe: Describe,
+    table: Option<Arc<Table>>,
+    tables: watch::Sender<Option<Arc<Table>>>,
+    settled: watch::Sender<u64>,
+    applied: watch::Receiver<Option<u64>>,
+    statuses: watch::Receiver<Statuses>,
+    state: watch::Sender<SessionState>,
+    leave: watch::Receiver<bool>,
+}
+
+/// Why an open session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionEnd {
+    #[error("the manager closed the session")]
+    Closed,
+    #[error("nothing was heard of the manager for {} s", SILENCE.as_secs())]
+    Silent,
+    #[error("the manager does not take messages")]
+    Stuck,
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error(transparent)]
+    Gap(#[from] DeltaGap),
+    #[error("{1}")]
+    Refused(RefusalReason, String),
+    #[error("the manager sent a message out of turn")]
+    OutOfTurn,
+    #[error("the node leaves")]
+    Left,
+}
+
+impl Session {
+    /// Starts from the last table, with a session that is open already or by opening one.
+    pub(crate) fn start(
+        store: Store,
+        credentials: Arc<Mutex<Credentials>>,
+        describe: Describe,
+        table: Option<Arc<Table>>,
+        connection: Option<Connection>,
+    ) -> Self {
+        let (tables, tables_rx) = watch::channel(table.clone());
+        let (settled, settled_rx) = watch::channel(0);
+        let (applied_tx, applied) = watch::channel(None);
+        let (statuses_tx, statuses) = watch::channel(Statuses::new());
+        let (leave_tx, leave) = watch::channel(false);
+        let (state, state_rx) = watch::channel(SessionState::Disconnected("connecting".to_owned()));
+        let client = Client {
+            store,
+            credentials,
+            describe,
+            table,
+            tables,
+            settled,
+            applied,
+            statuses,
+            state,
+            leave,
+        };
+        Self {
+            tables: tables_rx,
+            settled: settled_rx,
+            applied: applied_tx,
+            statuses: statuses_tx,
+            state: state_rx,
+            leave: leave_tx,
+            task: tokio::spawn(client.run(connection)),
+        }
+    }
+
+    /// Tells the managers that the node leaves, if one listens, and ends the session.
+    pub(crate) async fn leave(mut self) {
+        let _ = self.leave.send(true);
+        // Without a manager to tell, the node leaves all the same.
+        if timeout(HEARTBEAT, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Client {
+    async fn run(mut self, mut connection: Option<Connection>) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let opened = match connection.take() {
+                Some(open) => Ok(open),
+                None => self.resume().await,
+            };
+            let state = match opened {
+                Ok(open) => {
+                    let since = Instant::now();
+                    info!(manager = %open.remote, "session open");
+                    self.state.send_replace(SessionState::Connected);
+                    let end = self.converse(open).await;
+                    if matches!(end, SessionEnd::Left) {
+                        return;
+                    }
+                    warn!(reason = %end, "session ended");
+                    if since.elapsed() > BACKOFF_MAX {
+                        backoff = BACKOFF_MIN;
+                    }
+                    match end {
+                        SessionEnd::Refused(reason, message) => SessionState::Refused(reason, message),
+                        other => SessionState::Disconnected(other.to_string()),
+                    }
+                }
+                Err(ConnectError::Refused { reason, message, .. }) => SessionState::Refused(reason, message),
+                Err(error) => {
+                    debug!(error = &error as &dyn std::error::Error, "no session");
+                    SessionState::Disconnected(error.to_string())
+                }
+            };
+            if let SessionState::Refused(reason, message) = &state {
+                backoff = BACKOFF_MAX;
+                if *self.state.borrow() != state {
+                    warn!(?reason, message, "the managers refuse this node; it goes on with its last table");
+                }
+            }
+            self.state.send_replace(state);
+            // Nodes that lost the same manager come back spread out.
+            let pause = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
+            tokio::select! {
+                () = sleep(pause) => {}
+                true = told(&mut self.leave) => return,
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    async fn resume(&mut self) -> Result<Connection, ConnectError> {
+        let (hello, remotes) = {
+            let credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+            let Credentials { membership, secret } = &*credentials;
+            let hello = AgentMessage::Resume {
+                protocol: PROTOCOL_VERSION,
+                node_id: membership.node_id.clone(),
+                secret: secret.clone(),
+                node: self.describe.describe(membership.advertise, membership.data_path),
+            };
+            (hello, membership.remotes.clone())
+        };
+        let connection = connect(&remotes, &hello).await?;
+        let ManagerMessage::Resumed { role, .. } = connection.greeting else {
+            return Err(ConnectError::Unexpected { remote: connection.remote });
+        };
+        self.set_role(role);
+        Ok(connection)
+    }
+
+    fn set_role(&self, role: mesh_api::table::Role) {
+        let mut credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        if credentials.membership.role == role {
+            return;
+        }
+        credentials.membership.role = role;
+        if let Err(error) = self.store.save_credentials(&credentials) {
+            warn!(%error, "the node's role can't be written to the state folder");
+        }
+    }
+
+    async fn converse(&mut self, connection: Connection) -> SessionEnd {
+        let Connection { mut reader, mut writer, .. } = connection;
+        let (sender, mut messages) = mpsc::channel(READ_AHEAD);
+        // The reader is not cancel-safe, so it has a task of its own.
+        let reading = AbortOnDrop(tokio::spawn(async move {
+            loop {
+                let message = reader.next().await;
+                let last = !matches!(message, Ok(Some(_)));
+                if sender.send(message).await.is_err() || last {
+                    return;
+                }
+            }
+        }));
+        let mut sent = Sent::default();
+        self.applied.mark_changed();
+        self.statuses.mark_changed();
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        let mut leave = self.leave.clone();
+        let end = loop {
+            let outgoing = tokio::select! {
+                message = messages.recv() => {
+                    heard = Instant::now();
+                    match self.receive(message, &mut messages) {
+                        Ok(()) => continue,
+                        Err(end) => break end,
+                    }
+                }
+                Ok(()) = self.applied.changed() => sent.applied(*self.applied.borrow_and_update()),
+                Ok(()) = self.statuses.changed() => sent.statuses(&self.statuses.borrow_and_update()),
+                _ = heartbeat.tick() => vec![AgentMessage::Alive],
+                () = tokio::time::sleep_until(heard + SILENCE) => break SessionEnd::Silent,
+                true = told(&mut leave) => {
+                    let _ = timeout(HEARTBEAT, writer.send(&AgentMessage::Leave)).await;
+                    break SessionEnd::Left;
+                }
+            };
+            let send = async {
+                for message in &outgoing {
+                    writer.send(message).await?;
+                }
+                Ok::<_, CodecError>(())
+            };
+            match timeout(SILENCE, send).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => break error.into(),
+                Err(_) => break SessionEnd::Stuck,
+            }
+        };
+        drop(reading);
+        end
+    }
+
+    /// Takes a message and those that wait behind it, so that a burst of deltas makes one new table.
+    fn receive(
+        &mut self,
+        first: Option<Result<Option<ManagerMessage>, CodecError>>,
+        messages: &mut mpsc::Receiver<Result<Option<ManagerMessage>, CodecError>>,
+    ) -> Result<(), SessionEnd> {
+        let mut changed = false;
+        let mut next = first;
+        let mut settled = None;
+        let result = loop {
+            let message = match next {
+                Some(Ok(Some(message))) => message,
+                Some(Ok(None)) | None => break Err(SessionEnd::Closed),
+                Some(Err(error)) => break Err(error.into()),
+            };
+            match self.take(message, &mut settled) {
+                Ok(table_changed) => changed |= table_changed,
+                Err(end) => break Err(end),
+            }
+            match messages.try_recv() {
+                Ok(message) => next = Some(message),
+                Err(_) => break Ok(()),
+            }
+        };
+        if changed {
+            self.tables.send_replace(self.table.clone());
+        }
+        if let Some(index) = settled {
+            self.settled.send_replace(index);
+        }
+        result
+    }
+
+    /// Whether the table changed.
+    fn take(&mut self, message: ManagerMessage, settled: &mut Option<u64>) -> Result<bool, SessionEnd> {
+        match message {
+            ManagerMessage::Snapshot { table } => {
+                debug!(index = table.index, "snapshot");
+                self.table = Some(Arc::new(*table));
+                Ok(true)
+            }
+            ManagerMessage::Delta { delta } => match &mut self.table {
+                Some(table) => {
+                    Arc::make_mut(table).apply(delta)?;
+                    Ok(true)
+                }
+                None => Err(SessionEnd::OutOfTurn),
+            },
+            ManagerMessage::Settled { index } => {
+                *settled = Some(index);
+                Ok(false)
+            }
+            ManagerMessage::Alive => Ok(false),
+            ManagerMessage::Refused { reason, message } => Err(SessionEnd::Refused(reason, message)),
+            ManagerMessage::Joined { .. } | ManagerMessage::Resumed { .. } => Err(SessionEnd::OutOfTurn),
+        }
+    }
+}
+
+/// What has been said in this session.
+#[derive(Debug, Default)]
+struct Sent {
+    applied: Option<u64>,
+    statuses: Statuses,
+}
+
+impl Sent {
+    fn applied(&mut self, applied: Option<u64>) -> Vec<AgentMessage> {
+        match applied {
+            Some(index) if self.applied != Some(index) => {
+                self.applied = Some(index);
+                vec![AgentMessage::Applied { index }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn statuses(&mut self, statuses: &Statuses) -> Vec<AgentMessage> {
+        let changed: Vec<_> =
+            statuses.values().filter(|status| self.statuses.get(&status.task) != Some(status)).cloned().collect();
+        self.statuses.clone_from(statuses);
+        changed.chunks(STATUSES_MAX).map(|part| AgentMessage::Tasks { statuses: part.to_vec() }).collect()
+    }
+}
+
+/// Waits until the flag is set; false when nobody is left to set it.
+async fn told(flag: &mut watch::Receiver<bool>) -> bool {
+    flag.wait_for(|flag| *flag).await.is_ok()
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests;

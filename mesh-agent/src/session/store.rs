@@ -1,0 +1,158 @@
+//! What the node remembers across restarts: its membership with its secret, and the last table.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::id::{ClusterId, NodeId};
+use mesh_api::table::{Role, Table};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::files;
+
+/// How long a table is waited on for more changes before it is written.
+const TABLE_DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// This node's place in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The node's id in it.
+    pub node_id: NodeId,
+    /// Manager or worker, as the managers last said.
+    pub role: Role,
+    /// The address that the node advertises.
+    pub advertise: Ipv4Addr,
+    /// Its VXLAN address.
+    pub data_path: Ipv4Addr,
+    /// The managers that it knows.
+    pub remotes: Vec<SocketAddr>,
+}
+
+/// A membership, and what proves it: `membership.json`, readable by root alone.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Credentials {
+    pub(crate) membership: Membership,
+    pub(crate) secret: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { membership, secret: _ } = self;
+        f.debug_struct("Credentials").field("membership", membership).finish_non_exhaustive()
+    }
+}
+
+/// The state folder of an agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    fn membership(&self) -> PathBuf {
+        self.dir.join("membership.json")
+    }
+
+    fn table(&self) -> PathBuf {
+        self.dir.join("table.json")
+    }
+
+    /// The folder of the tasks' folders.
+    pub(crate) fn tasks(&self) -> PathBuf {
+        self.dir.join("tasks")
+    }
+
+    pub(crate) fn load_credentials(&self) -> io::Result<Option<Credentials>> {
+        files::read_json(&self.membership())
+    }
+
+    pub(crate) fn save_credentials(&self, credentials: &Credentials) -> io::Result<()> {
+        std::fs::create_dir_all(&self.dir)?;
+        files::write_json(&self.membership(), credentials, files::SECRET)
+    }
+
+    /// The last table; none where it can't be read, since the managers have it.
+    pub(crate) fn load_table(&self) -> Option<Table> {
+        files::read_json(&self.table()).unwrap_or_else(|error| {
+            warn!(file = %self.table().display(), %error, "the last table can't be read");
+            None
+        })
+    }
+
+    /// Task specifications hold environments, and these secrets.
+    pub(crate) fn save_table(&self, table: &Table) -> io::Result<()> {
+        files::write_json(&self.table(), table, files::SECRET)
+    }
+
+    /// Forgets the membership and the table.
+    pub(crate) fn forget(&self) -> Vec<io::Error> {
+        let removed = [self.membership(), self.table()].map(|path| files::remove(&path));
+        removed.into_iter().filter_map(Result::err).collect()
+    }
+
+    /// Writes every table that comes, once no other has come for a moment; ends with the sender.
+    pub(crate) async fn keep_tables(self, mut tables: watch::Receiver<Option<Arc<Table>>>) {
+        while tables.changed().await.is_ok() {
+            tokio::time::sleep(TABLE_DEBOUNCE).await;
+            let Some(table) = tables.borrow_and_update().clone() else { continue };
+            let store = self.clone();
+            match tokio::task::spawn_blocking(move || store.save_table(&table)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "the table can't be written to the state folder"),
+                // The runtime is shutting down.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::table::ClusterRecord;
+
+    use super::*;
+
+    fn credentials() -> Credentials {
+        let membership = Membership {
+            cluster_id: "c".into(),
+            node_id: "n".into(),
+            role: Role::Worker,
+            advertise: Ipv4Addr::new(192, 0, 2, 1),
+            data_path: Ipv4Addr::new(192, 0, 2, 2),
+            remotes: vec!["192.0.2.9:2377".parse().unwrap()],
+        };
+        Credentials { membership, secret: "s".to_owned() }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_until_it_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(&folder.path().join("state"));
+        assert!(store.load_credentials().unwrap().is_none());
+        store.save_credentials(&credentials()).unwrap();
+        let table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 7, data_path_port: 4789 });
+        store.save_table(&table).unwrap();
+        assert_eq!(store.load_credentials().unwrap().unwrap().membership, credentials().membership);
+        assert_eq!(store.load_table(), Some(table));
+        assert!(store.forget().is_empty());
+        assert!(store.load_credentials().unwrap().is_none());
+        assert!(store.load_table().is_none());
+    }
+
+    #[test]
+    fn a_spoilt_table_is_as_good_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("table.json"), "{").unwrap();
+        assert_eq!(Store::new(folder.path()).load_table(), None);
+    }
+}

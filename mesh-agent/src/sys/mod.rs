@@ -1,0 +1,10 @@
+//! What the kernel offers without a safe wrapper in the crates at hand, or with one that needs care: the only folder
+//! of this crate with `unsafe`.
+//!
+//! Small functions that are safe to call; no policy.
+
+pub mod netns;
+pub mod pidfd;
+pub mod process;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,176 @@
+//! The session between an agent and a manager: one stream, framed by [`crate::codec`], opened by the agent.
+//!
+//! ```text
+//! agent   -> Join | Resume            manager -> Joined | Resumed | Refused (and the stream ends)
+//!                                     manager -> Snapshot, then Delta for every change
+//! agent   -> Applied, Tasks, Alive    manager -> Settled, Alive
+//! ```
+//!
+//! The stream is plain TCP; what authenticates a node is the join token and then its own secret. The types don't
+//! know: TLS goes below the codec.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ClusterId, NodeId, TaskId};
+use crate::table::{Delta, Role, Table, TaskState};
+
+/// Version of this protocol; a manager refuses another.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The default port of managers.
+pub const DEFAULT_PORT: u16 = 2377;
+
+/// How often each side sends `Alive`, and how long a silence ends the session: Docker's 5 s, three times.
+pub const HEARTBEAT_PERIOD_MS: u64 = 5_000;
+/// See [`HEARTBEAT_PERIOD_MS`].
+pub const SESSION_TIMEOUT_MS: u64 = 3 * HEARTBEAT_PERIOD_MS;
+
+/// What an agent says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum AgentMessage {
+    /// First message of a host that is not a node yet.
+    Join {
+        /// [`PROTOCOL_VERSION`].
+        protocol: u32,
+        /// The join token, `SWMTKN-1-…`.
+        token: String,
+        /// The host.
+        node: NodeDescription,
+    },
+    /// First message of a node that comes back.
+    Resume {
+        /// [`PROTOCOL_VERSION`].
+        protocol: u32,
+        /// The node.
+        node_id: NodeId,
+        /// The secret from [`ManagerMessage::Joined`].
+        secret: String,
+        /// The host as it is today.
+        node: NodeDescription,
+    },
+    /// The dataplane holds the table at this index.
+    Applied {
+        /// The table index.
+        index: u64,
+    },
+    /// States of this node's tasks that changed.
+    Tasks {
+        /// The states.
+        statuses: Vec<TaskStatus>,
+    },
+    /// A sign of life.
+    Alive,
+    /// The node leaves the cluster for good.
+    Leave,
+}
+
+/// What a manager says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum ManagerMessage {
+    /// Answer to `Join`.
+    Joined {
+        /// The cluster.
+        cluster_id: ClusterId,
+        /// The node's new id.
+        node_id: NodeId,
+        /// What the node proves itself with from here on; the node keeps it secret.
+        secret: String,
+        /// Its role, from the token it joined with.
+        role: Role,
+    },
+    /// Answer to `Resume`.
+    Resumed {
+        /// The cluster.
+        cluster_id: ClusterId,
+        /// The node's role.
+        role: Role,
+    },
+    /// The session is refused, or the node was removed; the stream ends.
+    Refused {
+        /// Why.
+        reason: RefusalReason,
+        /// For people: what is wrong and what to do.
+        message: String,
+    },
+    /// The whole table.
+    Snapshot {
+        /// The table.
+        table: Box<Table>,
+    },
+    /// A change of the table.
+    Delta {
+        /// The changes.
+        delta: Delta,
+    },
+    /// Every live node has applied the table up to this index: no node sends new flows by an older one.
+    Settled {
+        /// The table index.
+        index: u64,
+    },
+    /// A sign of life.
+    Alive,
+}
+
+/// Why a session is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalReason {
+    /// The join token is not this cluster's, or was rotated.
+    InvalidToken,
+    /// The node is not in the cluster (any more), or its secret is wrong.
+    UnknownNode,
+    /// The two speak different versions.
+    Protocol,
+    /// The host's description can't be accepted (its message says which field).
+    Invalid,
+    /// The manager can't serve now; try another, or again.
+    Unavailable,
+}
+
+/// A host, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDescription {
+    /// Host name.
+    pub hostname: String,
+    /// The address it advertises to the others.
+    pub addr: Ipv4Addr,
+    /// Its VXLAN address (`--data-path-addr`, otherwise `addr`).
+    pub vtep: Ipv4Addr,
+    /// `linux`.
+    pub os: String,
+    /// `x86_64`, `aarch64`.
+    pub architecture: String,
+    /// CPUs in 1e-9 units, as Docker counts them.
+    pub nano_cpus: u64,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// Version of Shoal.
+    pub version: String,
+    /// Engine labels, `key=value`.
+    pub labels: Vec<(String, String)>,
+    /// How the dataplane is attached, for `docker node inspect`: `xdp-native`, `xdp-generic`, `tc`.
+    pub dataplane: String,
+}
+
+/// What a node reports of one of its tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// The task.
+    pub task: TaskId,
+    /// Its state.
+    pub state: TaskState,
+    /// When it entered the state, ns since the epoch.
+    pub since_ns: u64,
+    /// For people: what happens (`started`).
+    pub message: String,
+    /// For people: what went wrong; empty if nothing.
+    pub err: String,
+    /// The process id on its node, while it runs.
+    pub pid: Option<u32>,
+    /// The exit code, once it has ended: 128 + signal for a signal, as shells count.
+    pub exit_code: Option<i32>,
+}

@@ -1,0 +1,100 @@
+//! Every way that a packet can end, and its counter.
+//!
+//! Numbers are grouped by tens and never reused: they are indices of `shoal_counters` and part of the ABI. Names and
+//! descriptions serve metrics, the command line and the documentation alike.
+
+/// Entries of `shoal_counters`.
+pub const COUNTERS_MAX: u32 = 128;
+
+macro_rules! counters {
+    ($($(#[$group:meta])* $variant:ident = $number:literal, $name:literal, $description:literal;)*) => {
+        /// One way that a packet can end.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u32)]
+        pub enum Counter {
+            $($(#[$group])* #[doc = $description] $variant = $number,)*
+        }
+
+        impl Counter {
+            /// All counters, by number.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The name in metrics and on the command line.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// One sentence for people.
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => $description,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    Passed = 0, "passed", "Left to the host's stack: not the mesh's.";
+
+    MeshForwarded = 10, "mesh_forwarded", "Published-port packet sent on to the backend's node.";
+    MeshDelivered = 11, "mesh_delivered", "Published-port packet delivered to a task of this node.";
+    MeshReturned = 12, "mesh_returned", "Reply to a published-port client sent back to the ingress node.";
+    MeshReplied = 13, "mesh_replied", "Reply to a published-port client put on the wire.";
+
+    OverlayForwarded = 20, "overlay_forwarded", "Overlay packet sent to another node.";
+    OverlayDelivered = 21, "overlay_delivered", "Overlay packet delivered to a task of this node.";
+    ArpAnswered = 22, "arp_answered", "ARP request answered.";
+    EchoAnswered = 23, "echo_answered", "ICMP echo to a VIP answered.";
+
+    HostEntered = 30, "host_entered", "Packet of a task handed to the host's stack: the way out, or the gateway.";
+    HostDelivered = 31, "host_delivered", "Packet from the host's stack delivered to a task.";
+
+    DropMalformed = 50, "drop_malformed", "Headers truncated, or lying about their lengths.";
+    DropFragment = 51, "drop_fragment", "Fragment of a packet that needs address translation by port.";
+    DropProtocol = 52, "drop_protocol", "Neither IPv4 nor ARP, or a protocol that can't be balanced.";
+
+    DropSpoofedMac = 60, "drop_spoofed_mac", "From a task, with an Ethernet source that isn't its own.";
+    DropSpoofedSource = 61, "drop_spoofed_source", "From a task, with a source address that isn't its own.";
+    DropNotMember = 62, "drop_not_member", "VXLAN from an address that is no node's.";
+    DropForeignSource = 63, "drop_foreign_source", "Overlay packet whose source doesn't live on the node that sent it.";
+    DropTunnelFromTask = 64, "drop_tunnel_from_task", "A task tried to send VXLAN into the underlay.";
+
+    DropNoEndpoint = 70, "drop_no_endpoint", "No endpoint of the network has the destination address.";
+    DropNoBackend = 71, "drop_no_backend", "The service has no running task.";
+    DropBackendGone = 72, "drop_backend_gone", "Mesh request for a task that this node doesn't run.";
+    DropNotPublished = 73, "drop_not_published", "Mesh request for a port that is not published here.";
+    DropReplyNotLocal = 74, "drop_reply_not_local", "Mesh reply whose source is no address of this node.";
+    DropUnknownInterface = 75, "drop_unknown_interface", "From an interface that is no task's.";
+    DropUnknownAlias = 76, "drop_unknown_alias", "From the host, for an alias that is no task's.";
+    DropUnknownVni = 77, "drop_unknown_vni", "VXLAN with an identifier that is neither a network's nor the mesh's.";
+
+    DropInternal = 80, "drop_internal", "Out of an internal network.";
+    DropMulticast = 81, "drop_multicast", "Multicast or broadcast, which overlays don't carry.";
+    DropLinkLocal = 82, "drop_link_local", "To the node-local alias addresses.";
+
+    DropNoRoute = 90, "drop_no_route", "The host has no route to the destination.";
+    DropRewriteFailed = 91, "drop_rewrite_failed", "The kernel refused to change the packet.";
+    DropNotReady = 92, "drop_not_ready", "The agent hasn't configured the programs yet.";
+}
+
+impl Counter {
+    /// Whether packets that end this way are lost.
+    pub const fn is_drop(self) -> bool {
+        self as u32 >= Self::DropMalformed as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_ascend_and_fit_the_map() {
+        assert!(Counter::ALL.windows(2).all(|pair| (pair[0] as u32) < pair[1] as u32));
+        assert!(Counter::ALL.iter().all(|counter| (*counter as u32) < COUNTERS_MAX));
+    }
+
+    #[test]
+    fn the_name_says_whether_it_is_a_drop() {
+        assert!(Counter::ALL.iter().all(|counter| counter.is_drop() == counter.name().starts_with("drop_")));
+    }
+}

@@ -1,0 +1,85 @@
+//! The flow hash: which place of a service's Maglev table a flow looks at.
+//!
+//! Every node computes the same value from the same tuple and the cluster's seed, so it is part of the ABI. The
+//! mixing steps are MurmurHash3's 64-bit finaliser (public domain); the seed is the cluster's secret, so that an
+//! outsider can't aim at one backend.
+
+use crate::be::{Be16, Be32};
+
+/// What a flow is, on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuple {
+    /// Source address.
+    pub src: Be32,
+    /// Destination address.
+    pub dst: Be32,
+    /// Source port.
+    pub src_port: Be16,
+    /// Destination port.
+    pub dst_port: Be16,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// Hash of a flow's tuple under `seed`.
+#[inline(always)]
+pub const fn flow_hash(tuple: &Tuple, seed: u64) -> u32 {
+    let addresses = (tuple.src.get() as u64) << 32 | tuple.dst.get() as u64;
+    let ports =
+        (tuple.src_port.get() as u64) << 24 | (tuple.dst_port.get() as u64) << 8 | tuple.protocol as u64;
+    (mix(mix(addresses ^ seed) ^ ports) >> 32) as u32
+}
+
+/// A place in a table of `len` entries for `hash`: multiply and shift, without a division.
+#[inline(always)]
+pub const fn place(hash: u32, len: u32) -> u32 {
+    ((hash as u64 * len as u64) >> 32) as u32
+}
+
+/// MurmurHash3's 64-bit finaliser.
+#[inline(always)]
+pub const fn mix(mut value: u64) -> u64 {
+    value ^= value >> 33;
+    value = value.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    value ^= value >> 33;
+    value = value.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ (value >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuple(src_port: u16) -> Tuple {
+        Tuple {
+            src: Be32::ipv4(198, 51, 100, 7),
+            dst: Be32::ipv4(192, 0, 2, 1),
+            src_port: Be16::new(src_port),
+            dst_port: Be16::new(8080),
+            protocol: 6,
+        }
+    }
+
+    #[test]
+    fn consecutive_source_ports_spread_evenly_over_seven_places() {
+        let mut counts = [0_u32; 7];
+        for port in 1024..=u16::MAX {
+            counts[place(flow_hash(&tuple(port), 42), 7) as usize] += 1;
+        }
+        let mean = (u16::MAX - 1023) as u32 / 7;
+        assert!(counts.iter().all(|count| count.abs_diff(mean) < mean / 20), "{counts:?}");
+    }
+
+    #[test]
+    fn the_seed_changes_the_hash() {
+        assert_ne!(flow_hash(&tuple(1024), 1), flow_hash(&tuple(1024), 2));
+    }
+
+    #[test]
+    fn a_place_is_inside_the_table() {
+        for len in [1, 2, 251, 65_521] {
+            assert_eq!(place(0, len), 0);
+            assert_eq!(place(u32::MAX, len), len - 1);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! VXLAN encapsulation in place, for XDP.
+
+use mesh_common::be::{Be16, Be32};
+use mesh_common::mac_of;
+use mesh_common::map::{Config, PROTO_UDP, Peer};
+use mesh_common::vxlan::{ENCAPSULATION_BYTES, VNI_MESH_REQUEST};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::checksum;
+use crate::header::{ETHERTYPE_IPV4, Ethernet, IP_DF, Ipv4, Outer, Udp, VXLAN_FLAGS, Vxlan};
+use crate::packet::{Fault, Grow};
+use crate::uplink::Remote;
+
+/// Hop limit of the outer header.
+const TTL: u8 = 64;
+/// First of the UDP source ports that spread flows over paths (RFC 7348, section 5).
+const SOURCE_PORT_MIN: u16 = 49_152;
+
+/// The headers of an encapsulated frame, the inner Ethernet header included, in one store.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, packed(2))]
+struct Headers {
+    outer: Outer,
+    inner: Ethernet,
+}
+
+/// Whether a frame of `len` bytes fits a path of `mtu` bytes once encapsulated.
+#[inline(always)]
+pub const fn fits(len: u32, mtu: u16) -> bool {
+    len + ENCAPSULATION_BYTES <= mtu as u32 + Ethernet::LEN as u32
+}
+
+/// Puts a mesh request into VXLAN towards `peer`: the outer headers in front, the inner frame addressed to the
+/// backend, everything from its IP header on untouched.
+#[inline(always)]
+pub fn encapsulate<P: Grow>(
+    packet: &mut P,
+    config: &Config,
+    peer: &Peer,
+    remote: &Remote,
+) -> Result<(), Fault> {
+    let inner_len = packet.len();
+    packet.grow(ENCAPSULATION_BYTES)?;
+    let udp_len = inner_len as u16 + (Udp::LEN + Vxlan::LEN) as u16;
+    let mut ip = Ipv4 {
+        version_ihl: 0x45,
+        tos: remote.tos,
+        total_len: Be16::new(udp_len + Ipv4::LEN as u16),
+        id: Be16::new(0),
+        fragment: IP_DF,
+        ttl: TTL,
+        protocol: PROTO_UDP,
+        checksum: Be16::new(0),
+        src: config.vtep,
+        dst: peer.vtep,
+    };
+    ip.checksum = checksum::ipv4(&ip);
+    let headers = Headers {
+        outer: Outer {
+            ethernet: Ethernet { dst: peer.next_hop, src: peer.source, ethertype: ETHERTYPE_IPV4 },
+            ip,
+            udp: Udp {
+                src: Be16::new(SOURCE_PORT_MIN | (remote.hash as u16 & 0x3fff)),
+                dst: config.vxlan_port,
+                len: Be16::new(udp_len),
+                checksum: Be16::new(0),
+            },
+            vxlan: Vxlan { flags: VXLAN_FLAGS, vni: Be32::new(VNI_MESH_REQUEST << 8) },
+        },
+        inner: Ethernet { dst: mac_of(remote.addr), src: mac_of(config.vtep), ethertype: ETHERTYPE_IPV4 },
+    };
+    packet.store(0, &headers)
+}

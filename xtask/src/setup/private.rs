@@ -1,0 +1,106 @@
+//! The private toolchain below the target directory: Debian's rustc-web unpacked, and a bpf-linker built for its LLVM.
+//!
+//! rustc-web is what Debian builds Firefox and Chromium with, so even an old Debian has a fresh one. Installed rather
+//! than unpacked, it would put a second rustc on PATH, before or behind rustup's.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use ebpf_build::toolchain::Compiler;
+
+use super::{Setup, debian};
+use crate::{run, workspace};
+
+const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+const LINKER_VERSION: &str = "0.13.0";
+
+/// Downloads the compiler with the libraries it needs, and unpacks it into `root`.
+pub(super) fn unpack_compiler(setup: &Setup) -> Result<()> {
+    let debs = setup.directory().join("debs");
+    recreate(&debs)?;
+    setup.steps.begin("asking apt for a rustc with the source of core (rustc-web)");
+    let packages = compiler_packages(&setup.log("packages"))?;
+    setup.steps.begin(&format!("downloading, not installing, about 150 MB: {}", packages.join(" ")));
+    debian::download(&packages, &debs, &setup.log("download"))?;
+
+    // Unpacked aside and then renamed: an interrupted setup leaves no half of a compiler where builds look for one.
+    let unpacked = setup.directory().join("root.partial");
+    recreate(&unpacked)?;
+    setup.steps.begin(&format!("unpacking into {}", setup.directory().join("root").display()));
+    for deb in std::fs::read_dir(&debs)? {
+        run::logged(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&unpacked), &setup.log("unpack"))?;
+    }
+    let root = setup.directory().join("root");
+    if root.exists() {
+        std::fs::remove_dir_all(&root)?;
+    }
+    std::fs::rename(&unpacked, &root)?;
+    std::fs::remove_dir_all(&debs)?;
+    Ok(())
+}
+
+/// The compiler's packages with the libraries that this machine lacks. Names move with each release (libstd-rust-web-1.96,
+/// libllvm22), so they come from the dependencies.
+fn compiler_packages(log: &Path) -> Result<Vec<String>> {
+    let mut packages: Vec<String> = COMPILER_PACKAGES.map(str::to_owned).to_vec();
+    let mut index = 0;
+    while index < packages.len() {
+        for dependency in debian::dependencies(&packages[index], log)? {
+            if !packages.contains(&dependency) && belongs_to_compiler(&dependency) {
+                packages.push(dependency);
+            }
+        }
+        index += 1;
+    }
+    Ok(packages)
+}
+
+/// Its own libraries are unpacked even where the machine has them: an upgrade of the machine must not break the folder.
+fn belongs_to_compiler(package: &str) -> bool {
+    let own = package.starts_with("libstd-rust") || package.starts_with("libllvm");
+    own || (package.starts_with("lib") && !debian::is_installed(package))
+}
+
+/// The LLVM that `compiler` emits bitcode of; the linker's must not be older.
+pub(super) fn llvm_major(compiler: &Compiler) -> Result<u32> {
+    let version = run::output(compiler.command(&compiler.rustc).arg("-vV"))?;
+    let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "));
+    let major = llvm.and_then(|llvm| llvm.split('.').next()?.parse().ok());
+    major.with_context(|| format!("{} does not say its LLVM version", compiler.rustc.display()))
+}
+
+/// What bpf-linker is built with.
+pub(super) fn linker_packages(llvm: u32) -> Vec<String> {
+    let mut packages = vec![format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
+    packages.extend(["libzstd-dev", "zlib1g-dev", "g++"].map(str::to_owned));
+    packages
+}
+
+/// Builds bpf-linker from crates.io with the machine's own cargo.
+pub(super) fn build_linker(setup: &Setup, llvm: u32) -> Result<()> {
+    setup.steps.begin(&format!("building bpf-linker {LINKER_VERSION} with LLVM {llvm} (about 2 minutes)"));
+    let build_dir = setup.directory().join("bpf-linker.build");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut install = workspace::cargo();
+    install
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
+        .args(["--no-default-features", "--features", &format!("llvm-{llvm}")])
+        .arg("--root")
+        .arg(setup.directory())
+        .arg("--target-dir")
+        .arg(&build_dir)
+        .env("PATH", format!("/usr/lib/llvm-{llvm}/bin:{path}"))
+        .env_remove("RUSTFLAGS");
+    run::logged(&mut install, &setup.log("bpf-linker"))
+        .context("bpf-linker did not build: is crates.io reachable? A bpf-linker on PATH does as well")?;
+    std::fs::remove_dir_all(&build_dir)?;
+    Ok(())
+}
+
+fn recreate(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        std::fs::remove_dir_all(directory)?;
+    }
+    std::fs::create_dir_all(directory).with_context(|| format!("could not create {}", directory.display()))
+}

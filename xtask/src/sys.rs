@@ -1,0 +1,41 @@
+//! The two system calls that std has no safe form of: sending a signal, and hearing of one.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn remember(_signal: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From here on Ctrl-C, SIGTERM and a closed terminal don't end this process: they make [`interrupted`] true, so that
+/// whoever works can clean up. Programs started from here get the default behaviour back when they are executed.
+pub(crate) fn catch_interrupts() {
+    let handler = remember as extern "C" fn(libc::c_int);
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe, and lives as long as the program.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+/// Whether the user asked to stop, since [`catch_interrupts`] or [`forget_interrupt`].
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Lets a clean-up run to its end after an interrupt.
+pub(crate) fn forget_interrupt() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
+}
+
+/// Sends `signal` to one process; one that is gone is an error like any other.
+pub(crate) fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 1);
+    let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: takes two numbers; above 1, the first names one process and never a group.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
