@@ -128,7 +128,8 @@ impl Cluster {
             Ok(_) => Ok(cluster),
             Err(ProposeError::Refused(refusal)) => Err(refusal.into()),
             Err(ProposeError::Storage(source)) => {
-                Err(StoreError::Io { what: "the cluster's first command", source: io::Error::other(source) }.into())
+                Err(StoreError::Io { what: "the cluster's first command", source: io::Error::other(source) }
+                    .into())
             }
             Err(ProposeError::Stopped) => Err(OpenError::Stopped),
         }
@@ -241,7 +242,10 @@ async fn write(
             continue;
         }
         if let Err(error) = write_batch(&journal, &mut batch, &publish).await {
-            tracing::error!(error = &*error as &dyn std::error::Error, "the store failed; restart the manager");
+            tracing::error!(
+                error = &*error as &dyn std::error::Error,
+                "the store failed; restart the manager"
+            );
             failed = Some(error);
             continue;
         }
@@ -251,7 +255,10 @@ async fn write(
                 let journal = Arc::clone(&journal);
                 snapshot = Some(tokio::task::spawn_blocking(move || {
                     if let Err(error) = journal.snapshot(&state) {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "no snapshot of the state was made");
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "no snapshot of the state was made"
+                        );
                     }
                 }));
             }
@@ -312,3 +319,6 @@ async fn write_batch(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

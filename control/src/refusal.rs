@@ -82,13 +82,17 @@ pub enum Refusal {
     #[error("no published port is free between 30000 and 32767")]
     PortsExhausted,
     /// No automatic subnet is left.
-    #[error("could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network")]
+    #[error(
+        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
+    )]
     SubnetsExhausted,
     /// No VNI is left.
     #[error("no VXLAN identifier is free")]
     VnisExhausted,
     /// A subnet overlaps one that exists.
-    #[error("invalid pool request: Pool overlaps with other one on this address space: {subnet} overlaps {other}")]
+    #[error(
+        "invalid pool request: Pool overlaps with other one on this address space: {subnet} overlaps {other}"
+    )]
     SubnetOverlaps {
         /// The subnet asked for.
         subnet: ipnet::Ipv4Net,
@@ -160,12 +164,12 @@ impl Refusal {
         match self {
             Self::OutOfSequence => Code::Unknown,
             Self::NodeNotFound(_) | Self::NetworkNotFound(_) | Self::ServiceNotFound(_) => Code::NotFound,
-            Self::NameTaken { .. } | Self::IdTaken(_) | Self::IngressExists(_) => {
-                Code::AlreadyExists
-            },
-            Self::Invalid { .. } | Self::PortInUse { .. } | Self::PortReserved { .. } | Self::SubnetOverlaps { .. } | Self::ExplicitIngress(_) => {
-                Code::InvalidArgument
-            }
+            Self::NameTaken { .. } | Self::IdTaken(_) | Self::IngressExists(_) => Code::AlreadyExists,
+            Self::Invalid { .. }
+            | Self::PortInUse { .. }
+            | Self::PortReserved { .. }
+            | Self::SubnetOverlaps { .. }
+            | Self::ExplicitIngress(_) => Code::InvalidArgument,
             Self::NotInitialized
             | Self::PortsExhausted
             | Self::SubnetsExhausted

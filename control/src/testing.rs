@@ -11,8 +11,8 @@ use mesh_api::table::{NodeState, Protocol, PublishMode, Role, TaskState};
 use crate::apply::{Reply, apply};
 use crate::command::{Action, Command, Genesis};
 use crate::model::{
-    Availability, ClusterSpec, EndpointSpec, JoinSecrets, Lookup, Meta, Mode, NetworkAttachment, NetworkSpec, Node,
-    NodeSpec, NodeStatus, PortConfig, ServiceSpec, State, Task, TaskTemplate, UpdateConfig,
+    Availability, ClusterSpec, EndpointSpec, JoinSecrets, Lookup, Meta, Mode, NetworkAttachment, NetworkSpec,
+    Node, NodeSpec, NodeStatus, PortConfig, ServiceSpec, State, Task, TaskTemplate, UpdateConfig,
 };
 use crate::refusal::Refusal;
 
@@ -225,7 +225,11 @@ impl World {
             }
             for port in &service.endpoint.ports {
                 assert_ne!(port.published, 0);
-                assert!(ports.insert((port.protocol, port.published)), "{} is published twice", port.published);
+                assert!(
+                    ports.insert((port.protocol, port.published)),
+                    "{} is published twice",
+                    port.published
+                );
             }
         }
         let mut incarnations = std::collections::BTreeSet::new();

@@ -19,7 +19,9 @@ use crate::dataplane::Dataplane;
 use crate::facts::Describe;
 use crate::node::{Node, NodeError, NodeInputs};
 use crate::runtime::Runtime;
-use crate::session::{ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, connect};
+use crate::session::{
+    ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, connect,
+};
 
 /// How long a join waits for the first table and for the dataplane to hold it.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,7 +59,9 @@ pub struct JoinRequest {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// It is a node already.
-    #[error("This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.")]
+    #[error(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+    )]
     AlreadyMember,
     /// No manager takes it.
     #[error(transparent)]
@@ -130,10 +134,8 @@ impl Agent {
         let (active, ready) = agent.activate(credentials, table, None);
         // Without a table there is nothing to wait for until the managers answer.
         if has_table {
-            match ready.await {
-                Ok(result) => result?,
-                Err(_) => warn!("the node's loop has stopped"),
-            }
+            // The loop answers before it does anything else, unless the runtime is shutting down.
+            ready.await.unwrap_or(Ok(()))?;
         }
         agent.set(Some(active));
         Ok(agent)
@@ -263,10 +265,10 @@ impl Agent {
         keeper.abort();
         let _ = keeper.await;
         let table = tables.borrow().clone();
-        if let Some(table) = table {
-            if let Err(error) = self.store.save_table(&table) {
-                warn!(%error, "the table can't be written to the state folder");
-            }
+        if let Some(table) = table
+            && let Err(error) = self.store.save_table(&table)
+        {
+            warn!(%error, "the table can't be written to the state folder");
         }
     }
 

@@ -1,3 +1,4 @@
 //! The harness of Shoal's tests.
 
+pub mod bench;
 pub mod packet;

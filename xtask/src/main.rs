@@ -13,6 +13,7 @@ mod lab;
 mod run;
 mod setup;
 mod sys;
+mod test;
 mod tidy;
 mod workspace;
 
@@ -35,6 +36,8 @@ enum Command {
     Lab(lab::Action),
     /// Shows on this machine what Shoal does, and checks it
     Demo(demo::Options),
+    /// Runs all tests, on this machine and on labs
+    Test(test::Options),
     /// Checks format, lints and the repository's own rules; changes nothing, needs no root
     Check,
     /// Formats, and applies the fixes that clippy is sure of
@@ -45,7 +48,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run_command(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Not by returning it from main: with RUST_BACKTRACE set a page of frames would hide what to do.
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -54,14 +57,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_command(command: Command) -> Result<()> {
+fn run_command(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup => setup::run(),
         Command::Build(options) => build::run(&options),
         Command::Lab(action) => lab::run(&action),
         Command::Demo(options) => demo::run(&options),
+        // Its closing line is the last word, for failures too.
+        Command::Test(options) => return Ok(test::run(&options)),
         Command::Check => check::run(),
         Command::Fix => check::fix(),
         Command::Tidy(options) => tidy::run(&options),
     }
+    .map(|()| ExitCode::SUCCESS)
 }

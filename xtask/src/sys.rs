@@ -1,4 +1,4 @@
-//! The two system calls that std has no safe form of: sending a signal, and hearing of one.
+//! Signals: sending one, and hearing of one. std has no safe form of either.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,10 +31,23 @@ pub(crate) fn forget_interrupt() {
 
 /// Sends `signal` to one process; one that is gone is an error like any other.
 pub(crate) fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    send(checked(pid)?, signal)
+}
+
+/// Kills the process group that `leader` was started as the leader of.
+pub(crate) fn kill_group(leader: u32) -> io::Result<()> {
+    send(-checked(leader)?, libc::SIGKILL)
+}
+
+/// A process that can be meant: 0 and 1, and with them -1, mean more than one.
+fn checked(pid: u32) -> io::Result<libc::pid_t> {
     let pid = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 1);
-    let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // SAFETY: takes two numbers; above 1, the first names one process and never a group.
-    match unsafe { libc::kill(pid, signal) } {
+    pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+fn send(target: libc::pid_t, signal: i32) -> io::Result<()> {
+    // SAFETY: takes two numbers and touches no memory of this process.
+    match unsafe { libc::kill(target, signal) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

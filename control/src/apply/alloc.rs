@@ -15,7 +15,7 @@ use crate::refusal::Refusal;
 
 /// Subnets that no network can have: this host, loopback, the nodes' own aliases for endpoints, multicast and above.
 const UNUSABLE: [Ipv4Net; 4] = [
-    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8),
     Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 64, 0), 18),
     Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
@@ -86,8 +86,13 @@ impl Draft {
 
     /// The subnets for what was asked: as asked, or one from the pools.
     pub(super) fn choose_subnets(&self, ipam: &[IpamConfig]) -> Result<Vec<Subnet>, Refusal> {
-        let mut taken: Vec<Ipv4Net> =
-            self.state.networks.values().flat_map(|network| &network.subnets).map(|subnet| subnet.cidr).collect();
+        let mut taken: Vec<Ipv4Net> = self
+            .state
+            .networks
+            .values()
+            .flat_map(|network| &network.subnets)
+            .map(|subnet| subnet.cidr)
+            .collect();
         let automatic = [IpamConfig { subnet: None, range: None, gateway: None }];
         let ipam = if ipam.is_empty() { &automatic[..] } else { ipam };
         let mut subnets = Vec::with_capacity(ipam.len());
@@ -104,18 +109,34 @@ impl Draft {
 
     fn automatic_subnet(&self, taken: &[Ipv4Net]) -> Result<Ipv4Net, Refusal> {
         let cluster = self.cluster()?;
-        let fits = |subnet: &Ipv4Net| {
-            let overlaps = |other: &Ipv4Net| overlap(subnet, other);
-            !taken.iter().any(overlaps) && !cluster.avoid.iter().any(overlaps) && !UNUSABLE.iter().any(overlaps)
-        };
-        let mut candidates =
-            cluster.address_pools.iter().filter_map(|pool| pool.subnets(cluster.subnet_size).ok()).flatten();
-        candidates.find(fits).ok_or(Refusal::SubnetsExhausted)
+        let blocked = taken.iter().chain(&cluster.avoid).chain(&UNUSABLE);
+        let mut blocked: Vec<(u32, u32)> =
+            blocked.map(|net| (net.network().into(), net.broadcast().into())).collect();
+        blocked.sort_unstable();
+        let mut gaps =
+            cluster.address_pools.iter().filter_map(|pool| first_gap(*pool, cluster.subnet_size, &blocked));
+        gaps.next().ok_or(Refusal::SubnetsExhausted)
     }
 }
 
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
-    a.contains(b) || b.contains(a)
+/// The first subnet of a pool that overlaps none of the blocked ranges, which are in order of their starts.
+fn first_gap(pool: Ipv4Net, prefix_len: u8, blocked: &[(u32, u32)]) -> Option<Ipv4Net> {
+    let size = 1_u64 << (32 - prefix_len);
+    let mut start = u64::from(u32::from(pool.network()));
+    for (first, last) in blocked.iter().map(|(first, last)| (u64::from(*first), u64::from(*last))) {
+        if first >= start + size {
+            break;
+        }
+        if last >= start {
+            start = (last + 1).next_multiple_of(size);
+        }
+    }
+    let start = u32::try_from(start).ok().map(Ipv4Addr::from)?;
+    Ipv4Net::new(start, prefix_len).ok().filter(|subnet| pool.contains(subnet))
+}
+
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
 }
 
 fn checked_subnet(subnet: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, Refusal> {
@@ -124,10 +145,10 @@ fn checked_subnet(subnet: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, Refusal
         let problem = format!("{subnet}: the prefix must be /{PREFIX_LEN_MIN} to /{PREFIX_LEN_MAX}");
         return Err(Refusal::invalid("IPAM.Config.Subnet", problem));
     }
-    if UNUSABLE.iter().any(|unusable| overlap(&cidr, unusable)) {
+    if UNUSABLE.iter().any(|unusable| overlap(cidr, *unusable)) {
         return Err(Refusal::invalid("IPAM.Config.Subnet", format!("{subnet} is reserved")));
     }
-    match taken.iter().find(|other| overlap(&cidr, other)) {
+    match taken.iter().find(|other| overlap(cidr, **other)) {
         Some(other) => Err(Refusal::SubnetOverlaps { subnet: cidr, other: *other }),
         None => Ok(cidr),
     }

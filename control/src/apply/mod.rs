@@ -24,9 +24,9 @@ use crate::model::{ClusterObject, ClusterSpec, NetworkSpec, State};
 use crate::refusal::Refusal;
 
 pub use alloc::{address_capacity, has_free_address};
+pub(crate) use draft::Draft;
 pub(crate) use service::lacks_vip;
 pub(crate) use task::report_changes;
-pub(crate) use draft::Draft;
 
 /// What an accepted command answers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -46,7 +46,8 @@ pub(super) fn allocate(
                     && !ports.iter().any(|other| (other.protocol, other.published) == key)
             };
             let before = kept.iter().find(|old| PortConfig { published: 0, ..(*old).clone() } == ports[at]);
-            let before = before.map(|old| old.published).filter(|port| AUTOMATIC.contains(port) && free(port));
+            let before =
+                before.map(|old| old.published).filter(|port| AUTOMATIC.contains(port) && free(port));
             let found = before.or_else(|| AUTOMATIC.clone().find(free));
             ports[at].published = found.ok_or(Refusal::PortsExhausted)?;
         }
@@ -54,7 +55,11 @@ pub(super) fn allocate(
     Ok(ports)
 }
 
-fn check(draft: &Draft, owners: &BTreeMap<(Protocol, u16), Owner<'_>>, port: &PortConfig) -> Result<(), Refusal> {
+fn check(
+    draft: &Draft,
+    owners: &BTreeMap<(Protocol, u16), Owner<'_>>,
+    port: &PortConfig,
+) -> Result<(), Refusal> {
     if port.published == 0 {
         return Ok(());
     }

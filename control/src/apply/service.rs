@@ -133,7 +133,9 @@ fn endpoint(
             EndpointMode::Vip => kept_vip(old, &network).or_else(|| draft.take_address(&network)),
         };
         if addr.is_none() && spec.endpoint.mode == EndpointMode::Vip {
-            draft.warnings.push(format!("network {network} has no free address for the service's virtual IP"));
+            draft
+                .warnings
+                .push(format!("network {network} has no free address for the service's virtual IP"));
         }
         vips.push(Vip { network, addr, aliases });
     }
@@ -146,7 +148,8 @@ fn kept_vip(old: &Endpoint, network: &NetworkId) -> Option<Ipv4Addr> {
 
 /// Whether a service lacks a VIP that it should have.
 pub(crate) fn lacks_vip(service: &Service) -> bool {
-    service.spec.endpoint.mode == EndpointMode::Vip && service.endpoint.vips.iter().any(|vip| vip.addr.is_none())
+    service.spec.endpoint.mode == EndpointMode::Vip
+        && service.endpoint.vips.iter().any(|vip| vip.addr.is_none())
 }
 
 /// Finds the VIPs that a service lacks, as far as there are free addresses.

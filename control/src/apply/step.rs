@@ -59,7 +59,10 @@ impl Draft {
                     // The previous specification has become impossible, say because its port was given away.
                     let status = UpdateStatus {
                         state: UpdateState::Paused,
-                        started_ns: service.update_status.as_ref().map_or(self.at_ns, |status| status.started_ns),
+                        started_ns: service
+                            .update_status
+                            .as_ref()
+                            .map_or(self.at_ns, |status| status.started_ns),
                         completed_ns: None,
                         message: format!("{message}; the rollback is not possible: {refusal}"),
                     };

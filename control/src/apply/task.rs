@@ -27,7 +27,8 @@ pub(super) fn create(draft: &mut Draft, service: &Service, fresh: Fresh) {
     let Fresh { id, slot, node, desired, start_at_ns, start_after, restarts_ns } = fresh;
     let template = shared_template(draft, service);
     let endpoints = task_networks(&draft.state, &template, &service.spec.endpoint);
-    let endpoints = endpoints.into_iter().map(|(network, aliases)| TaskEndpoint { network, addr: None, aliases });
+    let endpoints =
+        endpoints.into_iter().map(|(network, aliases)| TaskEndpoint { network, addr: None, aliases });
     let host = |port: &&crate::model::PortConfig| port.mode == PublishMode::Host;
     let mut task = Task {
         id,
@@ -63,7 +64,9 @@ pub(super) fn create(draft: &mut Draft, service: &Service, fresh: Fresh) {
 /// All tasks of one specification hold one copy of the template.
 fn shared_template(draft: &mut Draft, service: &Service) -> Arc<TaskTemplate> {
     match &draft.template {
-        Some((id, version, template)) if *id == service.id && *version == service.spec_version => Arc::clone(template),
+        Some((id, version, template)) if *id == service.id && *version == service.spec_version => {
+            Arc::clone(template)
+        }
         _ => {
             let found = draft
                 .state
@@ -107,7 +110,9 @@ fn find_addresses(draft: &mut Draft, task: &mut Task) {
 
 /// Tries again for a task without addresses.
 pub(super) fn allocate(draft: &mut Draft, id: &TaskId) {
-    let Some(task) = draft.state.tasks.get(id).filter(|task| task.status.state == TaskState::New) else { return };
+    let Some(task) = draft.state.tasks.get(id).filter(|task| task.status.state == TaskState::New) else {
+        return;
+    };
     let mut task = Task::clone(task);
     find_addresses(draft, &mut task);
     draft.touch(&mut task.meta);
@@ -115,13 +120,13 @@ pub(super) fn allocate(draft: &mut Draft, id: &TaskId) {
 }
 
 pub(super) fn assign(draft: &mut Draft, id: &TaskId, node: &NodeId) {
-    let waits = |task: &&Arc<Task>| {
+    let waits = |task: &Arc<Task>| {
         task.status.state == TaskState::Pending
             && task.is_wanted()
             && task.node.as_ref().is_none_or(|preset| preset == node)
     };
     let schedulable = draft.state.nodes.get(node).is_some_and(|node| node.is_schedulable());
-    if !schedulable || draft.state.tasks.get(id).filter(waits).is_none() {
+    if !schedulable || !draft.state.tasks.get(id).is_some_and(waits) {
         return;
     }
     let since_ns = draft.at_ns;
@@ -132,8 +137,8 @@ pub(super) fn assign(draft: &mut Draft, id: &TaskId, node: &NodeId) {
 }
 
 pub(super) fn unplaceable(draft: &mut Draft, id: &TaskId, err: &str) {
-    let pending = |task: &&Arc<Task>| task.status.state == TaskState::Pending && task.status.err != err;
-    if draft.state.tasks.get(id).filter(pending).is_some() {
+    let pending = |task: &Arc<Task>| task.status.state == TaskState::Pending && task.status.err != err;
+    if draft.state.tasks.get(id).is_some_and(pending) {
         draft.change_task(id, |task| err.clone_into(&mut task.status.err));
     }
 }
@@ -148,8 +153,8 @@ fn enter(task: &mut Task, state: TaskState, since_ns: u64, message: &str) {
 /// Moves what the managers want of a task forward. A task that no node has seen ends at once.
 pub(super) fn set_desired(draft: &mut Draft, id: &TaskId, desired: TaskState) {
     let Some(task) = draft.state.tasks.get(id).filter(|task| task.desired < desired) else { return };
-    let known_to_node =
-        task.status.state > TaskState::Assigned || (task.status.state == TaskState::Assigned && task.desired == TaskState::Running);
+    let known_to_node = task.status.state > TaskState::Assigned
+        || (task.status.state == TaskState::Assigned && task.desired == TaskState::Running);
     let (at_ns, ends) = (draft.at_ns, desired > TaskState::Running && !known_to_node);
     draft.change_task(id, |task| {
         task.desired = desired;

@@ -37,7 +37,10 @@ fn a_taken_port_is_refused_with_dockers_words() {
     web.name = "other".into();
     let create = |spec| Action::CreateService { id: "x".into(), spec: Box::new(spec) };
     let refusal = world.try_to(create(web.clone())).unwrap_err();
-    assert_eq!(refusal.to_string(), format!("port '8080' is already in use by service 'web' ({id}) as an ingress port"));
+    assert_eq!(
+        refusal.to_string(),
+        format!("port '8080' is already in use by service 'web' ({id}) as an ingress port")
+    );
     assert_eq!(refusal.code(), Code::InvalidArgument);
     web.endpoint.ports[0].protocol = Protocol::Udp;
     world.must(create(web.clone()));
@@ -45,7 +48,8 @@ fn a_taken_port_is_refused_with_dockers_words() {
         let mut spec = service("reserved", 1);
         spec.endpoint.ports.push(ingress_port(port, 80));
         spec.endpoint.ports[0].protocol = protocol;
-        let refusal = world.try_to(Action::CreateService { id: "y".into(), spec: Box::new(spec) }).unwrap_err();
+        let refusal =
+            world.try_to(Action::CreateService { id: "y".into(), spec: Box::new(spec) }).unwrap_err();
         assert!(matches!(refusal, Refusal::PortReserved { .. }), "{refusal}");
     }
 }
@@ -78,13 +82,22 @@ fn automatic_ports_stay_over_updates() {
     assert_eq!(published(&world), 30001);
 }
 
+/// Makes a specification wrong.
+type Change = Box<dyn Fn(&mut crate::model::ServiceSpec)>;
+
 #[test]
 fn wrong_specifications_are_refused_by_field() {
     let mut world = World::new(&[]);
     world.create_network("app");
-    let cases: Vec<(&str, Box<dyn Fn(&mut crate::model::ServiceSpec)>)> = vec![
-        ("ServiceSpec.Name: name must be valid as a DNS name component", Box::new(|spec| spec.name = "-x".into())),
-        ("ContainerSpec: image reference must be provided", Box::new(|spec| spec.task.container.image.clear())),
+    let cases: Vec<(&str, Change)> = vec![
+        (
+            "ServiceSpec.Name: name must be valid as a DNS name component",
+            Box::new(|spec| spec.name = "-x".into()),
+        ),
+        (
+            "ContainerSpec: image reference must be provided",
+            Box::new(|spec| spec.task.container.image.clear()),
+        ),
         ("network nowhere not found", Box::new(|spec| spec.task.networks.push(attachment("nowhere")))),
         (
             "Service cannot be explicitly attached to the ingress network \"ingress\"",
@@ -113,7 +126,8 @@ fn wrong_specifications_are_refused_by_field() {
     for (text, change) in cases {
         let mut spec = service("web", 1);
         change(&mut spec);
-        let refusal = world.try_to(Action::CreateService { id: "s".into(), spec: Box::new(spec) }).unwrap_err();
+        let refusal =
+            world.try_to(Action::CreateService { id: "s".into(), spec: Box::new(spec) }).unwrap_err();
         assert_eq!(refusal.to_string(), text);
     }
 }
@@ -134,7 +148,10 @@ fn updates_must_name_the_current_version() {
         spec: Box::new(service("other", 2)),
     };
     assert_eq!(world.try_to(renamed).unwrap_err(), Refusal::Rename);
-    let rollback = |world: &World| Action::RollbackService { id: id.clone(), version: world.state.services[&id].meta.version };
+    let rollback = |world: &World| Action::RollbackService {
+        id: id.clone(),
+        version: world.state.services[&id].meta.version,
+    };
     world.must(rollback(&world));
     let service = &world.state.services[&id];
     assert_eq!(service.replicas(), Some(1));
@@ -160,7 +177,10 @@ fn networks_in_use_stay() {
     let task = world.state.tasks.values().next().unwrap().clone();
     world.report(&task, TaskState::Shutdown);
     world.must(remove);
-    assert_eq!(world.try_to(Action::RemoveNetwork { id: "ingress-id".into() }).unwrap_err(), Refusal::IngressNeeded);
+    assert_eq!(
+        world.try_to(Action::RemoveNetwork { id: "ingress-id".into() }).unwrap_err(),
+        Refusal::IngressNeeded
+    );
 }
 
 #[test]
@@ -179,7 +199,10 @@ fn subnets_asked_for_are_checked_and_automatic_ones_go_around_them() {
     let id = world.create_network("auto");
     assert_eq!(world.state.networks[&id].subnets[0].cidr.to_string(), "10.0.2.0/24");
     assert_eq!(
-        world.try_to(Action::CreateNetwork { id: "again".into(), spec: network("auto") }).unwrap_err().to_string(),
+        world
+            .try_to(Action::CreateNetwork { id: "again".into(), spec: network("auto") })
+            .unwrap_err()
+            .to_string(),
         "name conflicts with an existing object: network auto already exists"
     );
     let mut encrypted = network("secret");
@@ -216,7 +239,8 @@ fn exhaustion_shows_on_the_task_and_passes() {
     web.task.networks.push(attachment("small"));
     let id = world.create_service(web);
     while world.orchestrate().0 {}
-    let waiting = |world: &World| world.state.tasks.values().filter(|task| task.status.state == TaskState::New).count();
+    let waiting =
+        |world: &World| world.state.tasks.values().filter(|task| task.status.state == TaskState::New).count();
     assert_eq!(waiting(&world), 2, "five addresses: a VIP and four tasks");
     let task = world.state.tasks.values().find(|task| task.status.state == TaskState::New).unwrap();
     assert!(task.status.err.contains("network small has no free address"), "{}", task.status.err);
@@ -234,7 +258,8 @@ fn a_nodes_report_counts_for_its_own_tasks_and_only_forward() {
     let task = world.state.tasks.values().next().unwrap().clone();
     let state = |world: &World| world.state.tasks[&task.id].status.state;
     let mut stranger = crate::model::Task::clone(&task);
-    stranger.node = Some(if task.node.as_ref().unwrap().as_str() == "n1" { "n2".into() } else { "n1".into() });
+    stranger.node =
+        Some(if task.node.as_ref().unwrap().as_str() == "n1" { "n2".into() } else { "n1".into() });
     world.report(&stranger, TaskState::Running);
     assert_eq!(state(&world), TaskState::Assigned);
     world.report(&task, TaskState::Running);
@@ -344,13 +369,17 @@ fn fill(spec: &mut crate::model::ServiceSpec, networks: u8, port: u16) {
     spec.endpoint.ports = if port == 8083 { Vec::new() } else { vec![ingress_port(port, 80)] };
 }
 
-fn act(world: &mut World, deed: Deed) {
+fn act(world: &mut World, deed: &Deed) {
     world.now_ns += 1_000_000_000;
     let service_id = |name: u8| format!("s{name}").as_str().into();
     let version = |world: &World, name: u8| {
-        world.state.services.get(&mesh_api::id::ServiceId(format!("s{name}"))).map_or(0, |service| service.meta.version)
+        world
+            .state
+            .services
+            .get(&mesh_api::id::ServiceId(format!("s{name}")))
+            .map_or(0, |service| service.meta.version)
     };
-    let action = match deed {
+    let action = match *deed {
         Deed::CreateNetwork(name, small) => {
             let mut spec = network(&format!("n{name}"));
             if small {
@@ -375,9 +404,15 @@ fn act(world: &mut World, deed: Deed) {
             let mut spec = service(&format!("s{name}"), replicas.into());
             spec.task.container.image = format!("image{image}");
             fill(&mut spec, networks, port);
-            Action::UpdateService { id: service_id(name), version: version(world, name), spec: Box::new(spec) }
+            Action::UpdateService {
+                id: service_id(name),
+                version: version(world, name),
+                spec: Box::new(spec),
+            }
         }
-        Deed::Rollback(name) => Action::RollbackService { id: service_id(name), version: version(world, name) },
+        Deed::Rollback(name) => {
+            Action::RollbackService { id: service_id(name), version: version(world, name) }
+        }
         Deed::RemoveService(name) => Action::RemoveService { id: service_id(name) },
         Deed::Node(node, what) => {
             let id = mesh_api::id::NodeId(format!("node{node}"));
@@ -404,8 +439,15 @@ fn act(world: &mut World, deed: Deed) {
             return;
         }
         Deed::Report(at, state) => {
-            let states = [TaskState::Running, TaskState::Running, TaskState::Shutdown, TaskState::Failed, TaskState::Starting];
-            let placed: Vec<_> = world.state.tasks.values().filter(|task| task.node.is_some()).cloned().collect();
+            let states = [
+                TaskState::Running,
+                TaskState::Running,
+                TaskState::Shutdown,
+                TaskState::Failed,
+                TaskState::Starting,
+            ];
+            let placed: Vec<_> =
+                world.state.tasks.values().filter(|task| task.node.is_some()).cloned().collect();
             if let Some(task) = placed.get(at as usize % placed.len().max(1)) {
                 world.report(task, states[state as usize % states.len()]);
             }
@@ -423,7 +465,7 @@ proptest! {
     fn invariants_hold_and_the_log_leads_to_the_same_state(deeds in proptest::collection::vec(deed(), 1..80)) {
         let mut world = World::new(&["node0", "node1"]);
         for deed in deeds {
-            act(&mut world, deed);
+            act(&mut world, &deed);
             world.check_invariants();
         }
         let mut replayed = State::empty();

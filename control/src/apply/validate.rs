@@ -78,7 +78,10 @@ pub(super) fn description(node: &NodeDescription) -> Result<(), Refusal> {
     }
     for (field, addr) in [("addr", node.addr), ("vtep", node.vtep)] {
         if addr.is_unspecified() || addr.is_multicast() || addr.is_broadcast() || addr.is_loopback() {
-            return Err(Refusal::invalid(field, format!("{addr} is not an address that other nodes can reach")));
+            return Err(Refusal::invalid(
+                field,
+                format!("{addr} is not an address that other nodes can reach"),
+            ));
         }
     }
     let long = |text: &String| text.len() > HOSTNAME_LEN_MAX;
@@ -118,8 +121,7 @@ fn networks(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
     let mut seen = BTreeSet::new();
     for attachment in &spec.task.networks {
         let target = &attachment.target;
-        let network =
-            state.networks.get(target).ok_or_else(|| Refusal::NetworkNotFound(target.clone()))?;
+        let network = state.networks.get(target).ok_or_else(|| Refusal::NetworkNotFound(target.clone()))?;
         if network.spec.ingress {
             return Err(Refusal::ExplicitIngress(network.spec.name.clone()));
         }

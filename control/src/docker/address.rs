@@ -32,7 +32,9 @@ pub(super) enum AddressError {
     )]
     Malformed { flag: &'static str, text: String },
     /// An IPv6 address.
-    #[error("{flag}: '{text}' is an IPv6 address, and this version of Shoal runs over IPv4: give an IPv4 address")]
+    #[error(
+        "{flag}: '{text}' is an IPv6 address, and this version of Shoal runs over IPv4: give an IPv4 address"
+    )]
     Ipv6 { flag: &'static str, text: String },
     /// An address of somebody else.
     #[error("{flag}: {addr} is not an address of this host ({own}): the others must reach this host by it")]
@@ -40,7 +42,10 @@ pub(super) enum AddressError {
 }
 
 /// The address that the node advertises, and its port where one is given.
-pub(super) fn advertise(text: &str, interfaces: &[Interface]) -> Result<(Ipv4Addr, Option<u16>), AddressError> {
+pub(super) fn advertise(
+    text: &str,
+    interfaces: &[Interface],
+) -> Result<(Ipv4Addr, Option<u16>), AddressError> {
     if text.is_empty() {
         return Ok((only(interfaces)?, None));
     }
@@ -125,7 +130,8 @@ fn named(
             on_interface(host, flag, interfaces)?
         }
     };
-    let own: Vec<Ipv4Addr> = interfaces.iter().flat_map(|interface| &interface.addrs).map(Ipv4Net::addr).collect();
+    let own: Vec<Ipv4Addr> =
+        interfaces.iter().flat_map(|interface| &interface.addrs).map(Ipv4Net::addr).collect();
     if !addr.is_loopback() && !own.contains(&addr) {
         return Err(AddressError::Foreign { flag, addr, own: list(&own) });
     }
@@ -171,7 +177,11 @@ mod tests {
     use super::*;
 
     fn interface(name: &str, addrs: &[&str]) -> Interface {
-        Interface { name: name.to_owned(), up: true, addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect() }
+        Interface {
+            name: name.to_owned(),
+            up: true,
+            addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
+        }
     }
 
     fn one() -> Vec<Interface> {
@@ -201,7 +211,12 @@ mod tests {
              (192.0.2.7 on eth0 and 198.51.100.7 on eth1) - specify one with --advertise-addr"
         );
         let both = vec![interface("eth0", &["192.0.2.7/24", "192.0.2.8/24"])];
-        assert!(advertise("", &both).unwrap_err().to_string().contains("on interface eth0 (192.0.2.7 and 192.0.2.8)"));
+        assert!(
+            advertise("", &both)
+                .unwrap_err()
+                .to_string()
+                .contains("on interface eth0 (192.0.2.7 and 192.0.2.8)")
+        );
     }
 
     #[test]
@@ -215,7 +230,9 @@ mod tests {
 
     #[test]
     fn wrong_addresses_are_named_with_their_flag() {
-        for text in ["0.0.0.0", "nonsense", "192.0.2.7:x", "192.0.2.7:0", "2001:db8::1", "203.0.113.9", "224.0.0.1"] {
+        for text in
+            ["0.0.0.0", "nonsense", "192.0.2.7:x", "192.0.2.7:0", "2001:db8::1", "203.0.113.9", "224.0.0.1"]
+        {
             let error = advertise(text, &one()).unwrap_err().to_string();
             assert!(error.contains("--advertise-addr"), "{text}: {error}");
         }

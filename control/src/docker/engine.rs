@@ -1,5 +1,5 @@
-//! The part of the API that belongs to a container engine: lists are empty, objects don't exist, and what would make or
-//! run one is refused with a word on where it would work.
+//! The part of the API that belongs to a container engine: lists are empty, objects don't exist, and what
+//! would make or run one is refused with a word on where it would work.
 
 use axum::Json;
 use axum::http::{Method, StatusCode};
@@ -16,7 +16,9 @@ pub(super) fn answer(api: &Api, method: &Method, path: &str) -> Option<Response>
     let get = method == Method::GET || method == Method::HEAD;
     let list = |value: Value| Some((StatusCode::OK, Json(value)).into_response());
     match (*kind, rest) {
-        ("containers" | "images", ["json"]) | ("images", ["search"]) | ("plugins", []) if get => list(json!([])),
+        ("containers" | "images", ["json"]) | ("images", ["search"]) | ("plugins", []) if get => {
+            list(json!([]))
+        }
         ("volumes", []) if get => list(json!({ "Volumes": [], "Warnings": null })),
         ("secrets" | "configs", []) if get => Some(match api.manager() {
             Ok(_) => Json(json!([])).into_response(),
@@ -29,11 +31,14 @@ pub(super) fn answer(api: &Api, method: &Method, path: &str) -> Option<Response>
             list(json!({ "SpaceReclaimed": 0 }))
         }
         ("secrets" | "configs", [id]) if get => Some(missing(singular(kind), id)),
-        ("secrets" | "configs", _) => Some(refuse("secrets and configs are not supported by the process runtime: give tasks what they need \
-                                                   by --env")),
-        ("containers", [id, "json" | "logs" | "stats" | "top" | "changes" | "export" | "attach" | "archive"]) if get => {
-            Some(ApiError::not_found(format!("No such container: {id}")).into_response())
-        }
+        ("secrets" | "configs", _) => Some(refuse(
+            "secrets and configs are not supported by the process runtime: give tasks what they need \
+                                                   by --env",
+        )),
+        (
+            "containers",
+            [id, "json" | "logs" | "stats" | "top" | "changes" | "export" | "attach" | "archive"],
+        ) if get => Some(ApiError::not_found(format!("No such container: {id}")).into_response()),
         ("containers", [id, ..]) if *id != "create" => {
             Some(ApiError::not_found(format!("No such container: {id}")).into_response())
         }
@@ -49,12 +54,14 @@ pub(super) fn answer(api: &Api, method: &Method, path: &str) -> Option<Response>
         ("networks", [_, "connect" | "disconnect"]) => Some(refuse(
             "containers of a local engine can't be attached: attach services (docker service create --network)",
         )),
-        ("containers" | "images" | "volumes" | "plugins" | "build" | "commit" | "exec" | "session" | "grpc" | "auth", _) => {
-            Some(refuse(
-                "Shoal runs services, not single containers or images: use `docker service create`, or a container engine's own \
+        (
+            "containers" | "images" | "volumes" | "plugins" | "build" | "commit" | "exec" | "session"
+            | "grpc" | "auth",
+            _,
+        ) => Some(refuse(
+            "Shoal runs services, not single containers or images: use `docker service create`, or a container engine's own \
                  socket (docker --host unix:///var/run/docker.sock …)",
-            ))
-        }
+        )),
         _ => None,
     }
 }

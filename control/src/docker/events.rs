@@ -1,5 +1,5 @@
-//! `GET /events`: a stream that stays open, with what happens to nodes, services and networks from now on. It follows the
-//! replicated state: an event is a difference between two states.
+//! `GET /events`: a stream that stays open, with what happens to nodes, services and networks from now on. It
+//! follows the replicated state: an event is a difference between two states.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -49,14 +49,32 @@ struct Actor {
 /// `GET /events`.
 pub(super) async fn events(State(api): State<Api>, params: Params) -> ApiResult<Response> {
     let accepted = [
-        "config", "container", "daemon", "event", "id", "image", "label", "network", "node", "plugin", "scope", "secret",
-        "service", "type", "volume",
+        "config",
+        "container",
+        "daemon",
+        "event",
+        "id",
+        "image",
+        "label",
+        "network",
+        "node",
+        "plugin",
+        "scope",
+        "secret",
+        "service",
+        "type",
+        "volume",
     ];
     let filters = Filters::parse(params.get("filters"), &accepted)?;
     let until = deadline(params.get("until"))?;
     // A worker's stream stays open and silent, as there is nothing that it would know first-hand.
     let watched = api.host.cluster().map(|cluster| cluster.watch());
-    let follower = Follower { last: watched.as_ref().map(|state| state.borrow().clone()), watched, until, queue: VecDeque::new() };
+    let follower = Follower {
+        last: watched.as_ref().map(|state| state.borrow().clone()),
+        watched,
+        until,
+        queue: VecDeque::new(),
+    };
     let body = stream::unfold((follower, filters), |(mut follower, filters)| async move {
         loop {
             let event = follower.next().await?;
@@ -76,9 +94,10 @@ pub(super) async fn events(State(api): State<Api>, params: Params) -> ApiResult<
 /// Reads `until`: seconds since the epoch, with a fraction.
 fn deadline(text: Option<&str>) -> ApiResult<Option<tokio::time::Instant>> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    let seconds: f64 = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0).ok_or_else(|| {
-        ApiError::invalid(format!("until: '{text}' is not a time: expected seconds since the epoch"))
-    })?;
+    let seconds: f64 =
+        text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0).ok_or_else(
+            || ApiError::invalid(format!("until: '{text}' is not a time: expected seconds since the epoch")),
+        )?;
     let end = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     let left = end.saturating_sub(Duration::from_nanos(clock::now_ns()));
     Ok(tokio::time::Instant::now().checked_add(left))
@@ -209,7 +228,9 @@ fn node_update(old: &Node, new: &Node) -> Option<Event> {
 }
 
 fn service_update(old: &Service, new: &Service) -> Event {
-    let update = |service: &Service| service.update_status.as_ref().map_or("", |status| services::state_name(status.state));
+    let update = |service: &Service| {
+        service.update_status.as_ref().map_or("", |status| services::state_name(status.state))
+    };
     let replicas = |service: &Service| match service.spec.mode {
         Mode::Replicated { replicas } => replicas.to_string(),
         Mode::Global => String::new(),
@@ -225,7 +246,8 @@ fn matches(filters: &Filters, event: &Event) -> bool {
     let actor = |kind: &str| {
         let name = event.actor.attributes.get("name");
         filters.any(kind, |wanted| {
-            event.kind == kind && (event.actor.id.starts_with(wanted) || name.is_some_and(|name| name == wanted))
+            event.kind == kind
+                && (event.actor.id.starts_with(wanted) || name.is_some_and(|name| name == wanted))
         })
     };
     let never = ["config", "container", "daemon", "image", "plugin", "secret", "volume"];

@@ -25,7 +25,9 @@ impl Filters {
             return Ok(Self::default());
         }
         let keys: BTreeMap<String, Values> = serde_json::from_str(text).map_err(|error| {
-            ApiError::invalid(format!("invalid filters: expected a JSON object of {{key: {{value: true}}}}: {error}"))
+            ApiError::invalid(format!(
+                "invalid filters: expected a JSON object of {{key: {{value: true}}}}: {error}"
+            ))
         })?;
         let mut filters = BTreeMap::new();
         for (key, values) in keys {
@@ -80,7 +82,9 @@ impl Filters {
                 "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
                 "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
                 other => {
-                    return Err(ApiError::invalid(format!("invalid filter '{key}={other}': expected true or false")));
+                    return Err(ApiError::invalid(format!(
+                        "invalid filter '{key}={other}': expected true or false"
+                    )));
                 }
             });
         }
@@ -114,9 +118,11 @@ mod tests {
     #[test]
     fn labels_match_by_name_or_by_name_and_value() {
         let labels = BTreeMap::from([("tier".to_owned(), "web".to_owned())]);
-        for (filter, matches) in
-            [(r#"{"label":["tier"]}"#, true), (r#"{"label":["tier=web"]}"#, true), (r#"{"label":["tier=db"]}"#, false)]
-        {
+        for (filter, matches) in [
+            (r#"{"label":["tier"]}"#, true),
+            (r#"{"label":["tier=web"]}"#, true),
+            (r#"{"label":["tier=db"]}"#, false),
+        ] {
             let filters = Filters::parse(Some(filter), &["label"]).unwrap();
             assert_eq!(filters.labels("label", &labels), matches, "{filter}");
         }

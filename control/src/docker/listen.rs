@@ -1,8 +1,9 @@
-//! The API's unix socket: bound so that only root and its group may dial it, and served with limits, so that a client
-//! that stalls or floods takes nothing from the others.
+//! The API's unix socket: bound so that only root and its group may dial it, and served with limits, so that
+//! a client that stalls or floods takes nothing from the others.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +14,16 @@ use axum::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 /// Connections served at once; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 512;
+
+/// Connections that wait in the kernel's queue.
+const BACKLOG: u32 = 256;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,15 +75,18 @@ pub async fn bind(path: &Path) -> Result<UnixListener, ListenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    // The socket gets its mode before it gets its name, so that nobody can dial it in between.
-    let unnamed = path.with_extension("sock.new");
-    match std::fs::remove_file(&unnamed) {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(&unnamed).map_err(failed)?;
-    std::fs::set_permissions(&unnamed, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
-    std::fs::rename(&unnamed, path).map_err(failed)?;
+    let socket = UnixSocket::new_stream().map_err(failed)?;
+    let mode = Permissions::from_mode(SOCKET_MODE);
+    // Linux makes the file with the socket's own mode, less the umask: nobody else can dial it at any moment.
+    let own = socket.as_fd().try_clone_to_owned().map_err(failed)?;
+    File::from(own).set_permissions(mode.clone()).map_err(failed)?;
+    socket.bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, mode).map_err(failed)?;
+    let listener = socket.listen(BACKLOG).map_err(failed)?;
     Ok(listener)
 }
 

@@ -1,5 +1,5 @@
-//! The host that the API speaks for, as the API sees it: the product implements it over the agent and the cluster,
-//! tests over nothing.
+//! The host that the API speaks for, as the API sees it: the product implements it over the agent and the
+//! cluster, tests over nothing.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -156,8 +156,10 @@ pub enum SwarmError {
         message: String,
     },
     /// No manager answers.
-    #[error("Timeout was reached before node joined: no manager answers at {remotes} ({cause}). Check the address, and that \
-             port 2377/tcp is open on the way")]
+    #[error(
+        "Timeout was reached before node joined: no manager answers at {remotes} ({cause}). Check the address, and that \
+             port 2377/tcp is open on the way"
+    )]
     Unreachable {
         /// The managers that were dialled.
         remotes: String,

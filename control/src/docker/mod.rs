@@ -2,8 +2,8 @@
 //!
 //! A router over two things: the local host ([`LocalNode`]) and, on a manager, the replicated state
 //! ([`crate::cluster::Cluster`]). Handlers read a state, or propose a command and answer; they hold nothing.
-//! What belongs to a container engine (images, volumes, single containers) is answered with empty lists or with an
-//! error that says so.
+//! What belongs to a container engine (images, volumes, single containers) is answered with empty lists or
+//! with an error that says so.
 
 mod address;
 mod engine;
@@ -95,6 +95,7 @@ pub fn router(host: Arc<dyn LocalNode>) -> Router {
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .fallback(elsewhere)
         .method_not_allowed_fallback(elsewhere)
+        .layer(middleware::from_fn(request::read_whole))
         .layer(middleware::from_fn_with_state(api.clone(), headers))
         .with_state(api);
     let versioned = service_fn(move |mut request: Request| {

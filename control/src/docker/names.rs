@@ -1,5 +1,5 @@
-//! Names and ids: which names are allowed, names for services that came without one, and finding an object by its id,
-//! its name or the beginning of its id.
+//! Names and ids: which names are allowed, names for services that came without one, and finding an object by
+//! its id, its name or the beginning of its id.
 
 use std::sync::Arc;
 
@@ -13,12 +13,14 @@ use crate::model::{Network, Node, Service, State, Task};
 const NAME_LEN_MAX: usize = 63;
 
 const ADJECTIVES: [&str; 24] = [
-    "agile", "bold", "brisk", "calm", "clever", "coral", "eager", "fleet", "gentle", "golden", "happy", "keen",
-    "lively", "lucid", "merry", "nimble", "quick", "quiet", "silver", "sleek", "swift", "tidal", "vivid", "witty",
+    "agile", "bold", "brisk", "calm", "clever", "coral", "eager", "fleet", "gentle", "golden", "happy",
+    "keen", "lively", "lucid", "merry", "nimble", "quick", "quiet", "silver", "sleek", "swift", "tidal",
+    "vivid", "witty",
 ];
 const FISH: [&str; 24] = [
-    "anchovy", "bass", "bream", "capelin", "carp", "char", "cod", "dace", "goby", "grayling", "halibut", "herring",
-    "ide", "mackerel", "minnow", "perch", "pike", "roach", "salmon", "sardine", "smelt", "sprat", "tench", "trout",
+    "anchovy", "bass", "bream", "capelin", "carp", "char", "cod", "dace", "goby", "grayling", "halibut",
+    "herring", "ide", "mackerel", "minnow", "perch", "pike", "roach", "salmon", "sardine", "smelt", "sprat",
+    "tench", "trout",
 ];
 
 /// Refuses a name that is not a DNS label (SwarmKit's rule, which also allows `_` within).

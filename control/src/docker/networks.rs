@@ -1,4 +1,5 @@
-//! Networks: create, list, inspect, remove, prune. A manager shows the cluster's, a worker those that its tasks are on.
+//! Networks: create, list, inspect, remove, prune. A manager shows the cluster's, a worker those that its
+//! tasks are on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -44,7 +45,9 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
     let dangling = filters.boolean("dangling")?;
     for wanted in filters.values("type") {
         if !["custom", "builtin"].contains(&wanted) {
-            return Err(ApiError::invalid(format!("invalid filter 'type={wanted}': expected custom or builtin")));
+            return Err(ApiError::invalid(format!(
+                "invalid filter 'type={wanted}': expected custom or builtin"
+            )));
         }
     }
     let used = used_networks(&api);
@@ -81,9 +84,10 @@ pub(super) async fn inspect(
     ];
     match candidates.into_iter().find(|found| !found.is_empty()).as_deref() {
         Some([at]) => Ok(Json(networks.swap_remove(*at))),
-        Some(found) => {
-            Err(ApiError::invalid(format!("network {id} is ambiguous ({} matches found based on ID prefix)", found.len())))
-        }
+        Some(found) => Err(ApiError::invalid(format!(
+            "network {id} is ambiguous ({} matches found based on ID prefix)",
+            found.len()
+        ))),
         None => Err(ApiError::not_found(format!("network {id} not found"))),
     }
 }
@@ -127,7 +131,11 @@ pub(super) async fn prune(State(api): State<Api>, params: Params) -> ApiResult<J
     for network in state.networks.values() {
         let labels = &network.spec.labels;
         let kept = filters.contains("label!") && filters.labels("label!", labels);
-        if network.spec.ingress || used.contains(network.id.as_str()) || kept || !filters.labels("label", labels) {
+        if network.spec.ingress
+            || used.contains(network.id.as_str())
+            || kept
+            || !filters.labels("label", labels)
+        {
             continue;
         }
         // One that got a service meanwhile is refused, and stays.
@@ -157,30 +165,45 @@ fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
     } = request;
     let name = name.unwrap_or_default();
     if PREDEFINED.contains(&name.as_str()) {
-        return Err(ApiError::forbidden(format!("{name} is a pre-defined network and cannot be created: choose another Name")));
+        return Err(ApiError::forbidden(format!(
+            "{name} is a pre-defined network and cannot be created: choose another Name"
+        )));
     }
     names::check("Name", &name)?;
     if !matches!(scope.as_deref(), None | Some("" | "swarm" | "global")) {
-        return Err(ApiError::invalid(format!("Scope: '{}' is not an overlay's: expected swarm", scope.unwrap_or_default())));
+        return Err(ApiError::invalid(format!(
+            "Scope: '{}' is not an overlay's: expected swarm",
+            scope.unwrap_or_default()
+        )));
     }
     if ingress == Some(true) {
-        return Err(ApiError::unsupported("Ingress: every cluster has its ingress network already (leave out --ingress)"));
+        return Err(ApiError::unsupported(
+            "Ingress: every cluster has its ingress network already (leave out --ingress)",
+        ));
     }
     let config_from = config_from.and_then(|from| from.get("Network")?.as_str().map(str::to_owned));
     if config_only == Some(true) || config_from.is_some_and(|network| !network.is_empty()) {
-        return Err(ApiError::unsupported("ConfigOnly, ConfigFrom: not supported (leave out --config-only, --config-from)"));
+        return Err(ApiError::unsupported(
+            "ConfigOnly, ConfigFrom: not supported (leave out --config-only, --config-from)",
+        ));
     }
     if enable_ipv6 == Some(true) {
-        return Err(ApiError::unsupported("EnableIPv6: overlays are IPv4 in this version of Shoal (leave out --ipv6)"));
+        return Err(ApiError::unsupported(
+            "EnableIPv6: overlays are IPv4 in this version of Shoal (leave out --ipv6)",
+        ));
     }
     if enable_ipv4 == Some(false) {
-        return Err(ApiError::unsupported("EnableIPv4: overlays are IPv4 in this version of Shoal (leave out --ipv4=false)"));
+        return Err(ApiError::unsupported(
+            "EnableIPv4: overlays are IPv4 in this version of Shoal (leave out --ipv4=false)",
+        ));
     }
     let options = options.unwrap_or_default();
     for (option, why) in OPTIONS_REFUSED {
         // `--opt encrypted=false` asks for what is the case.
         if options.get(option).is_some_and(|value| value != "false") {
-            return Err(ApiError::unsupported(format!("Options.{option}: not supported (leave out --opt {option}): {why}")));
+            return Err(ApiError::unsupported(format!(
+                "Options.{option}: not supported (leave out --opt {option}): {why}"
+            )));
         }
     }
     let ipam = ipam.unwrap_or_default();
@@ -198,7 +221,11 @@ fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
         internal: internal.unwrap_or_default(),
         attachable: attachable.unwrap_or_default(),
         ingress: false,
-        ipam: configs.iter().enumerate().map(|(at, config)| ipam_config(config, at)).collect::<ApiResult<_>>()?,
+        ipam: configs
+            .iter()
+            .enumerate()
+            .map(|(at, config)| ipam_config(config, at))
+            .collect::<ApiResult<_>>()?,
     })
 }
 
@@ -254,7 +281,9 @@ fn subnet(text: Option<&str>, field: &str, problem: &str) -> ApiResult<Option<Ip
         Ok(IpNet::V6(_)) => {
             Err(ApiError::unsupported(format!("{field}: {text}: overlays are IPv4 in this version of Shoal")))
         }
-        Err(_) => Err(ApiError::invalid(format!("{field}: {problem} {text}: expected one such as 10.20.0.0/24"))),
+        Err(_) => {
+            Err(ApiError::invalid(format!("{field}: {problem} {text}: expected one such as 10.20.0.0/24")))
+        }
     }
 }
 
@@ -271,7 +300,13 @@ fn used_networks(api: &Api) -> BTreeSet<String> {
             used.extend(task.endpoints.iter().map(|endpoint| endpoint.network.to_string()));
         }
     } else if let Some(table) = api.host.table() {
-        used.extend(table.tasks.values().flat_map(|task| &task.endpoints).map(|endpoint| endpoint.network.to_string()));
+        used.extend(
+            table
+                .tasks
+                .values()
+                .flat_map(|task| &task.endpoints)
+                .map(|endpoint| endpoint.network.to_string()),
+        );
     }
     used
 }
@@ -366,14 +401,18 @@ fn options(network: &Network) -> BTreeMap<String, String> {
 }
 
 /// The endpoints of a network, with their tasks.
-fn endpoints<'t>(table: &'t Table, network: &'t NetworkId) -> impl Iterator<Item = (&'t TaskRecord, Ipv4Addr)> {
+fn endpoints<'t>(
+    table: &'t Table,
+    network: &'t NetworkId,
+) -> impl Iterator<Item = (&'t TaskRecord, Ipv4Addr)> {
     table.tasks.values().flat_map(move |task| {
         let endpoints = task.endpoints.iter().filter(move |endpoint| endpoint.network == *network);
         endpoints.map(move |endpoint| (task, endpoint.addr))
     })
 }
 
-/// What the dataplane of this node knows of the network: the tasks here, the nodes that have any, and on request services.
+/// What the dataplane of this node knows of the network: the tasks here, the nodes that have any, and on
+/// request services.
 fn add_local_view(network: &mut wire::Network, table: &Table, node: &NodeId, verbose: bool) {
     let id = NetworkId(network.id.clone());
     let Some(record) = table.networks.get(&id) else { return };
@@ -418,7 +457,8 @@ fn services(table: &Table, network: &NetworkId) -> BTreeMap<String, wire::Servic
                 .into_iter()
                 .collect(),
         });
-        let ports = service.ports.iter().map(|port| format!("Target: {}, Publish: {}", port.target, port.published));
+        let ports =
+            service.ports.iter().map(|port| format!("Target: {}, Publish: {}", port.target, port.published));
         let info = wire::ServiceInfo {
             vip: vip.addr.map(|addr| addr.to_string()).unwrap_or_default(),
             ports: ports.collect(),

@@ -33,7 +33,9 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
     }
     for wanted in filters.values("membership") {
         if !["accepted", "pending"].contains(&wanted) {
-            return Err(ApiError::invalid(format!("Invalid membership filter: '{wanted}': expected accepted or pending")));
+            return Err(ApiError::invalid(format!(
+                "Invalid membership filter: '{wanted}': expected accepted or pending"
+            )));
         }
     }
     let matching = |node: &&Arc<Node>| {
@@ -66,12 +68,15 @@ pub(super) async fn update(
     let version = params.version("node")?;
     let state = cluster.state();
     let node = names::node(&state, &id)?;
-    let missing = |field: &str, values: &str| ApiError::invalid(format!("{field}: missing: expected one of {values}"));
+    let missing =
+        |field: &str, values: &str| ApiError::invalid(format!("{field}: missing: expected one of {values}"));
     let spec = NodeSpec {
         name: spec.name.unwrap_or_default(),
         labels: spec.labels.unwrap_or_default(),
         role: role(&spec.role.ok_or_else(|| missing("Role", "manager, worker"))?)?,
-        availability: availability(&spec.availability.ok_or_else(|| missing("Availability", "active, pause, drain"))?)?,
+        availability: availability(
+            &spec.availability.ok_or_else(|| missing("Availability", "active, pause, drain"))?,
+        )?,
     };
     if spec.role == Role::Manager && node.spec.role == Role::Worker {
         return Err(ApiError::unsupported(
@@ -84,7 +89,11 @@ pub(super) async fn update(
 }
 
 /// `DELETE /nodes/{id}`.
-pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>, params: Params) -> ApiResult<StatusCode> {
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<StatusCode> {
     let cluster = api.manager()?;
     let force = params.boolean("force")?;
     let node = names::node(&cluster.state(), &id)?.id.clone();
@@ -98,7 +107,9 @@ pub(super) fn availability(text: &str) -> ApiResult<Availability> {
         "active" => Ok(Availability::Active),
         "pause" => Ok(Availability::Pause),
         "drain" => Ok(Availability::Drain),
-        _ => Err(ApiError::invalid(format!("invalid Availability: \"{text}\": expected active, pause or drain"))),
+        _ => Err(ApiError::invalid(format!(
+            "invalid Availability: \"{text}\": expected active, pause or drain"
+        ))),
     }
 }
 
@@ -126,8 +137,18 @@ fn managers(api: &Api) -> Vec<SocketAddr> {
 }
 
 fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
-    let NodeDescription { hostname, addr, vtep: _, os, architecture, nano_cpus, memory_bytes, version, labels, dataplane } =
-        &node.description;
+    let NodeDescription {
+        hostname,
+        addr,
+        vtep: _,
+        os,
+        architecture,
+        nano_cpus,
+        memory_bytes,
+        version,
+        labels,
+        dataplane,
+    } = &node.description;
     let manager_status = (node.spec.role == Role::Manager).then(|| {
         let known = managers.iter().find(|manager| manager.ip() == *addr);
         wire::ManagerStatus {

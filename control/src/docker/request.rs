@@ -7,12 +7,27 @@ use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
 use serde::de::DeserializeOwned;
 
 use super::error::{ApiError, ApiResult};
 
 /// Longest body that is read, bytes: a service's spec is a few kB.
 const BODY_BYTES_MAX: usize = 4 << 20;
+
+/// Reads a request's body before it is answered, whoever answers: a client that is still writing when it is refused
+/// reports the broken connection instead of the refusal.
+pub(super) async fn read_whole(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
+        Ok(bytes) => next.run(Request::from_parts(parts, axum::body::Body::from(bytes))).await,
+        Err(_) => ApiError::too_large(format!(
+            "the request's body can't be read: it may have up to {BODY_BYTES_MAX} bytes"
+        ))
+        .into_response(),
+    }
+}
 
 /// A JSON body.
 pub(super) struct Body<T>(pub(super) T);
@@ -21,16 +36,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> ApiResult<Self> {
-        let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let content_type =
+            request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         if !media_type.is_empty() && !media_type.eq_ignore_ascii_case("application/json") {
             return Err(ApiError::invalid(format!(
                 "unsupported Content-Type header ({content_type}): must be 'application/json'"
             )));
         }
-        let bytes = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(|_| {
-            ApiError::invalid(format!("the request's body can't be read: it may have up to {BODY_BYTES_MAX} bytes"))
-        })?;
+        let bytes = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX).await;
+        let bytes = bytes.map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
         if bytes.is_empty() {
             return Err(ApiError::invalid("invalid JSON: got EOF while reading request body"));
         }
@@ -65,7 +80,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let pairs: Vec<(String, String)> = Query::try_from_uri(&parts.uri).map(|Query(pairs)| pairs).unwrap_or_default();
+        let pairs: Vec<(String, String)> =
+            Query::try_from_uri(&parts.uri).map(|Query(pairs)| pairs).unwrap_or_default();
         Ok(Self(pairs.into_iter().collect()))
     }
 }
@@ -81,7 +97,9 @@ impl Params {
         match self.get(name).unwrap_or_default() {
             "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            other => Err(ApiError::invalid(format!("invalid value for {name}: {other}: expected true or false"))),
+            other => {
+                Err(ApiError::invalid(format!("invalid value for {name}: {other}: expected true or false")))
+            }
         }
     }
 

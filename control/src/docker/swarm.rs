@@ -34,7 +34,10 @@ impl From<AddressError> for ApiError {
 }
 
 /// `POST /swarm/init`.
-pub(super) async fn init(State(api): State<Api>, Body(request): Body<wire::InitRequest>) -> ApiResult<Json<NodeId>> {
+pub(super) async fn init(
+    State(api): State<Api>,
+    Body(request): Body<wire::InitRequest>,
+) -> ApiResult<Json<NodeId>> {
     if request.force_new_cluster == Some(true) {
         return Err(ApiError::unsupported(
             "ForceNewCluster is not supported: this version of Shoal runs one manager, which needs no quorum (leave out \
@@ -53,7 +56,8 @@ pub(super) async fn init(State(api): State<Api>, Body(request): Body<wire::InitR
     let interfaces = api.host.interfaces();
     let listen = request.listen_addr.filter(|text| !text.is_empty());
     let listen = address::listen(listen.as_deref().unwrap_or("0.0.0.0"), &interfaces)?;
-    let (advertise, port) = match address::advertise(&request.advertise_addr.unwrap_or_default(), &interfaces) {
+    let (advertise, port) = match address::advertise(&request.advertise_addr.unwrap_or_default(), &interfaces)
+    {
         // Where the manager listens on one address, that is the one to advertise.
         Err(AddressError::Several { .. }) if !listen.ip().is_unspecified() => match listen.ip() {
             IpAddr::V4(addr) => (addr, None),
@@ -79,7 +83,10 @@ pub(super) async fn init(State(api): State<Api>, Body(request): Body<wire::InitR
 }
 
 /// `POST /swarm/join`.
-pub(super) async fn join(State(api): State<Api>, Body(request): Body<wire::JoinRequest>) -> ApiResult<StatusCode> {
+pub(super) async fn join(
+    State(api): State<Api>,
+    Body(request): Body<wire::JoinRequest>,
+) -> ApiResult<StatusCode> {
     if api.host.membership() != Membership::Inactive {
         return Err(SwarmError::AlreadyInSwarm.into());
     }
@@ -122,7 +129,9 @@ pub(super) async fn leave(State(api): State<Api>, params: Params) -> ApiResult<S
     let force = params.boolean("force")?;
     match api.host.membership() {
         Membership::Inactive => return Err(SwarmError::NotInSwarm.into()),
-        Membership::Active { role: Role::Manager, .. } if !force => return Err(SwarmError::LastManager.into()),
+        Membership::Active { role: Role::Manager, .. } if !force => {
+            return Err(SwarmError::LastManager.into());
+        }
         Membership::Active { .. } => {}
     }
     api.host.swarm_leave(force).await?;
@@ -153,8 +162,16 @@ pub(super) async fn update(
     let spec = ClusterSpec {
         name: default.name,
         task_history: history(&spec)?.unwrap_or(default.task_history),
-        heartbeat_ns: spec.dispatcher.and_then(|it| it.heartbeat_period).filter(|ns| *ns > 0).unwrap_or(default.heartbeat_ns),
-        cert_expiry_ns: spec.ca_config.and_then(|ca| ca.node_cert_expiry).filter(|ns| *ns > 0).unwrap_or(default.cert_expiry_ns),
+        heartbeat_ns: spec
+            .dispatcher
+            .and_then(|it| it.heartbeat_period)
+            .filter(|ns| *ns > 0)
+            .unwrap_or(default.heartbeat_ns),
+        cert_expiry_ns: spec
+            .ca_config
+            .and_then(|ca| ca.node_cert_expiry)
+            .filter(|ns| *ns > 0)
+            .unwrap_or(default.cert_expiry_ns),
         labels: spec.labels.unwrap_or_default(),
     };
     let (worker_secret, manager_secret) = {
@@ -235,7 +252,11 @@ fn check_spec(spec: &wire::SpecRequest) -> ApiResult<()> {
     let Some(ca) = &spec.ca_config else { return Ok(()) };
     let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let external = ca.external_cas.as_ref().is_some_and(|list| !list.is_empty());
-    if external || given(&ca.signing_ca_cert) || given(&ca.signing_ca_key) || ca.force_rotate.unwrap_or_default() > 0 {
+    if external
+        || given(&ca.signing_ca_cert)
+        || given(&ca.signing_ca_key)
+        || ca.force_rotate.unwrap_or_default() > 0
+    {
         return Err(ApiError::unsupported(
             "CAConfig: this version of Shoal has no certificates: leave out --external-ca, --ca-cert, --ca-key, --rotate",
         ));
@@ -325,7 +346,9 @@ async fn resolve(name: &str) -> ApiResult<SocketAddr> {
     };
     let bare = name.strip_prefix("tcp://").unwrap_or(name);
     let host = match bare.rsplit_once(':') {
-        Some((host, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => (host, port.parse().unwrap_or(DEFAULT_PORT)),
+        Some((host, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            (host, port.parse().unwrap_or(DEFAULT_PORT))
+        }
         Some(_) => return Err(invalid("the part after ':' is not a port".to_owned())),
         None => (bare, DEFAULT_PORT),
     };

@@ -65,7 +65,8 @@ pub(super) async fn version(State(api): State<Api>) -> Json<Value> {
 /// `GET /info`.
 pub(super) async fn info(State(api): State<Api>) -> ApiResult<Json<Value>> {
     let facts = api.host.facts();
-    let swarm = serde_json::to_value(swarm_info(&api)).map_err(|error| ApiError::internal(error.to_string()))?;
+    let swarm =
+        serde_json::to_value(swarm_info(&api)).map_err(|error| ApiError::internal(error.to_string()))?;
     let running = running_tasks(&api);
     let mut driver_status = Vec::new();
     if !facts.dataplane.is_empty() {
@@ -171,7 +172,8 @@ fn swarm_info(api: &Api) -> SwarmInfo {
         });
         found.map_or_else(String::new, |node| node.id.to_string())
     };
-    let remotes = managers.iter().map(|addr| RemoteManager { node_id: manager_of(addr), addr: addr.to_string() });
+    let remotes =
+        managers.iter().map(|addr| RemoteManager { node_id: manager_of(addr), addr: addr.to_string() });
     let mut info = SwarmInfo {
         node_id: node.to_string(),
         node_addr: addr.to_string(),
@@ -192,7 +194,8 @@ fn swarm_info(api: &Api) -> SwarmInfo {
 fn running_tasks(api: &Api) -> usize {
     let Membership::Active { node, .. } = api.host.membership() else { return 0 };
     api.host.table().map_or(0, |table| {
-        let here = |task: &&mesh_api::table::TaskRecord| task.node == node && task.observed == TaskState::Running;
+        let here =
+            |task: &&mesh_api::table::TaskRecord| task.node == node && task.observed == TaskState::Running;
         table.tasks.values().filter(here).count()
     })
 }

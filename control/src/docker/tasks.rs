@@ -28,7 +28,9 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
         services.insert(match names::service(&state, input) {
             Ok(service) => service.id.clone(),
             // The tasks of a removed service are there for a while.
-            Err(_) if state.tasks_of_service(&ServiceId::from(input)).next().is_some() => ServiceId::from(input),
+            Err(_) if state.tasks_of_service(&ServiceId::from(input)).next().is_some() => {
+                ServiceId::from(input)
+            }
             Err(error) => return Err(error),
         });
     }
@@ -42,7 +44,10 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
     let mut desired: BTreeSet<&'static str> = BTreeSet::new();
     for input in filters.values("desired-state") {
         let known = STATES.iter().find(|name| name.eq_ignore_ascii_case(input)).ok_or_else(|| {
-            ApiError::invalid(format!("Invalid desired-state filter: '{input}': expected one of {}", STATES.join(", ")))
+            ApiError::invalid(format!(
+                "Invalid desired-state filter: '{input}': expected one of {}",
+                STATES.join(", ")
+            ))
         })?;
         desired.insert(known);
     }
@@ -85,8 +90,20 @@ fn is_up_to_date(state: &model::State, task: &Task) -> bool {
 
 /// The words for task states.
 const STATES: [&str; 14] = [
-    "new", "pending", "assigned", "accepted", "preparing", "ready", "starting", "running", "complete", "shutdown", "failed",
-    "rejected", "remove", "orphaned",
+    "new",
+    "pending",
+    "assigned",
+    "accepted",
+    "preparing",
+    "ready",
+    "starting",
+    "running",
+    "complete",
+    "shutdown",
+    "failed",
+    "rejected",
+    "remove",
+    "orphaned",
 ];
 
 /// The word for a task state.
@@ -113,7 +130,8 @@ fn show(state: &model::State, task: &Task) -> wire::Task {
     let attachments = task.endpoints.iter().filter_map(|endpoint| {
         let network = state.networks.get(&endpoint.network)?;
         let subnet_of = |addr| network.subnets.iter().find(|subnet| subnet.cidr.contains(&addr));
-        let address = endpoint.addr.and_then(|addr| Some(format!("{addr}/{}", subnet_of(addr)?.cidr.prefix_len())));
+        let address =
+            endpoint.addr.and_then(|addr| Some(format!("{addr}/{}", subnet_of(addr)?.cidr.prefix_len())));
         Some(wire::NetworkAttachment {
             network: networks::show_in_task(network),
             addresses: address.into_iter().collect(),

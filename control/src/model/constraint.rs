@@ -109,7 +109,9 @@ impl Constraint {
                 Role::Worker => "worker",
             }),
             Key::Os => same(&node.description.os),
-            Key::Arch => same(&node.description.architecture) || same(docker_arch(&node.description.architecture)),
+            Key::Arch => {
+                same(&node.description.architecture) || same(docker_arch(&node.description.architecture))
+            }
             Key::NodeLabel(key) => same(node.spec.labels.get(key).map_or("", String::as_str)),
             Key::EngineLabel(key) => {
                 let label = node.description.labels.iter().find(|(name, _)| name == key);

@@ -23,8 +23,8 @@ pub use network::{IpamConfig, Network, NetworkSpec, Subnet};
 pub use node::{Availability, Node, NodeSpec, NodeStatus};
 pub use service::{
     ContainerSpec, Endpoint, EndpointSpec, FailureAction, Mode, NetworkAttachment, Placement, PortConfig,
-    ResourceAmount, Resources, RestartCondition, RestartPolicy, Service, ServiceSpec, TaskTemplate, UpdateConfig,
-    UpdateOrder, UpdateState, UpdateStatus, Vip,
+    ResourceAmount, Resources, RestartCondition, RestartPolicy, Service, ServiceSpec, TaskTemplate,
+    UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, Vip,
 };
 pub use task::{SlotKey, Task, TaskEndpoint, TaskStatus};
 

@@ -14,6 +14,8 @@ mod slot;
 mod update;
 
 #[cfg(test)]
+mod chaos;
+#[cfg(test)]
 mod tests;
 
 use mesh_api::id::TaskId;

@@ -38,13 +38,19 @@ impl<'a> Pass<'a> {
     }
 
     /// Makes a task for a place in a service, held back as `hold` says.
-    pub(super) fn create_task(&mut self, service: &Service, key: &SlotKey, hold: Hold, restarts_ns: Vec<u64>) {
+    pub(super) fn create_task(
+        &mut self,
+        service: &Service,
+        key: &SlotKey,
+        hold: Hold,
+        restarts_ns: Vec<u64>,
+    ) {
         let Hold { until_ns, after } = hold;
         let (slot, node): (u64, Option<NodeId>) = match key {
             SlotKey::Replica(slot) => (*slot, None),
             SlotKey::Node(node) => (0, Some(node.clone())),
         };
-        let held = until_ns > self.now_ns || after.is_some();
+        let waits = until_ns > self.now_ns || after.is_some();
         let id = (self.ids)();
         self.take(Step::CreateTask {
             id,
@@ -52,7 +58,7 @@ impl<'a> Pass<'a> {
             spec_version: service.spec_version,
             slot,
             node,
-            desired: if held { TaskState::Ready } else { TaskState::Running },
+            desired: if waits { TaskState::Ready } else { TaskState::Running },
             start_at_ns: until_ns,
             start_after: after,
             restarts_ns,

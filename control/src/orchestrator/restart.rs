@@ -24,19 +24,22 @@ pub(super) fn policy_replaces(policy: &RestartPolicy, task: &Task) -> bool {
     };
     let ended_by_itself =
         matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
-    condition && (!ended_by_itself || policy.max_attempts == 0 || attempts(policy, task) < policy.max_attempts)
+    condition
+        && (!ended_by_itself || policy.max_attempts == 0 || attempts(policy, task) < policy.max_attempts)
 }
 
 /// Restarts that count when a task has ended.
 fn attempts(policy: &RestartPolicy, task: &Task) -> u64 {
-    let counts = |at_ns: &&u64| policy.window_ns == 0 || at_ns.saturating_add(policy.window_ns) > task.ended_ns;
+    let counts =
+        |at_ns: &&u64| policy.window_ns == 0 || at_ns.saturating_add(policy.window_ns) > task.ended_ns;
     task.restarts_ns.iter().filter(counts).count() as u64
 }
 
 /// Whether a task's node can keep it.
 pub(super) fn node_keeps(state: &State, service: &Service, task: &Task) -> bool {
     let Some(node) = &task.node else { return true };
-    let fits = |node: &Arc<crate::model::Node>| !node.is_down() && node.spec.availability != Availability::Drain;
+    let fits =
+        |node: &Arc<crate::model::Node>| !node.is_down() && node.spec.availability != Availability::Drain;
     state.nodes.get(node).is_some_and(fits) && is_placed_well(state, &service.spec.task.placement, task)
 }
 
@@ -59,7 +62,8 @@ pub(super) fn restart(pass: &mut Pass<'_>, service: &Service, task: &Task) {
         } else {
             Hold { until_ns: 0, after: still_running(pass, task) }
         };
-        let restarts_ns = if task.spec_version == service.spec_version { task.restarts_ns.clone() } else { Vec::new() };
+        let restarts_ns =
+            if task.spec_version == service.spec_version { task.restarts_ns.clone() } else { Vec::new() };
         pass.create_task(service, &task.slot_key(), hold, restarts_ns);
     }
 }
@@ -68,9 +72,11 @@ fn counted_restarts(policy: &RestartPolicy, task: &Task, service: &Service, now_
     if policy.max_attempts == 0 {
         return Vec::new();
     }
-    let mut restarts_ns = if task.spec_version == service.spec_version { task.restarts_ns.clone() } else { Vec::new() };
+    let mut restarts_ns =
+        if task.spec_version == service.spec_version { task.restarts_ns.clone() } else { Vec::new() };
     restarts_ns.push(now_ns);
-    let superfluous = restarts_ns.len().saturating_sub(usize::try_from(policy.max_attempts).unwrap_or(usize::MAX));
+    let superfluous =
+        restarts_ns.len().saturating_sub(usize::try_from(policy.max_attempts).unwrap_or(usize::MAX));
     restarts_ns.drain(..superfluous);
     restarts_ns
 }
@@ -113,7 +119,8 @@ pub(super) fn give_up_on_lost_nodes(pass: &mut Pass<'_>) {
             Some(node) if node.is_down() => node.status.since_ns.saturating_add(ORPHAN_AFTER_NS),
             Some(_) => continue,
         };
-        let mut tasks = ids.iter().filter_map(|id| state.tasks.get(id)).filter(|task| !task.has_ended()).peekable();
+        let mut tasks =
+            ids.iter().filter_map(|id| state.tasks.get(id)).filter(|task| !task.has_ended()).peekable();
         if orphan_at_ns > pass.now_ns {
             if tasks.peek().is_some() {
                 pass.wake(orphan_at_ns);

@@ -32,12 +32,18 @@ pub(super) fn allocate(pass: &mut Pass<'_>) {
     }
 }
 
+/// How often a service's tasks may fail on a node lately before others come first, and what lately is: SwarmKit's.
+const FAILURES_MAX: usize = 5;
+const FAILURES_WINDOW_NS: u64 = 5 * 60 * 1_000_000_000;
+
 /// What a node carries.
 #[derive(Debug, Default)]
 struct Load {
     tasks: usize,
     per_service: BTreeMap<ServiceId, usize>,
     host_ports: BTreeSet<(Protocol, u16)>,
+    /// Tasks that failed lately.
+    failures: BTreeMap<ServiceId, usize>,
 }
 
 impl Load {
@@ -47,6 +53,11 @@ impl Load {
             *self.per_service.entry(task.service.clone()).or_default() += 1;
         }
         self.host_ports.extend(task.host_ports.iter().map(|port| (port.protocol, port.published)));
+    }
+
+    /// A rank that puts nodes on which a service keeps failing last; otherwise failures don't matter.
+    fn failures_of(&self, service: &ServiceId) -> usize {
+        self.failures.get(service).copied().filter(|count| *count >= FAILURES_MAX).unwrap_or_default()
     }
 
     fn of_service(&self, service: &ServiceId) -> usize {
@@ -84,7 +95,7 @@ pub(super) fn place(pass: &mut Pass<'_>) {
         return;
     }
     tasks.sort_by_key(|task| task.incarnation);
-    let mut loads = loads(&state);
+    let mut loads = loads(&state, pass.now_ns);
     for task in tasks {
         if pass.is_full() {
             return;
@@ -103,13 +114,22 @@ pub(super) fn place(pass: &mut Pass<'_>) {
     }
 }
 
-fn loads(state: &State) -> BTreeMap<NodeId, Load> {
+fn loads(state: &State, now_ns: u64) -> BTreeMap<NodeId, Load> {
     let mut loads: BTreeMap<NodeId, Load> = BTreeMap::new();
     // A preset node of a global service counts once the task is placed.
     let placed = |task: &&Arc<Task>| task.status.state >= TaskState::Assigned && !task.has_ended();
     for task in state.tasks.values().filter(placed) {
         if let Some(node) = &task.node {
             loads.entry(node.clone()).or_default().add(task);
+        }
+    }
+    let failed = |task: &&Arc<Task>| {
+        matches!(task.status.state, TaskState::Failed | TaskState::Rejected)
+            && task.ended_ns.saturating_add(FAILURES_WINDOW_NS) > now_ns
+    };
+    for task in state.tasks.values().filter(failed) {
+        if let Some(node) = &task.node {
+            *loads.entry(node.clone()).or_default().failures.entry(task.service.clone()).or_default() += 1;
         }
     }
     loads
@@ -123,18 +143,18 @@ fn choose(
 ) -> Result<NodeId, String> {
     let empty = Load::default();
     let mut misfits: BTreeMap<Misfit, usize> = BTreeMap::new();
-    let mut best: Option<((usize, usize), &NodeId)> = None;
-    let candidates = state.nodes.values().filter(|node| task.node.as_ref().is_none_or(|preset| *preset == node.id));
+    let mut best: Option<((usize, usize, usize), &NodeId)> = None;
+    let candidates =
+        state.nodes.values().filter(|node| task.node.as_ref().is_none_or(|preset| *preset == node.id));
     for node in candidates {
         let load = loads.get(&node.id).unwrap_or(&empty);
-        match misfit(node, load, task, constraints) {
-            Some(misfit) => *misfits.entry(misfit).or_default() += 1,
-            None => {
-                let rank = (load.of_service(&task.service), load.tasks);
-                if best.is_none_or(|(least, _)| rank < least) {
-                    best = Some((rank, &node.id));
-                }
-            }
+        if let Some(misfit) = misfit(node, load, task, constraints) {
+            *misfits.entry(misfit).or_default() += 1;
+            continue;
+        }
+        let rank = (load.failures_of(&task.service), load.of_service(&task.service), load.tasks);
+        if best.is_none_or(|(least, _)| rank < least) {
+            best = Some((rank, &node.id));
         }
     }
     best.map(|(_, node)| node.clone()).ok_or_else(|| explain(&misfits))
@@ -160,5 +180,9 @@ fn explain(misfits: &BTreeMap<Misfit, usize>) -> String {
     let mut reasons: Vec<(Misfit, usize)> = misfits.iter().map(|(misfit, count)| (*misfit, *count)).collect();
     reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     let reasons: Vec<String> = reasons.into_iter().map(|(misfit, count)| misfit.explain(count)).collect();
-    if reasons.is_empty() { "no suitable node".to_owned() } else { format!("no suitable node ({})", reasons.join("; ")) }
+    if reasons.is_empty() {
+        "no suitable node".to_owned()
+    } else {
+        format!("no suitable node ({})", reasons.join("; "))
+    }
 }

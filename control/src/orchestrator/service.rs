@@ -55,7 +55,10 @@ fn has_successor(pass: &Pass<'_>, service: &Service, task: &Task) -> bool {
     let key = task.slot_key();
     let mut others = pass.draft.state.tasks_of_service(&service.id);
     others.any(|other| {
-        other.incarnation > task.incarnation && other.is_wanted() && !other.has_ended() && other.slot_key() == key
+        other.incarnation > task.incarnation
+            && other.is_wanted()
+            && !other.has_ended()
+            && other.slot_key() == key
     })
 }
 
@@ -83,7 +86,8 @@ fn scale(pass: &mut Pass<'_>, service: &Service, replicas: u64) {
     }
 }
 
-/// The slots to give up: what does not run first, then from the nodes that have most, the youngest first.
+/// The slots to give up: first those without a place, then those that don't run, then from the nodes that have most;
+/// the youngest first.
 fn surplus(mut held: Vec<Slot>, count: u64) -> Vec<Slot> {
     let mut per_node: BTreeMap<NodeId, usize> = BTreeMap::new();
     let node_of = |slot: &Slot| slot.wanted().last().and_then(|task| task.node.clone());
@@ -94,7 +98,7 @@ fn surplus(mut held: Vec<Slot>, count: u64) -> Vec<Slot> {
     for _ in 0..count {
         let rank = |slot: &Slot| {
             let crowd = node_of(slot).and_then(|node| per_node.get(&node).copied()).unwrap_or_default();
-            (!slot.is_running(), crowd, slot.newest().map(|task| task.incarnation))
+            (node_of(slot).is_none(), !slot.is_running(), crowd, slot.newest().map(|task| task.incarnation))
         };
         let Some(at) = (0..held.len()).max_by_key(|at| rank(&held[*at])) else { break };
         let slot = held.swap_remove(at);

@@ -51,8 +51,8 @@ impl Slot {
 
     /// Its last task has ended, and the restart policy says that this is it.
     pub(super) fn is_spent(&self, service: &Service) -> bool {
-        let ended = |task: &&Arc<Task>| !policy_replaces(&service.spec.task.restart, task);
-        !self.is_live() && self.newest().filter(ended).is_some()
+        let is_last = |task: &Arc<Task>| !policy_replaces(&service.spec.task.restart, task);
+        !self.is_live() && self.newest().is_some_and(is_last)
     }
 
     /// A wanted task runs.
@@ -60,10 +60,21 @@ impl Slot {
         self.wanted().any(|task| task.status.state == TaskState::Running)
     }
 
+    /// Its last task was as the service is specified, failed, and is not replaced: where updates start the other task
+    /// first, the old one then goes on.
+    fn was_tried_in_vain(&self, service: &Service) -> bool {
+        self.newest().is_some_and(|task| {
+            task.spec_version == service.spec_version
+                && !task.is_wanted()
+                && task.has_ended()
+                && !policy_replaces(&service.spec.task.restart, task)
+        })
+    }
+
     /// No task in it is as the service is specified.
     pub(super) fn is_dirty(&self, state: &State, service: &Service) -> bool {
         if self.is_live() {
-            self.wanted().all(|task| !is_current(state, service, task))
+            !self.was_tried_in_vain(service) && self.wanted().all(|task| !is_current(state, service, task))
         } else {
             self.newest().is_some_and(|task| !is_current(state, service, task))
         }
@@ -76,7 +87,8 @@ pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool 
     if task.spec_version == service.spec_version {
         return true;
     }
-    let TaskTemplate { container, resources, restart: _, placement, networks, force_update, other } = &*task.template;
+    let TaskTemplate { container, resources, restart: _, placement, networks, force_update, other } =
+        &*task.template;
     let spec = &service.spec.task;
     let same = *container == spec.container
         && *resources == spec.resources
@@ -86,10 +98,15 @@ pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool 
     if !same || !(*placement == spec.placement || is_placed_well(state, &spec.placement, task)) {
         return false;
     }
-    let host_ports = service.endpoint.ports.iter().filter(|port| port.mode == mesh_api::table::PublishMode::Host);
+    let host_ports =
+        service.endpoint.ports.iter().filter(|port| port.mode == mesh_api::table::PublishMode::Host);
     let wanted_networks = task_networks(state, spec, &service.spec.endpoint);
     task.host_ports.iter().eq(host_ports)
-        && task.endpoints.iter().map(|endpoint| &endpoint.network).eq(wanted_networks.iter().map(|(id, _)| id))
+        && task
+            .endpoints
+            .iter()
+            .map(|endpoint| &endpoint.network)
+            .eq(wanted_networks.iter().map(|(id, _)| id))
 }
 
 /// Whether a task's node satisfies a placement's constraints. A task without a node does.

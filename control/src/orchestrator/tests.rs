@@ -7,30 +7,32 @@ use mesh_api::id::ServiceId;
 use mesh_api::table::{NodeState, PublishMode, TaskState};
 
 use crate::command::Action;
-use crate::model::{
-    Availability, FailureAction, Mode, RestartCondition, Task, UpdateOrder, UpdateState,
-};
+use crate::model::{Availability, FailureAction, Mode, RestartCondition, Task, UpdateOrder, UpdateState};
 use crate::testing::{World, attachment, ingress_port, service};
 
-const SECOND: u64 = 1_000_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
 /// Images that tell the fake nodes how a task behaves.
-const FAILS: &str = "fails";
-const COMPLETES: &str = "completes";
+pub(super) const FAILS: &str = "fails";
+pub(super) const COMPLETES: &str = "completes";
 
 impl World {
     /// Does for the nodes what is to be done at this moment; whether anything was.
-    fn run_nodes(&mut self) -> bool {
+    pub(super) fn run_nodes(&mut self) -> bool {
         let tasks: Vec<Arc<Task>> = self.state.tasks.values().cloned().collect();
         let mut busy = false;
         for task in tasks {
-            let up = task.node.as_ref().and_then(|node| self.state.nodes.get(node)).is_some_and(|node| !node.is_down());
+            let up = task
+                .node
+                .as_ref()
+                .and_then(|node| self.state.nodes.get(node))
+                .is_some_and(|node| !node.is_down());
             if !up || task.has_ended() || task.status.state < TaskState::Assigned {
                 continue;
             }
             let next = match (task.desired, task.status.state, task.template.container.image.as_str()) {
                 (TaskState::Shutdown | TaskState::Remove, ..) => TaskState::Shutdown,
                 (TaskState::Running, TaskState::Running, COMPLETES) => TaskState::Complete,
-                (TaskState::Running, TaskState::Running, FAILS) => TaskState::Failed,
+                (TaskState::Running, _, FAILS) => TaskState::Failed,
                 (TaskState::Running, state, _) if state < TaskState::Running => TaskState::Running,
                 _ => continue,
             };
@@ -41,7 +43,7 @@ impl World {
     }
 
     /// Runs orchestrator and nodes until nothing is left to do at this moment; when something falls due.
-    fn settle(&mut self) -> Option<u64> {
+    pub(super) fn settle(&mut self) -> Option<u64> {
         for _ in 0..1000 {
             let (orchestrated, wake_at_ns) = self.orchestrate();
             self.check_invariants();
@@ -53,7 +55,7 @@ impl World {
     }
 
     /// Lets time pass.
-    fn run_for(&mut self, ns: u64) {
+    pub(super) fn run_for(&mut self, ns: u64) {
         let end_ns = self.now_ns + ns;
         while let Some(due_ns) = self.settle().filter(|due_ns| *due_ns <= end_ns) {
             assert!(due_ns > self.now_ns, "what was due was not done");
@@ -63,18 +65,18 @@ impl World {
         self.settle();
     }
 
-    fn running(&self, id: &ServiceId) -> Vec<Arc<Task>> {
+    pub(super) fn running(&self, id: &ServiceId) -> Vec<Arc<Task>> {
         let runs = |task: &&Arc<Task>| task.status.state == TaskState::Running && task.is_wanted();
         self.state.tasks_of_service(id).filter(runs).cloned().collect()
     }
 
-    fn running_slots(&self, id: &ServiceId) -> Vec<u64> {
+    pub(super) fn running_slots(&self, id: &ServiceId) -> Vec<u64> {
         let mut slots: Vec<u64> = self.running(id).iter().map(|task| task.slot).collect();
         slots.sort_unstable();
         slots
     }
 
-    fn per_node(&self, id: &ServiceId) -> Vec<usize> {
+    pub(super) fn per_node(&self, id: &ServiceId) -> Vec<usize> {
         let mut counts: BTreeMap<_, usize> = BTreeMap::new();
         for task in self.running(id) {
             *counts.entry(task.node.clone().unwrap()).or_default() += 1;
@@ -82,15 +84,15 @@ impl World {
         counts.into_values().collect()
     }
 
-    fn update_state(&self, id: &ServiceId) -> Option<UpdateState> {
+    pub(super) fn update_state(&self, id: &ServiceId) -> Option<UpdateState> {
         self.state.services[id].update_status.as_ref().map(|status| status.state)
     }
 
-    fn images(&self, id: &ServiceId) -> BTreeSet<String> {
+    pub(super) fn images(&self, id: &ServiceId) -> BTreeSet<String> {
         self.running(id).iter().map(|task| task.template.container.image.clone()).collect()
     }
 
-    fn set_availability(&mut self, id: &str, availability: Availability) {
+    pub(super) fn set_availability(&mut self, id: &str, availability: Availability) {
         let node = self.node(id).clone();
         let mut spec = node.spec.clone();
         spec.availability = availability;
@@ -290,7 +292,9 @@ fn the_order_of_an_update_is_kept() {
         world.settle();
         world.update_service(&id, |spec| spec.task.container.image = "v2".into());
         world.orchestrate();
-        let wanted = |world: &World, desired| world.state.tasks.values().filter(|task| task.desired == desired).count();
+        let wanted = |world: &World, desired| {
+            world.state.tasks.values().filter(|task| task.desired == desired).count()
+        };
         let (ready, running) = (wanted(&world, TaskState::Ready), wanted(&world, TaskState::Running));
         let expected = if order == UpdateOrder::StopFirst { (1, 0) } else { (0, 2) };
         assert_eq!((ready, running), expected, "{order:?}");
@@ -321,16 +325,35 @@ fn a_failing_update_pauses_goes_on_or_turns_back() {
             assert_eq!(world.images(&id), BTreeSet::from([images.to_owned()]), "{action:?}");
         }
         let running = world.running(&id).len();
-        assert_eq!(running, match action {
-            FailureAction::Pause => 2,
-            FailureAction::Rollback => 3,
-            FailureAction::Continue => 0,
-        });
+        assert_eq!(
+            running,
+            match action {
+                FailureAction::Pause => 2,
+                FailureAction::Rollback => 3,
+                FailureAction::Continue => 0,
+            }
+        );
         world.update_service(&id, |spec| spec.task.container.image = "fixed".into());
         world.run_for(60 * SECOND);
         assert_eq!(world.update_state(&id), Some(UpdateState::Completed), "{action:?}");
         assert_eq!(world.running_slots(&id), [1, 2, 3]);
     }
+}
+
+#[test]
+fn where_the_other_task_fails_for_good_the_old_one_goes_on() {
+    let mut world = World::new(&["n1"]);
+    let mut web = service("web", 1);
+    web.update.order = UpdateOrder::StartFirst;
+    web.update.failure_action = FailureAction::Continue;
+    web.task.restart.condition = RestartCondition::None;
+    let id = world.create_service(web);
+    world.settle();
+    world.update_service(&id, |spec| spec.task.container.image = FAILS.into());
+    world.run_for(30 * SECOND);
+    assert_eq!(world.images(&id), BTreeSet::from(["shoal/whoami".to_owned()]));
+    assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+    assert_eq!(world.state.tasks_of_service(&id).count(), 2);
 }
 
 #[test]
@@ -385,6 +408,20 @@ fn what_has_no_place_says_why_and_waits() {
     world.must(Action::UpdateNode { id: "n2".into(), version, spec });
     world.settle();
     assert!(world.running(&id).is_empty(), "the node no longer satisfies the constraint");
+}
+
+#[test]
+fn a_node_on_which_a_service_keeps_failing_comes_last() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.set_availability("n2", Availability::Pause);
+    let mut spec = service("bad", 1);
+    spec.task.container.image = FAILS.into();
+    let id = world.create_service(spec);
+    world.run_for(40 * SECOND);
+    world.set_availability("n2", Availability::Active);
+    world.run_for(6 * SECOND);
+    let newest = world.state.tasks_of_service(&id).max_by_key(|task| task.incarnation).unwrap();
+    assert_eq!(newest.node, Some("n2".into()));
 }
 
 #[test]

@@ -14,22 +14,23 @@ use super::restart::still_running;
 use super::slot::{Slot, is_current, slots};
 use crate::command::Step;
 use crate::model::{
-    FailureAction, RestartCondition, Service, SlotKey, Task, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus,
+    FailureAction, RestartCondition, Service, SlotKey, Task, UpdateConfig, UpdateOrder, UpdateState,
+    UpdateStatus,
 };
 
 pub(super) fn reconcile(pass: &mut Pass<'_>, id: &ServiceId) {
     let Some(service) = pass.draft.state.services.get(id).cloned() else { return };
     finish_start_first(pass, &service);
     let all = slots(&pass.draft.state, id);
-    let held: Vec<Slot> =
-        all.into_iter().filter(|slot| slot.is_live() || slot.is_spent(&service)).collect();
+    let held: Vec<Slot> = all.into_iter().filter(|slot| slot.is_live() || slot.is_spent(&service)).collect();
     let (dirty, done): (Vec<Slot>, Vec<Slot>) =
         held.into_iter().partition(|slot| slot.is_dirty(&pass.draft.state, &service));
     let status = match (&service.update_status, dirty.is_empty()) {
         (Some(status), _) if matches!(status.state, UpdateState::Updating | UpdateState::RollbackStarted) => {
             status.clone()
         }
-        (Some(UpdateStatus { state: UpdateState::Paused | UpdateState::RollbackPaused, .. }), _) | (_, true) => return,
+        (Some(UpdateStatus { state: UpdateState::Paused | UpdateState::RollbackPaused, .. }), _)
+        | (_, true) => return,
         (_, false) => {
             let status = UpdateStatus {
                 state: UpdateState::Updating,
@@ -45,10 +46,10 @@ pub(super) fn reconcile(pass: &mut Pass<'_>, id: &ServiceId) {
     let config = if back { service.spec.rollback } else { service.spec.update };
     let total = dirty.len() + done.len();
     if let Some(failed) = too_many_failures(pass, &service, &config, total) {
-        return stop(pass, &service, status, &config, &failed);
+        return stop(pass, &service, &status, &config, &failed);
     }
     if dirty.is_empty() {
-        complete(pass, &service, status, &config, &done);
+        complete(pass, &service, &status, &config, &done);
     } else {
         replace_next(pass, &service, &config, &dirty, &done);
     }
@@ -105,7 +106,7 @@ fn too_many_failures(
     (too_many && config.failure_action != FailureAction::Continue).then_some(last)
 }
 
-fn stop(pass: &mut Pass<'_>, service: &Service, status: UpdateStatus, config: &UpdateConfig, failed: &Task) {
+fn stop(pass: &mut Pass<'_>, service: &Service, status: &UpdateStatus, config: &UpdateConfig, failed: &Task) {
     let because = format!("due to failure or early termination of task {}", failed.id);
     let back = status.state == UpdateState::RollbackStarted;
     if !back && config.failure_action == FailureAction::Rollback && service.previous_spec.is_some() {
@@ -117,21 +118,25 @@ fn stop(pass: &mut Pass<'_>, service: &Service, status: UpdateStatus, config: &U
     }
     let (state, what) =
         if back { (UpdateState::RollbackPaused, "rollback") } else { (UpdateState::Paused, "update") };
-    set_status(pass, service, UpdateStatus { state, message: format!("{what} paused {because}"), ..status });
+    set_status(
+        pass,
+        service,
+        UpdateStatus { state, message: format!("{what} paused {because}"), ..status.clone() },
+    );
 }
 
 /// An update is complete once the last of its tasks has been watched long enough.
 fn complete(
     pass: &mut Pass<'_>,
     service: &Service,
-    status: UpdateStatus,
+    status: &UpdateStatus,
     config: &UpdateConfig,
     slots: &[Slot],
 ) {
     if slots.iter().any(|slot| slot.is_live() && !slot.is_running()) {
         return;
     }
-    let watched = slots.iter().flat_map(|slot| slot.wanted());
+    let watched = slots.iter().flat_map(Slot::wanted);
     let last_ns = watched
         .filter(|task| task.spec_version == service.spec_version)
         .map(|task| task.running_since_ns.saturating_add(config.monitor_ns))
@@ -146,42 +151,63 @@ fn complete(
         (UpdateState::Completed, "update completed")
     };
     let completed_ns = Some(pass.now_ns);
-    set_status(pass, service, UpdateStatus { state, completed_ns, message: message.to_owned(), ..status });
+    set_status(pass, service, UpdateStatus { state, completed_ns, message: message.to_owned(), ..*status });
 }
 
-/// Whether a replaced slot still occupies a place in the update's parallelism; and until when at least, if known.
-fn occupies(slot: &Slot, service: &Service, config: &UpdateConfig, now_ns: u64) -> Option<Option<u64>> {
-    let task = slot.wanted().filter(|task| task.spec_version == service.spec_version).last()?;
+/// Whether a replaced slot still takes a place in the update's parallelism.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Free,
+    /// Until its task runs or fails.
+    Taken,
+    /// Until then: the pause after a slot.
+    TakenUntil(u64),
+}
+
+fn place(slot: &Slot, service: &Service, config: &UpdateConfig, now_ns: u64) -> Place {
+    let Some(task) = slot.wanted().filter(|task| task.spec_version == service.spec_version).last() else {
+        return Place::Free;
+    };
     let given_up = |task: &Arc<Task>| {
         task.spec_version == service.spec_version
             && matches!(task.status.state, TaskState::Failed | TaskState::Rejected | TaskState::Complete)
     };
     if slot.tasks.iter().any(given_up) {
-        return None;
+        return Place::Free;
     }
     if task.status.state != TaskState::Running {
-        return Some(None);
+        return Place::Taken;
     }
     let until_ns = task.running_since_ns.saturating_add(config.delay_ns);
-    (until_ns > now_ns).then_some(Some(until_ns))
+    if until_ns > now_ns { Place::TakenUntil(until_ns) } else { Place::Free }
 }
 
-fn replace_next(pass: &mut Pass<'_>, service: &Service, config: &UpdateConfig, dirty: &[Slot], done: &[Slot]) {
-    let mut occupied = 0;
-    let now_ns = pass.now_ns;
-    for until_ns in done.iter().filter_map(|slot| occupies(slot, service, config, now_ns)) {
-        occupied += 1;
-        if let Some(until_ns) = until_ns {
-            pass.wake(until_ns);
+fn replace_next(
+    pass: &mut Pass<'_>,
+    service: &Service,
+    config: &UpdateConfig,
+    dirty: &[Slot],
+    done: &[Slot],
+) {
+    let mut taken = 0;
+    for slot in done {
+        match place(slot, service, config, pass.now_ns) {
+            Place::Free => {}
+            Place::Taken => taken += 1,
+            Place::TakenUntil(until_ns) => {
+                taken += 1;
+                pass.wake(until_ns);
+            }
         }
     }
     let free = match config.parallelism {
         0 => usize::MAX,
-        parallelism => usize::try_from(parallelism).unwrap_or(usize::MAX).saturating_sub(occupied),
+        parallelism => usize::try_from(parallelism).unwrap_or(usize::MAX).saturating_sub(taken),
     };
     // Slots that don't run have nothing to lose.
     let (down, up): (Vec<&Slot>, Vec<&Slot>) = dirty.iter().partition(|slot| !slot.is_running());
-    for slot in down.into_iter().chain(up).filter(|slot| has_place(pass, slot)).take(free).collect::<Vec<_>>() {
+    for slot in down.into_iter().chain(up).filter(|slot| has_place(pass, slot)).take(free).collect::<Vec<_>>()
+    {
         if pass.is_full() {
             return;
         }

@@ -39,9 +39,9 @@ impl From<ProposeError> for Denied {
     fn from(error: ProposeError) -> Self {
         let reason = match &error {
             ProposeError::Refused(Refusal::NodeNotFound(_)) => RefusalReason::UnknownNode,
-            ProposeError::Refused(Refusal::Unsupported(_)) | ProposeError::Storage(_) | ProposeError::Stopped => {
-                RefusalReason::Unavailable
-            }
+            ProposeError::Refused(Refusal::Unsupported(_))
+            | ProposeError::Storage(_)
+            | ProposeError::Stopped => RefusalReason::Unavailable,
             ProposeError::Refused(_) => RefusalReason::Invalid,
         };
         Self::new(reason, error.to_string())
@@ -59,7 +59,10 @@ pub(super) async fn admit(cluster: &Cluster, message: AgentMessage) -> Result<Ad
             check_protocol(protocol)?;
             resume(cluster, node_id, &secret, node).await
         }
-        AgentMessage::Applied { .. } | AgentMessage::Tasks { .. } | AgentMessage::Alive | AgentMessage::Leave => {
+        AgentMessage::Applied { .. }
+        | AgentMessage::Tasks { .. }
+        | AgentMessage::Alive
+        | AgentMessage::Leave => {
             Err(Denied::new(RefusalReason::Protocol, "a session begins with Join or Resume"))
         }
     }
@@ -69,7 +72,9 @@ fn check_protocol(protocol: u32) -> Result<(), Denied> {
     if protocol == PROTOCOL_VERSION {
         return Ok(());
     }
-    let message = format!("this manager speaks protocol version {PROTOCOL_VERSION}, the agent {protocol}: update the older");
+    let message = format!(
+        "this manager speaks protocol version {PROTOCOL_VERSION}, the agent {protocol}: update the older"
+    );
     Err(Denied::new(RefusalReason::Protocol, message))
 }
 
@@ -87,7 +92,8 @@ async fn join(cluster: &Cluster, token: &str, node: NodeDescription) -> Result<A
         Denied::new(RefusalReason::InvalidToken, message)
     };
     let token: JoinToken = token.parse().map_err(|_| invalid())?;
-    let role = [Role::Worker, Role::Manager].into_iter().find(|role| same(&token, &cluster.join_token(*role)));
+    let role =
+        [Role::Worker, Role::Manager].into_iter().find(|role| same(&token, &cluster.join_token(*role)));
     let role = role.ok_or_else(invalid)?;
     let (node_id, secret) = {
         let mut rng = rand::rng();
@@ -118,7 +124,8 @@ async fn resume(
 ) -> Result<Admitted, Denied> {
     let state = cluster.state();
     let unknown = || {
-        let message = "the node is not in the cluster, or its secret is wrong: leave the swarm and join it again";
+        let message =
+            "the node is not in the cluster, or its secret is wrong: leave the swarm and join it again";
         Denied::new(RefusalReason::UnknownNode, message)
     };
     let digest: [u8; 32] = Sha256::digest(secret.as_bytes()).into();

@@ -29,7 +29,10 @@ struct Writer<S>(FrameWriter<WriteHalf<S>, ManagerMessage>);
 impl<S: AsyncWrite> Writer<S> {
     /// Sends; a peer that takes nothing for too long is gone.
     async fn send(&mut self, message: &ManagerMessage) -> Result<(), SessionError> {
-        timeout(SILENCE_MAX, self.0.send(message)).await.map_err(|_| SessionError::Timeout)?.map_err(Into::into)
+        timeout(SILENCE_MAX, self.0.send(message))
+            .await
+            .map_err(|_| SessionError::Timeout)?
+            .map_err(Into::into)
     }
 
     async fn deny(mut self, denied: Denied) -> SessionError {
@@ -94,7 +97,9 @@ impl Session<'_> {
                 AgentMessage::Tasks { statuses } => self.report(statuses).await?,
                 AgentMessage::Alive => {}
                 AgentMessage::Leave => return self.leave().await,
-                AgentMessage::Join { .. } | AgentMessage::Resume { .. } => return Err(SessionError::OutOfOrder),
+                AgentMessage::Join { .. } | AgentMessage::Resume { .. } => {
+                    return Err(SessionError::OutOfOrder);
+                }
             }
         }
     }
@@ -154,12 +159,12 @@ impl Session<'_> {
                         let message = "the node was removed from the cluster".to_owned();
                         return Err(writer.deny(Denied { reason: RefusalReason::UnknownNode, message }).await);
                     }
-                    let changes = view::changes(&sent, &state, &self.node);
-                    if changes.is_empty() {
+                    let news = view::changes(&sent, &state, &self.node);
+                    if news.is_empty() {
                         self.server.registry().examined(&self.node, self.epoch, state.index);
                     } else {
                         self.server.registry().sent(&self.node, self.epoch, state.index, false);
-                        let delta = Delta { from: at, to: state.index, changes };
+                        let delta = Delta { from: at, to: state.index, changes: news };
                         at = state.index;
                         writer.send(&ManagerMessage::Delta { delta }).await?;
                     }

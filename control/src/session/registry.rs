@@ -4,13 +4,14 @@
 //! that lags for too long, or whose session is gone for as long, doesn't hold the others up.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::id::NodeId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::model::State;
+use crate::model::{Node, State};
 
 /// How long a node can hold up the settled index: agents wait no longer for it either.
 const LAG_MAX: Duration = Duration::from_secs(5);
@@ -119,8 +120,11 @@ impl Registry {
     pub(super) fn applied(&mut self, node: &NodeId, epoch: Epoch, index: u64) {
         if let Some(entry) = self.entry(node, epoch) {
             entry.applied = entry.applied.max(index.min(entry.sent));
-            entry.behind_since =
-                if entry.applied >= entry.sent { None } else { entry.behind_since.or_else(|| Some(Instant::now())) };
+            entry.behind_since = if entry.applied >= entry.sent {
+                None
+            } else {
+                entry.behind_since.or_else(|| Some(Instant::now()))
+            };
         }
     }
 
@@ -157,6 +161,11 @@ impl Registry {
     /// The settled index; it never goes back.
     pub(super) fn settled(&mut self, state: &State) -> u64 {
         let now = Instant::now();
+        // Nodes that a former manager process served send by a table that this one knows nothing of yet.
+        let is_missing = |node: &Arc<Node>| !node.is_down() && !self.nodes.contains_key(&node.id);
+        if now.duration_since(self.since) < LAG_MAX && state.nodes.values().any(is_missing) {
+            return self.settled;
+        }
         let counts = |(id, entry): &(&NodeId, &Entry)| {
             entry.holds_up(now) && state.nodes.get(*id).is_some_and(|node| !node.is_down())
         };
@@ -212,6 +221,18 @@ mod tests {
         assert_eq!(registry.settled(&state(11, &["a", "b"])), 10);
         tokio::time::advance(Duration::from_secs(6)).await;
         assert_eq!(registry.settled(&state(11, &["a", "b"])), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_of_a_former_manager_process_are_waited_for_as_long() {
+        let mut registry = Registry::new();
+        let a = NodeId::from("a");
+        let (epoch, _kill) = registry.connect(&a);
+        registry.sent(&a, epoch, 10, false);
+        registry.applied(&a, epoch, 10);
+        assert_eq!(registry.settled(&state(10, &["a", "b"])), 0);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(registry.settled(&state(10, &["a", "b"])), 10);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,1 +1,409 @@
-//! x
+//! Sessions with fake agents, over streams in memory.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::codec::{FrameReader, FrameWriter, MANAGER_FRAME_BYTES_MAX};
+use mesh_api::id::NodeId;
+use mesh_api::session::{AgentMessage, ManagerMessage, PROTOCOL_VERSION, RefusalReason, TaskStatus};
+use mesh_api::table::{NodeState, Role, Table, TaskState};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::{Server, SessionError, view};
+use crate::cluster::{Cluster, InitRequest};
+use crate::command::{Action, Command};
+use crate::leader::Leader;
+use crate::model::State;
+use crate::orchestrator::run::run;
+use crate::store::journal::Journal;
+use crate::store::memory::MemoryKv;
+use crate::testing::{World, attachment, description, ingress_port, service};
+
+/// An agent that does what it is told.
+struct FakeAgent {
+    reader: FrameReader<Box<dyn AsyncRead + Send + Unpin>, ManagerMessage>,
+    writer: FrameWriter<Box<dyn AsyncWrite + Send + Unpin>, AgentMessage>,
+    session: JoinHandle<Result<(), SessionError>>,
+    node: Option<(NodeId, String)>,
+    table: Option<Table>,
+    settled: u64,
+}
+
+impl FakeAgent {
+    fn dial(server: &Arc<Server>) -> Self {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let session = tokio::spawn(Arc::clone(server).handle(theirs));
+        Self::over(ours, session)
+    }
+
+    fn over<S>(stream: S, session: JoinHandle<Result<(), SessionError>>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (reading, writing) = tokio::io::split(stream);
+        let reader = FrameReader::new(Box::new(reading) as _, MANAGER_FRAME_BYTES_MAX);
+        let writer = FrameWriter::new(Box::new(writing) as _);
+        Self { reader, writer, session, node: None, table: None, settled: 0 }
+    }
+
+    async fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        Self::over(stream, tokio::spawn(async { Ok(()) }))
+    }
+
+    async fn say(&mut self, message: AgentMessage) {
+        self.writer.send(&message).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> Option<ManagerMessage> {
+        let message = tokio::time::timeout(Duration::from_secs(20), self.reader.next()).await.unwrap();
+        message.unwrap_or_default()
+    }
+
+    async fn join(server: &Arc<Server>, hostname: &str) -> Self {
+        Self::dial(server).joined(&server.cluster, hostname).await
+    }
+
+    async fn joined(mut self, cluster: &Cluster, hostname: &str) -> Self {
+        let token = cluster.join_token(Role::Worker).to_string();
+        self.say(AgentMessage::Join { protocol: PROTOCOL_VERSION, token, node: description(hostname) }).await;
+        let Some(ManagerMessage::Joined { node_id, secret, role: Role::Worker, .. }) = self.hear().await
+        else {
+            panic!("not joined");
+        };
+        self.node = Some((node_id, secret));
+        self
+    }
+
+    async fn resume(server: &Arc<Server>, node_id: &NodeId, secret: &str, hostname: &str) -> Self {
+        Self::dial(server).resumed(node_id, secret, hostname).await
+    }
+
+    async fn resumed(mut self, node_id: &NodeId, secret: &str, hostname: &str) -> Self {
+        let (node_id, secret) = (node_id.clone(), secret.to_owned());
+        let node = description(hostname);
+        self.say(AgentMessage::Resume { protocol: PROTOCOL_VERSION, node_id, secret, node }).await;
+        self
+    }
+
+    /// Takes one message, and answers as a node that runs every task at once.
+    async fn step(&mut self) {
+        let changed = match self.hear().await.expect("the session is up") {
+            ManagerMessage::Snapshot { table } => {
+                self.table = Some(*table);
+                true
+            }
+            ManagerMessage::Delta { delta } => {
+                self.table.as_mut().unwrap().apply(delta).unwrap();
+                true
+            }
+            ManagerMessage::Settled { index } => {
+                assert!(index > self.settled);
+                self.settled = index;
+                false
+            }
+            ManagerMessage::Alive => false,
+            other => panic!("unexpected: {other:?}"),
+        };
+        if !changed {
+            return self.say(AgentMessage::Alive).await;
+        }
+        let table = self.table.clone().unwrap();
+        self.say(AgentMessage::Applied { index: table.index }).await;
+        let own = table.tasks.values().filter(|task| task.spec.is_some());
+        let report = |task: &mesh_api::table::TaskRecord| {
+            let state =
+                if task.desired == TaskState::Running { TaskState::Running } else { TaskState::Shutdown };
+            (task.observed < state).then(|| status(task.id.as_str(), state))
+        };
+        let statuses: Vec<TaskStatus> = own.filter_map(report).collect();
+        if !statuses.is_empty() {
+            self.say(AgentMessage::Tasks { statuses }).await;
+        }
+    }
+
+    async fn until(&mut self, done: impl Fn(&Self) -> bool) {
+        while !done(self) {
+            self.step().await;
+        }
+    }
+
+    fn running(&self) -> usize {
+        let tasks = self.table.iter().flat_map(|table| table.tasks.values());
+        tasks.filter(|task| task.observed == TaskState::Running && task.desired == TaskState::Running).count()
+    }
+}
+
+fn status(task: &str, state: TaskState) -> TaskStatus {
+    let (message, err) = (String::new(), String::new());
+    TaskStatus { task: task.into(), state, since_ns: 1, message, err, pid: None, exit_code: None }
+}
+
+async fn server() -> (tempfile::TempDir, Arc<Server>) {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::create(dir.path(), InitRequest::default()).await.unwrap();
+    (dir, Server::new(cluster))
+}
+
+/// A server whose store needs no threads, so that paused time can pass.
+fn server_in_memory(world: &World) -> (tempfile::TempDir, Arc<Server>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::recover(dir.path(), Box::new(MemoryKv::default()), u64::MAX).unwrap();
+    (dir, Server::new(Cluster::start(journal, world.state.clone())))
+}
+
+async fn refusal(agent: &mut FakeAgent) -> RefusalReason {
+    match agent.hear().await {
+        Some(ManagerMessage::Refused { reason, message }) => {
+            assert!(!message.is_empty());
+            reason
+        }
+        other => panic!("unexpected: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn strangers_are_refused_with_reasons() {
+    let (_dir, server) = server().await;
+    let good = server.cluster.join_token(Role::Worker).to_string();
+    let join = |protocol, token: &str, hostname: &str| AgentMessage::Join {
+        protocol,
+        token: token.to_owned(),
+        node: description(hostname),
+    };
+    let mut wrong = good.clone();
+    wrong.pop();
+    wrong.push(if good.ends_with('0') { '1' } else { '0' });
+    let cases = [
+        (join(PROTOCOL_VERSION + 1, &good, "n1"), RefusalReason::Protocol),
+        (join(PROTOCOL_VERSION, "", "n1"), RefusalReason::InvalidToken),
+        (join(PROTOCOL_VERSION, &wrong, "n1"), RefusalReason::InvalidToken),
+        (join(PROTOCOL_VERSION, &good, "no host name"), RefusalReason::Invalid),
+        (AgentMessage::Alive, RefusalReason::Protocol),
+        (
+            AgentMessage::Resume {
+                protocol: PROTOCOL_VERSION,
+                node_id: "nobody".into(),
+                secret: String::new(),
+                node: description("n1"),
+            },
+            RefusalReason::UnknownNode,
+        ),
+    ];
+    for (message, reason) in cases {
+        let mut agent = FakeAgent::dial(&server);
+        agent.say(message.clone()).await;
+        assert_eq!(refusal(&mut agent).await, reason, "{message:?}");
+        assert!(agent.hear().await.is_none(), "the stream ends");
+    }
+    assert!(server.cluster.state().nodes.is_empty());
+}
+
+#[tokio::test]
+async fn garbage_harms_nobody() {
+    let (_dir, server) = server().await;
+    for bytes in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 3, b'{', b'{', b'{'], &[0xff; 64], &[0, 0, 0, 200, 1]]
+    {
+        let (mut ours, theirs) = tokio::io::duplex(1 << 10);
+        let session = tokio::spawn(Arc::clone(&server).handle(theirs));
+        ours.write_all(bytes).await.unwrap();
+        drop(ours);
+        assert!(session.await.unwrap().is_err());
+    }
+    let mut agent = FakeAgent::join(&server, "n1").await;
+    agent.until(|agent| agent.table.is_some()).await;
+}
+
+#[tokio::test]
+async fn a_service_comes_up_and_goes_over_sessions() {
+    let (_dir, server) = server().await;
+    let cluster = server.cluster.clone();
+    tokio::spawn(run(cluster.clone()));
+    let mut first = FakeAgent::join(&server, "n1").await;
+    let mut second = FakeAgent::join(&server, "n2").await;
+    let mut web = service("web", 4);
+    web.endpoint.ports.push(ingress_port(8080, 80));
+    let create = Action::CreateService { id: "web".into(), spec: Box::new(web) };
+    let index = cluster.propose(Command::now(create)).await.unwrap().index;
+    tokio::join!(
+        first.until(|agent| agent.running() == 4 && agent.settled >= index),
+        second.until(|agent| agent.running() == 4 && agent.settled >= index),
+    );
+    let own = |agent: &FakeAgent| {
+        let tasks = agent.table.as_ref().unwrap().tasks.values();
+        tasks.filter(|task| task.spec.is_some()).count()
+    };
+    assert_eq!((own(&first), own(&second)), (2, 2), "only its own tasks' specifications");
+    assert_eq!(first.table.as_ref().unwrap().services.len(), 1);
+
+    cluster.propose(Command::now(Action::RemoveService { id: "web".into() })).await.unwrap();
+    let gone = |agent: &FakeAgent| agent.table.as_ref().unwrap().tasks.is_empty();
+    tokio::join!(first.until(gone), second.until(gone));
+    let mut states = cluster.watch();
+    states.wait_for(|state| state.tasks.is_empty()).await.unwrap();
+    for agent in [&first, &second] {
+        let mut expected = view::table(&cluster.state(), &agent.node.as_ref().unwrap().0).unwrap();
+        let mut table = agent.table.clone().unwrap();
+        (expected.index, table.index) = (0, 0);
+        assert_eq!(table, expected);
+    }
+}
+
+#[tokio::test]
+async fn tasks_outlive_a_restart_of_the_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::create(dir.path(), InitRequest::default()).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let leader = Leader::start(&cluster, listener);
+    let mut agent = FakeAgent::connect(addr).await.joined(&cluster, "n1").await;
+    let create = Action::CreateService { id: "web".into(), spec: Box::new(service("web", 2)) };
+    cluster.propose(Command::now(create)).await.unwrap();
+    agent.until(|agent| agent.running() == 2).await;
+    let (id, secret) = agent.node.clone().unwrap();
+    let before = agent.table.clone().unwrap();
+    leader.stop().await;
+    assert!(agent.session.await.unwrap().is_ok());
+    cluster.shutdown().await;
+    drop(cluster);
+
+    let cluster = Cluster::open(dir.path()).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let leader = Leader::start(&cluster, listener);
+    let mut agent = FakeAgent::connect(addr).await.resumed(&id, &secret, "n1").await;
+    assert!(matches!(agent.hear().await, Some(ManagerMessage::Resumed { .. })));
+    agent.until(|agent| agent.running() == 2).await;
+    let after = agent.table.clone().unwrap();
+    assert!(after.index >= before.index);
+    assert_eq!(after.tasks, before.tasks, "the same tasks, addresses and incarnations");
+    leader.stop().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_comes_back_with_its_secret_and_leaves() {
+    let (_dir, server) = server().await;
+    let mut agent = FakeAgent::join(&server, "n1").await;
+    agent.until(|agent| agent.table.is_some()).await;
+    let (id, secret) = agent.node.clone().unwrap();
+    let mut impostor = FakeAgent::resume(&server, &id, "guess", "n1").await;
+    assert_eq!(refusal(&mut impostor).await, RefusalReason::UnknownNode);
+
+    let mut back = FakeAgent::resume(&server, &id, &secret, "renamed").await;
+    assert!(matches!(back.hear().await, Some(ManagerMessage::Resumed { role: Role::Worker, .. })));
+    back.until(|agent| agent.table.is_some()).await;
+    assert!(matches!(agent.session.await.unwrap(), Err(SessionError::Replaced)));
+    assert_eq!(server.cluster.state().nodes[&id].description.hostname, "renamed");
+
+    back.say(AgentMessage::Leave).await;
+    back.session.await.unwrap().unwrap();
+    let node = server.cluster.state().nodes[&id].clone();
+    assert_eq!((node.status.state, node.status.message.as_str()), (NodeState::Down, "node left the swarm"));
+
+    let mut again = FakeAgent::resume(&server, &id, &secret, "n1").await;
+    assert!(matches!(again.hear().await, Some(ManagerMessage::Resumed { .. })));
+    again.until(|agent| agent.table.is_some()).await;
+    server.cluster.propose(Command::now(Action::RemoveNode { id, force: true })).await.unwrap();
+    loop {
+        match again.hear().await {
+            Some(ManagerMessage::Refused { reason, .. }) => {
+                break assert_eq!(reason, RefusalReason::UnknownNode);
+            }
+            Some(_) => {}
+            None => panic!("the session ended without a word"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_reports_for_its_own_tasks_only_and_repetition_costs_nothing() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.create_service(service("web", 2));
+    while world.orchestrate().0 {}
+    let (_dir, server) = server_in_memory(&world);
+    let task = world.state.tasks.values().next().unwrap().clone();
+    let (own, other) = (task.node.clone().unwrap(), NodeId::from("n3"));
+    let report = status(task.id.as_str(), TaskState::Running);
+    assert!(!crate::apply::report_changes(&server.cluster.state(), &other, std::slice::from_ref(&report)));
+    assert!(crate::apply::report_changes(&server.cluster.state(), &own, std::slice::from_ref(&report)));
+    let action = Action::ReportTasks { node: own.clone(), statuses: vec![report.clone()] };
+    server.cluster.propose(Command::now(action)).await.unwrap();
+    assert!(!crate::apply::report_changes(&server.cluster.state(), &own, &[report]));
+}
+
+#[tokio::test]
+async fn silent_nodes_go_down_and_return() {
+    let world = World::new(&["n1"]);
+    let (_dir, server) = server_in_memory(&world);
+    let node_state = |server: &Server| server.cluster.state().nodes[&NodeId::from("n1")].status.state;
+    tokio::time::pause();
+    let liveness = tokio::spawn(Arc::clone(&server).watch_liveness());
+    let mut states = server.cluster.watch();
+    states
+        .wait_for(|state| state.nodes[&NodeId::from("n1")].status.state == NodeState::Unknown)
+        .await
+        .unwrap();
+    states.wait_for(|state| state.nodes[&NodeId::from("n1")].status.state == NodeState::Down).await.unwrap();
+    let (epoch, _kill) = server.registry().connect(&"n1".into());
+    states.wait_for(|state| state.nodes[&NodeId::from("n1")].status.state == NodeState::Ready).await.unwrap();
+    server.registry().disconnect(&"n1".into(), epoch);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(node_state(&server), NodeState::Ready, "an agent's restart is not an absence");
+    states.wait_for(|state| state.nodes[&NodeId::from("n1")].status.state == NodeState::Down).await.unwrap();
+    liveness.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_dropped() {
+    let (_dir, server) = server_in_memory(&World::new(&[]));
+    let (ours, theirs) = tokio::io::duplex(64);
+    let session = tokio::spawn(Arc::clone(&server).handle(theirs));
+    assert!(matches!(session.await.unwrap(), Err(SessionError::Timeout)));
+    drop(ours);
+    assert_eq!(server.handshakes.available_permits(), super::HANDSHAKES_MAX);
+}
+
+#[test]
+fn deltas_lead_to_the_same_table_as_a_snapshot() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.create_network("app");
+    let mut states: Vec<State> = vec![world.state.clone()];
+    let mut web = service("web", 3);
+    web.endpoint.ports.push(ingress_port(8080, 80));
+    web.task.networks.push(attachment("net-app"));
+    let id = world.create_service(web);
+    states.push(world.state.clone());
+    for round in 0..12 {
+        world.orchestrate();
+        states.push(world.state.clone());
+        let live = world.state.tasks.values().filter(|task| task.node.is_some() && !task.has_ended());
+        for task in live.cloned().collect::<Vec<_>>() {
+            world.report(&task, if task.is_wanted() { TaskState::Running } else { TaskState::Shutdown });
+            states.push(world.state.clone());
+        }
+        match round {
+            3 => world.update_service(&id, |spec| spec.task.force_update = 1),
+            6 => world.set_node_state("n1", NodeState::Down),
+            9 => drop(world.must(Action::RemoveService { id: id.clone() })),
+            _ => {}
+        }
+        world.now_ns += 6_000_000_000;
+    }
+    let viewer = NodeId::from("n1");
+    for from in 0..states.len() {
+        let mut table = view::table(&states[from], &viewer).unwrap();
+        for to in from..states.len() {
+            let changes = view::changes(&states[from], &states[to], &viewer);
+            let mut next = table.clone();
+            let delta = mesh_api::table::Delta { from: table.index, to: states[to].index, changes };
+            next.apply(delta).unwrap();
+            assert_eq!(next, view::table(&states[to], &viewer).unwrap());
+        }
+        table.index = 0;
+    }
+}

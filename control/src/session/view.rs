@@ -9,8 +9,8 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use mesh_api::id::NodeId;
 use mesh_api::table::{
-    Change, ClusterRecord, EndpointRecord, NetworkRecord, NodeRecord, PortRecord, ServiceRecord, SubnetRecord, Table,
-    TaskRecord, TaskSpec, TaskState, VipRecord,
+    Change, ClusterRecord, EndpointRecord, NetworkRecord, NodeRecord, PortRecord, ServiceRecord,
+    SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord,
 };
 
 use crate::model::service::DEFAULT_STOP_GRACE_NS;
@@ -40,7 +40,14 @@ pub fn changes(old: &State, new: &State, node: &NodeId) -> Vec<Change> {
     {
         changes.push(Change::Cluster(cluster_record(new)));
     }
-    diff(&old.nodes, &new.nodes, |node| Some(node_record(node)), Change::Node, Change::NodeRemoved, &mut changes);
+    diff(
+        &old.nodes,
+        &new.nodes,
+        |node| Some(node_record(node)),
+        Change::Node,
+        Change::NodeRemoved,
+        &mut changes,
+    );
     diff(
         &old.networks,
         &new.networks,
@@ -135,7 +142,8 @@ fn network_record(network: &Network) -> NetworkRecord {
 }
 
 fn service_record(service: &Service) -> ServiceRecord {
-    let Service { id, meta: _, spec, spec_version: _, previous_spec: _, endpoint, update_status: _ } = service;
+    let Service { id, meta: _, spec, spec_version: _, previous_spec: _, endpoint, update_status: _ } =
+        service;
     ServiceRecord {
         id: id.clone(),
         name: spec.name.clone(),

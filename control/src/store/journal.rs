@@ -70,8 +70,9 @@ impl Journal {
                 if entry.index != state.index + 1 {
                     return Err(journal.damaged(format!("entry {} is missing", state.index + 1)));
                 }
-                let (next, _) = apply(&state, entry.index, &entry.command)
-                    .map_err(|refusal| journal.damaged(format!("entry {} does not apply: {refusal}", entry.index)))?;
+                let (next, _) = apply(&state, entry.index, &entry.command).map_err(|refusal| {
+                    journal.damaged(format!("entry {} does not apply: {refusal}", entry.index))
+                })?;
                 state = next;
             }
             if state.index < from {

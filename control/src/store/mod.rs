@@ -6,6 +6,8 @@ pub mod journal;
 pub mod memory;
 pub mod sled;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;

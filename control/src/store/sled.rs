@@ -6,7 +6,7 @@
 //! 3. values above 4 KiB are refused ([`super::journal`] cuts longer ones up): from about 8 KiB on, sled moves pages
 //!    to files that it never syncs;
 //! 4. a damaged database shows as a panic or as a hang when it is opened, so that happens on a thread of its own, with
-//!    a time limit.
+//!    a time limit. Or it shows as an empty one: so each holds a marker from the start.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +20,12 @@ use super::{LogKv, Op, Pair, StoreError};
 pub const VALUE_BYTES_MAX: usize = 4096;
 /// How long an opening may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// sled gives its lock up a moment after it is dropped: how often, and how long apart, to try again.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const CACHE_BYTES: u64 = 16 << 20;
+/// The marker's key and value; the log's keys begin with `L`.
+const MARKER: (&[u8], &[u8]) = (b"Mformat", b"1");
 
 /// A sled database.
 #[derive(Debug)]
@@ -30,20 +35,48 @@ pub struct SledKv {
 }
 
 impl SledKv {
-    /// Opens the database in `dir`, which is made if it does not exist.
+    /// Opens the database in `dir`; where there is no such folder, a database is made first.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let failed = |problem: String| StoreError::Open { dir: dir.to_owned(), problem };
-        std::fs::create_dir_all(dir).map_err(|error| failed(error.to_string()))?;
-        let db = open_guarded(dir).map_err(failed)?;
+        if !dir.exists() {
+            create(dir).map_err(failed)?;
+        }
+        let kv = Self::open_synced(dir).map_err(failed)?;
+        match kv.get(MARKER.0).map_err(|error| failed(error.to_string()))? {
+            Some(value) if value == MARKER.1 => Ok(kv),
+            Some(_) => Err(failed("it was written by another version of Shoal".to_owned())),
+            None => {
+                Err(failed("the engine finds nothing of what it holds, so its files are damaged".to_owned()))
+            }
+        }
+    }
+
+    fn open_synced(dir: &Path) -> Result<Self, String> {
+        let text = |error: io::Error| error.to_string();
+        let db = open_guarded(dir)?;
         // Syncs what the opening itself wrote, and the folder entries that lead to it.
-        db.flush().map_err(|error| failed(error.to_string()))?;
-        let file = File::open(dir.join("db")).map_err(|error| failed(error.to_string()))?;
-        file.sync_all().map_err(|error| failed(error.to_string()))?;
+        db.flush().map_err(|error| error.to_string())?;
+        let file = File::open(dir.join("db")).map_err(text)?;
+        file.sync_all().map_err(text)?;
         for folder in [Some(dir), dir.parent()].into_iter().flatten() {
-            sync_dir(folder).map_err(|error| failed(error.to_string()))?;
+            sync_dir(folder).map_err(text)?;
         }
         Ok(Self { db, file })
     }
+}
+
+/// Makes a database beside `dir`, then moves it there: a crash leaves none, or a whole one.
+fn create(dir: &Path) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let unfinished = dir.with_extension("unfinished");
+    if unfinished.exists() {
+        std::fs::remove_dir_all(&unfinished).map_err(text)?;
+    }
+    std::fs::create_dir_all(&unfinished).map_err(text)?;
+    let kv = SledKv::open_synced(&unfinished)?;
+    kv.commit(vec![Op::Put(MARKER.0.to_vec(), MARKER.1.to_vec())]).map_err(text)?;
+    drop(kv);
+    std::fs::rename(&unfinished, dir).map_err(text)
 }
 
 /// Syncs a folder's entries.
@@ -61,7 +94,7 @@ fn open_guarded(dir: &Path) -> Result<sled::Db, String> {
         .cache_capacity(CACHE_BYTES);
     let thread = std::thread::Builder::new()
         .name("store-open".to_owned())
-        .spawn(move || drop(sender.send(config.open())))
+        .spawn(move || drop(sender.send(open_unlocked(&config))))
         .map_err(|error| error.to_string())?;
     match receiver.recv_timeout(OPEN_TIMEOUT) {
         Ok(opened) => {
@@ -72,8 +105,21 @@ fn open_guarded(dir: &Path) -> Result<sled::Db, String> {
         Err(mpsc::RecvTimeoutError::Timeout) => {
             Err(format!("the engine did not answer within {} s", OPEN_TIMEOUT.as_secs()))
         }
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err("the engine panicked, so its files are damaged".to_owned()),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            Err("the engine panicked, so its files are damaged".to_owned())
+        }
     }
+}
+
+fn open_unlocked(config: &sled::Config) -> sled::Result<sled::Db> {
+    let is_locked = |error: &sled::Error| error.to_string().contains("could not acquire lock");
+    for _ in 1..LOCK_TRIES {
+        match config.open() {
+            Err(error) if is_locked(&error) => std::thread::sleep(LOCK_PAUSE),
+            opened => return opened,
+        }
+    }
+    config.open()
 }
 
 impl LogKv for SledKv {
@@ -105,7 +151,12 @@ impl LogKv for SledKv {
     }
 
     fn last(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>> {
-        self.db.range(from..to).next_back().transpose().map(|pair| pair.map(to_pair)).map_err(io::Error::other)
+        self.db
+            .range(from..to)
+            .next_back()
+            .transpose()
+            .map(|pair| pair.map(to_pair))
+            .map_err(io::Error::other)
     }
 }
 

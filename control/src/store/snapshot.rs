@@ -40,9 +40,8 @@ fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let index = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
+        let index =
+            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
         if let Some(index) = index {
             found.push((index, entry.path()));
         }
@@ -55,7 +54,8 @@ pub(super) fn load(dir: &Path) -> Result<Option<State>, StoreError> {
     let Some(path) = latest(dir).map_err(StoreError::io("looking for snapshots"))? else { return Ok(None) };
     let bytes = std::fs::read(&path).map_err(StoreError::io("reading a snapshot"))?;
     let damaged = |problem: String| StoreError::Damaged { path: path.clone(), problem };
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| damaged("it has no first line".into()))?;
+    let end =
+        bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| damaged("it has no first line".into()))?;
     let (digest, body) = (&bytes[..end], &bytes[end + 1..]);
     if digest != hex(&Sha256::digest(body)).as_bytes() {
         return Err(damaged("its checksum is wrong".into()));

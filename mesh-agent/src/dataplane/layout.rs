@@ -57,8 +57,10 @@ pub struct Layout {
     peers: Slots<Be32>,
     ranges: Ranges,
     tables: HashMap<BalancerKey, PlacedTable>,
-    /// Ranges that the programs may still read until the next layout.
+    /// Ranges that the programs may still read until the layout to come is written.
     retired: Vec<u32>,
+    /// Ranges that a former agent's tables lie in.
+    adopted: Vec<u32>,
 }
 
 /// A Maglev table and where it lies.
@@ -78,6 +80,7 @@ impl Default for Layout {
             ranges: Ranges::new(MAGLEV_MAX),
             tables: HashMap::new(),
             retired: Vec::new(),
+            adopted: Vec::new(),
         }
     }
 }
@@ -104,17 +107,17 @@ impl Layout {
         }
         for service in held.services.values() {
             self.ranges.adopt(service.maglev_start, service.maglev_len);
-            self.retired.push(service.maglev_start);
+            self.adopted.push(service.maglev_start);
         }
     }
 
     /// The contents of the maps for `plan`.
     pub fn lay_out(&mut self, plan: &Plan) -> Result<Contents, TooMany> {
-        for start in self.retired.drain(..).collect::<Vec<_>>() {
-            if self.tables.values().all(|table| table.start != start) {
-                self.ranges.free(start);
-            }
+        for start in std::mem::take(&mut self.retired) {
+            self.ranges.free(start);
         }
+        // The tables of a former agent are in use until this layout is written.
+        self.retired.append(&mut self.adopted);
         self.forget(plan);
         let mut contents = Contents {
             locals: plan.locals.iter().map(|addr| (*addr, 1)).collect(),
@@ -227,4 +230,99 @@ impl Layout {
 
 fn too_many(what: &'static str, max: u32) -> TooMany {
     TooMany { what, max }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::{local, table};
+    use super::super::plan::{Plan, plan};
+    use super::*;
+
+    /// What the kernel holds after `contents` were written to empty maps.
+    fn held(contents: &Contents) -> Contents {
+        Contents {
+            locals: contents.locals.clone(),
+            members: contents.members.clone(),
+            peers: contents.peers.clone(),
+            backends: contents.backends.clone(),
+            maglev: Vec::new(),
+            services: contents.services.clone(),
+            ports: contents.ports.clone(),
+            vips: contents.vips.clone(),
+            endpoints: contents.endpoints.clone(),
+            ifaces: contents.ifaces.clone(),
+            aliases: contents.aliases.clone(),
+        }
+    }
+
+    fn table_of<'c>(contents: &'c Contents, service: &Service) -> Option<&'c Vec<u32>> {
+        let found = contents.maglev.iter().find(|(start, _)| *start == service.maglev_start);
+        found.map(|(_, table)| table)
+    }
+
+    fn disjoint(a: Service, b: Service) -> bool {
+        a.maglev_start >= b.maglev_start + b.maglev_len || b.maglev_start >= a.maglev_start + a.maglev_len
+    }
+
+    #[test]
+    fn everything_refers_to_something_that_is_there() {
+        let contents = Layout::default().lay_out(&plan(&table(), &local())).unwrap();
+        for port in contents.ports.values() {
+            let service = &contents.services[&port.service];
+            let places = table_of(&contents, service).unwrap();
+            assert_eq!(places.len(), service.maglev_len as usize);
+            assert!(places.iter().all(|slot| contents.backends[slot].vni == service.vni));
+        }
+        for (key, endpoint) in &contents.endpoints {
+            assert_eq!(contents.backends[&endpoint.backend].addr, key.addr);
+            assert!(contents.services.contains_key(&endpoint.service));
+            assert_eq!(endpoint.peer == 0, endpoint.ifindex != 0);
+        }
+        assert!(contents.members.values().all(|slot| contents.peers.contains_key(slot)));
+    }
+
+    #[test]
+    fn the_same_plan_again_writes_no_table() {
+        let plan = plan(&table(), &local());
+        let mut layout = Layout::default();
+        let first = layout.lay_out(&plan).unwrap();
+        let second = layout.lay_out(&plan).unwrap();
+        assert!(second.maglev.is_empty());
+        assert_eq!(first.services, second.services);
+    }
+
+    #[test]
+    fn a_changed_table_lies_elsewhere_than_the_one_in_use() {
+        let mut table = table();
+        let mut layout = Layout::default();
+        let before = layout.lay_out(&plan(&table, &local())).unwrap();
+        table.tasks.remove(&"t3".into());
+        let after = layout.lay_out(&plan(&table, &local())).unwrap();
+        for (slot, service) in &after.services {
+            let old = before.services[slot];
+            assert!(service == &old || disjoint(*service, old), "{service:?} {old:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_agent_keeps_the_numbers_of_the_one_before() {
+        let mut table = table();
+        let mut first = Layout::default();
+        first.lay_out(&plan(&table, &local())).unwrap();
+        // A hole in the numbers, which a layout from scratch would not leave.
+        table.tasks.remove(&"t1".into());
+        let local = crate::dataplane::Local { endpoints: vec![], ..local() };
+        let before = first.lay_out(&plan(&table, &local)).unwrap();
+
+        let plan: Plan = plan(&table, &local);
+        let mut second = Layout::default();
+        second.adopt(&held(&before), &plan);
+        let after = second.lay_out(&plan).unwrap();
+        assert_eq!(after.backends, before.backends);
+        assert_eq!(after.peers, before.peers);
+        assert_eq!(after.ports, before.ports);
+        assert_eq!(after.vips, before.vips);
+        assert_eq!(after.endpoints, before.endpoints);
+        assert!(after.services.values().all(|new| before.services.values().all(|old| disjoint(*new, *old))));
+    }
 }

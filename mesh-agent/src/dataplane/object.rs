@@ -68,7 +68,10 @@ pub fn pin_folder(pin_dir: &Path) -> Result<PathBuf, DataplaneError> {
     let folder = pin_dir.join(version_folder());
     fs::create_dir_all(&folder).map_err(|source| at(&folder, source))?;
     for entry in fs::read_dir(pin_dir).map_err(|source| at(pin_dir, source))?.flatten() {
-        if entry.path() != folder {
+        // The file system's root also holds files of the kernel's own.
+        let name = entry.file_name();
+        let of_a_version = name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok()).is_some();
+        if of_a_version && entry.path() != folder {
             fs::remove_dir_all(entry.path()).map_err(|source| at(&entry.path(), source))?;
         }
     }

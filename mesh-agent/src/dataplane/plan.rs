@@ -262,3 +262,178 @@ fn port_key(port: PortRecord) -> PortKey {
     };
     PortKey::new(protocol, Be16::new(port.published))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use mesh_api::table::{ClusterRecord, NetworkRecord, NodeRecord, Role, SubnetRecord, VipRecord};
+
+    use super::*;
+
+    fn node(id: &str, last: u8) -> NodeRecord {
+        NodeRecord {
+            id: id.into(),
+            hostname: id.to_owned(),
+            role: Role::Worker,
+            vtep: Ipv4Addr::new(198, 18, 0, last),
+            state: NodeState::Ready,
+        }
+    }
+
+    fn network(id: &str, vni: u32, third: u8) -> NetworkRecord {
+        let cidr = format!("10.0.{third}.0/24").parse().unwrap();
+        NetworkRecord {
+            id: id.into(),
+            name: id.to_owned(),
+            vni,
+            subnets: vec![SubnetRecord { cidr, gateway: Ipv4Addr::new(10, 0, third, 1) }],
+            internal: false,
+            ingress: id == "ingress",
+        }
+    }
+
+    fn task(number: u32, node: &str, observed: TaskState) -> TaskRecord {
+        TaskRecord {
+            id: format!("t{number}").as_str().into(),
+            name: format!("web.{number}"),
+            service: "web".into(),
+            slot: u64::from(number),
+            node: node.into(),
+            incarnation: number,
+            desired: TaskState::Running,
+            observed,
+            endpoints: vec![
+                EndpointRecord {
+                    network: "ingress".into(),
+                    addr: Ipv4Addr::new(10, 0, 0, 10 + number as u8),
+                },
+                EndpointRecord { network: "back".into(), addr: Ipv4Addr::new(10, 0, 1, 10 + number as u8) },
+            ],
+            spec: None,
+        }
+    }
+
+    /// Two nodes; the service `web` on `ingress` and `back`, published as 8080 on every node and as 9090 on its own
+    /// tasks' nodes; task 1 on n1, tasks 2 and 3 on n2.
+    pub(crate) fn table() -> Table {
+        let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port: 4789 };
+        let mut table = Table::new(cluster);
+        let port = |mode, published| PortRecord { protocol: Protocol::Tcp, target: 80, published, mode };
+        let vip =
+            |network: &str, addr| VipRecord { network: network.into(), addr: Some(addr), aliases: vec![] };
+        let service = ServiceRecord {
+            id: "web".into(),
+            name: "web".to_owned(),
+            endpoint_mode: EndpointMode::Vip,
+            vips: vec![vip("ingress", Ipv4Addr::new(10, 0, 0, 2)), vip("back", Ipv4Addr::new(10, 0, 1, 2))],
+            ports: vec![port(PublishMode::Ingress, 8080), port(PublishMode::Host, 9090)],
+        };
+        table.services.insert(service.id.clone(), service);
+        for node in [node("n1", 11), node("n2", 12)] {
+            table.nodes.insert(node.id.clone(), node);
+        }
+        for network in [network("ingress", 4096, 0), network("back", 4097, 1)] {
+            table.networks.insert(network.id.clone(), network);
+        }
+        for (number, node) in [(1, "n1"), (2, "n2"), (3, "n2")] {
+            let task = task(number, node, TaskState::Running);
+            table.tasks.insert(task.id.clone(), task);
+        }
+        table
+    }
+
+    /// n1, with its task attached.
+    pub(crate) fn local() -> Local {
+        let endpoint = |network: &str, third, ifindex, alias| LocalEndpoint {
+            task: "t1".into(),
+            network: network.into(),
+            addr: Ipv4Addr::new(10, 0, third, 11),
+            ifindex,
+            alias: Ipv4Addr::new(169, 254, 64, alias),
+        };
+        Local {
+            node: "n1".into(),
+            vtep: Ipv4Addr::new(198, 18, 0, 11),
+            addresses: vec![Ipv4Addr::new(198, 18, 0, 11)],
+            endpoints: vec![endpoint("ingress", 0, 7, 2), endpoint("back", 1, 8, 3)],
+        }
+    }
+
+    fn cluster(vni: u32) -> BalancerKey {
+        BalancerKey { service: "web".into(), vni, scope: PublishScope::Cluster }
+    }
+
+    fn incarnations(plan: &Plan, key: &BalancerKey) -> Vec<u32> {
+        plan.balancers[key].iter().map(|backend| backend.incarnation).collect()
+    }
+
+    #[test]
+    fn running_tasks_of_all_nodes_serve_a_published_port() {
+        let plan = plan(&table(), &local());
+        let (balancer, target) = &plan.ports[&PortKey::new(PROTO_TCP, Be16::new(8080))];
+        assert_eq!((balancer, target.get()), (&cluster(4096), 80));
+        assert_eq!(incarnations(&plan, balancer), [1, 2, 3]);
+        let place = plan.backends[&BackendKey { incarnation: 2, vni: 4096 }].place;
+        assert_eq!(place, Place::There(Be32::ipv4(198, 18, 0, 12)));
+        assert_eq!(plan.peers.len(), 1);
+    }
+
+    #[test]
+    fn a_port_in_host_mode_leads_to_this_nodes_tasks_alone() {
+        let plan = plan(&table(), &local());
+        let (balancer, _) = &plan.ports[&PortKey::new(PROTO_TCP, Be16::new(9090))];
+        assert_eq!(balancer.scope, PublishScope::Node);
+        assert_eq!(incarnations(&plan, balancer), [1]);
+    }
+
+    #[test]
+    fn a_task_told_to_stop_drains() {
+        let mut table = table();
+        table.tasks.get_mut(&"t2".into()).unwrap().desired = TaskState::Shutdown;
+        let plan = plan(&table, &local());
+        assert_eq!(incarnations(&plan, &cluster(4096)), [1, 3]);
+        assert!(plan.backends[&BackendKey { incarnation: 2, vni: 4096 }].draining);
+        assert!(plan.endpoints.contains_key(&AddrKey { vni: 4096, addr: Be32::ipv4(10, 0, 0, 12) }));
+    }
+
+    #[test]
+    fn tasks_that_start_ended_or_live_on_a_dead_node_get_nothing() {
+        let mut table = table();
+        table.tasks.get_mut(&"t1".into()).unwrap().observed = TaskState::Starting;
+        table.nodes.get_mut(&"n2".into()).unwrap().state = NodeState::Down;
+        let plan = plan(&table, &local());
+        assert!(plan.balancers.values().all(BTreeSet::is_empty));
+        // The one that starts can be reached by its own address.
+        assert!(plan.endpoints.contains_key(&AddrKey { vni: 4097, addr: Be32::ipv4(10, 0, 1, 11) }));
+        table.tasks.get_mut(&"t3".into()).unwrap().observed = TaskState::Failed;
+        let plan = super::plan(&table, &local());
+        assert!(!plan.endpoints.contains_key(&AddrKey { vni: 4097, addr: Be32::ipv4(10, 0, 1, 13) }));
+    }
+
+    #[test]
+    fn a_task_of_this_node_without_an_interface_gets_nothing() {
+        let plan = plan(&table(), &Local { endpoints: vec![], ..local() });
+        assert_eq!(incarnations(&plan, &cluster(4096)), [2, 3]);
+        assert!(plan.ifaces.is_empty() && plan.aliases.is_empty());
+    }
+
+    #[test]
+    fn an_interface_knows_its_network() {
+        let mut table = table();
+        table.networks.get_mut(&"back".into()).unwrap().internal = true;
+        let plan = plan(&table, &local());
+        let iface = plan.ifaces[&8];
+        assert_eq!((iface.vni, iface.flags, iface.incarnation), (4097, IFACE_INTERNAL, 1));
+        assert_eq!(iface.gateway, Be32::ipv4(10, 0, 1, 1));
+        assert_eq!(iface.mask, Be32::ipv4(255, 255, 255, 0));
+        assert_eq!(plan.aliases[&Be32::ipv4(169, 254, 64, 3)].ifindex, 8);
+    }
+
+    #[test]
+    fn names_that_lead_nowhere_are_left_out() {
+        let mut table = table();
+        table.networks.clear();
+        let empty = plan(&table, &local());
+        assert!(empty.vips.is_empty() && empty.ports.is_empty() && empty.endpoints.is_empty());
+        assert!(empty.ifaces.is_empty());
+    }
+}

@@ -130,7 +130,9 @@ impl Handler {
         match answer {
             Answer::Addresses(addresses) => Reply::addresses(query.name(), query.query_type(), addresses),
             Answer::Name(name) => Reply::name(query.name(), query.query_type(), &name),
-            Answer::NoName => Reply { authorities: vec![soa(query.name())], ..Reply::own(ResponseCode::NXDomain) },
+            Answer::NoName => {
+                Reply { authorities: vec![soa(query.name())], ..Reply::own(ResponseCode::NXDomain) }
+            }
             Answer::Refused => Reply::code(ResponseCode::Refused),
             Answer::Forward => match self.forwarder.ask(request.as_slice()).await {
                 Some(message) => Reply::forwarded(message),

@@ -120,7 +120,8 @@ fn running_addresses(
 impl Zone {
     fn add(&mut self, network: &NetworkId, name: &str, addresses: &[Ipv4Addr]) {
         let name = name.to_ascii_lowercase();
-        let known = self.networks.entry(network.clone()).or_default().forward.entry(name.clone()).or_default();
+        let known =
+            self.networks.entry(network.clone()).or_default().forward.entry(name.clone()).or_default();
         // A name may stand for several things (an alias that services share): all of them answer.
         known.extend(addresses.iter().copied());
         known.sort_unstable();
@@ -180,9 +181,7 @@ fn is_tasks_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::table::{
-        ClusterRecord, EndpointRecord, NetworkRecord, ServiceRecord, VipRecord,
-    };
+    use mesh_api::table::{ClusterRecord, EndpointRecord, NetworkRecord, ServiceRecord, VipRecord};
 
     use super::*;
 
@@ -235,11 +234,8 @@ mod tests {
         {
             table.networks.insert(record.id.clone(), record);
         }
-        let web = service(
-            "Web",
-            EndpointMode::Vip,
-            &[("ingress", Some([10, 0, 0, 9])), ("front", Some(WEB_VIP))],
-        );
+        let web =
+            service("Web", EndpointMode::Vip, &[("ingress", Some([10, 0, 0, 9])), ("front", Some(WEB_VIP))]);
         let db = service("db", EndpointMode::Dnsrr, &[("front", None), ("back", None)]);
         let cache = service("cache", EndpointMode::Vip, &[("back", Some([10, 0, 2, 9]))]);
         for record in [web, db, cache] {

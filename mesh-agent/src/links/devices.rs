@@ -7,7 +7,7 @@ use rtnetlink::{LinkUnspec, LinkVeth, LinkVxlan};
 use tracing::info;
 
 use super::{
-    HOST_ADDR, HOST_LINK, HOST_PEER_LINK, HOST_PREFIX, LinkError, Links, VXLAN_LINK, mtu_of, nft, sysctl,
+    HOST_ADDR, HOST_LINK, HOST_PEER_LINK, HOST_PREFIX, LinkError, Links, VXLAN_LINK, mac, mtu_of, nft, sysctl,
 };
 
 /// The VXLAN device's MTU: what it sends is bounded by the underlay, and by the tasks' own MTU before that.
@@ -28,11 +28,11 @@ impl Links {
     /// One device serves every network: VNI and remote come with each packet (`external` in iproute2's words), and it
     /// learns nothing.
     pub async fn ensure_vxlan(&self, port: u16) -> Result<u32, LinkError> {
-        if let Some(link) = self.get(VXLAN_LINK).await? {
-            if !is_vxlan_on(&link, port) {
-                info!(link = VXLAN_LINK, port, "replacing a device of another kind or port");
-                self.remove(link.header.index).await?;
-            }
+        if let Some(link) = self.get(VXLAN_LINK).await?
+            && !is_vxlan_on(&link, port)
+        {
+            info!(link = VXLAN_LINK, port, "replacing a device of another kind or port");
+            self.remove(link.header.index).await?;
         }
         if self.index(VXLAN_LINK).await?.is_none() {
             let message = LinkVxlan::new(VXLAN_LINK, 0).port(port).learning(false).collect_metadata(true);
@@ -58,7 +58,12 @@ impl Links {
             HostPair { host: self.require(HOST_LINK).await?, peer: self.require(HOST_PEER_LINK).await? };
         for (name, index) in [(HOST_LINK, pair.host), (HOST_PEER_LINK, pair.peer)] {
             sysctl::set_if_present(&["net", "ipv6", "conf", name, "disable_ipv6"], "1")?;
-            self.set("start", name, LinkUnspec::new_with_index(index).mtu(mtu).up()).await?;
+            let mut message = LinkUnspec::new_with_index(index).mtu(mtu);
+            if index == pair.host {
+                // What the dataplane addresses frames for the host's stack to: it knows the address, not the device.
+                message = message.address(mac(HOST_ADDR).to_vec());
+            }
+            self.set("start", name, message.up()).await?;
         }
         // Packets of tasks enter the host's stack here under their aliases, whatever the host's other routes say.
         sysctl::set(&["net", "ipv4", "conf", HOST_LINK, "rp_filter"], "0")?;
@@ -86,7 +91,7 @@ impl Links {
     pub async fn node_devices_are_intact(&self, mtu: u32) -> Result<bool, LinkError> {
         for (name, mtu) in [(HOST_LINK, mtu), (HOST_PEER_LINK, mtu), (VXLAN_LINK, VXLAN_MTU)] {
             match self.get(name).await? {
-                Some(link) if mtu_of(&link) == Some(mtu) && is_up(&link) => {}
+                Some(link) if mtu_of(&link) == Some(mtu) && is_up(&link) && has_its_mac(&link, name) => {}
                 _ => return Ok(false),
             }
         }
@@ -95,12 +100,23 @@ impl Links {
 
     async fn addresses_of(&self, name: &str) -> Result<Vec<Ipv4Addr>, LinkError> {
         let facts = self.facts().await?;
-        Ok(facts.links.into_iter().find(|link| link.name == name).map(|link| link.addresses).unwrap_or_default())
+        Ok(facts
+            .links
+            .into_iter()
+            .find(|link| link.name == name)
+            .map(|link| link.addresses)
+            .unwrap_or_default())
     }
 }
 
 fn is_up(link: &LinkMessage) -> bool {
     link.header.flags.contains(netlink_packet_route::link::LinkFlags::Up)
+}
+
+fn has_its_mac(link: &LinkMessage, name: &str) -> bool {
+    let wanted = mac(HOST_ADDR);
+    name != HOST_LINK
+        || link.attributes.iter().any(|item| matches!(item, LinkAttribute::Address(have) if *have == wanted))
 }
 
 fn is_vxlan_on(link: &LinkMessage, port: u16) -> bool {

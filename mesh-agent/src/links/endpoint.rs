@@ -108,7 +108,8 @@ impl Links {
         }
         if let Some((gateway, link)) = &network.default_route {
             let index = self.require(link).await?;
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(*gateway).output_interface(index).build();
+            let route =
+                RouteMessageBuilder::<Ipv4Addr>::new().gateway(*gateway).output_interface(index).build();
             let added = self.handle.route().add(route).replace().execute().await;
             added.map_err(LinkError::netlink("add the default route by", link))?;
         }

@@ -2,8 +2,8 @@
 
 use futures::StreamExt as _;
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::task::JoinHandle;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::LinkError;
 

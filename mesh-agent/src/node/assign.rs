@@ -44,11 +44,11 @@ pub(super) enum AssignError {
     TooManyEndpoints,
 }
 
-/// Works out how to make a task on the node called `hostname`, whose tasks' links have `mtu`.
+/// Works out how to make a task on the node called `node_name`, whose tasks' links have `mtu`.
 pub(super) fn assign(
     table: &Table,
     task: &TaskRecord,
-    hostname: &str,
+    node_name: &str,
     mtu: u32,
 ) -> Result<Assignment, AssignError> {
     let spec = task.spec.clone().ok_or(AssignError::NoSpec)?;
@@ -77,7 +77,7 @@ pub(super) fn assign(
     }
     let names = TaskNames {
         task: task.name.clone(),
-        node: hostname.to_owned(),
+        node: node_name.to_owned(),
         nameserver,
         addresses: task.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
     };
@@ -156,14 +156,14 @@ pub(super) mod tests {
     #[test]
     fn the_way_out_and_names_are_by_the_first_network_that_is_not_internal() {
         let gateway = |number| Ipv4Addr::new(10, 0, number, 1);
-        let cases: &[(&[&str], Option<(u8, &str)>, Option<u8>)] = &[
-            (&["ingress", "front"], Some((0, "eth0")), Some(0)),
-            (&["back", "front"], Some((1, "eth1")), Some(1)),
-            (&["back"], None, Some(2)),
-            (&[], None, None),
+        let cases = [
+            (vec!["ingress", "front"], Some((0, "eth0")), Some(0)),
+            (vec!["back", "front"], Some((1, "eth1")), Some(1)),
+            (vec!["back"], None, Some(2)),
+            (vec![], None, None),
         ];
         for (networks, route, nameserver) in cases {
-            let assignment = assigned(networks);
+            let assignment = assigned(&networks);
             let expected = route.map(|(number, link)| (gateway(number), link.to_owned()));
             assert_eq!(assignment.network.default_route, expected, "{networks:?}");
             let expected = nameserver

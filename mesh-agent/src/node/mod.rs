@@ -176,6 +176,7 @@ struct Worker<P> {
     aliases: Aliases,
     applied: watch::Sender<Option<u64>>,
     statuses: watch::Sender<Statuses>,
+    describe: Describe,
     /// When the dataplane is to be brought up to date, if it is not.
     apply_at: Option<Instant>,
     tearing_down: Option<oneshot::Sender<Vec<String>>>,
@@ -201,6 +202,7 @@ impl<P: Plane> Worker<P> {
             aliases: Aliases::default(),
             applied: applied.clone(),
             statuses: statuses.clone(),
+            describe: describe.clone(),
             apply_at: None,
             tearing_down: None,
         };
@@ -236,11 +238,11 @@ impl<P: Plane> Worker<P> {
                     None => return,
                 },
             }
-            if self.tasks.values().all(LocalTask::has_ended) {
-                if let Some(reply) = self.tearing_down.take() {
-                    let _ = reply.send(self.tear_down().await);
-                    return;
-                }
+            if self.tasks.values().all(LocalTask::has_ended)
+                && let Some(reply) = self.tearing_down.take()
+            {
+                let _ = reply.send(self.tear_down().await);
+                return;
             }
         }
     }
@@ -292,9 +294,14 @@ impl<P: Plane> Worker<P> {
 
     async fn audit(&mut self) {
         match self.setup.audit(&self.config, self.membership.data_path, &self.table).await {
-            Ok(true) => self.refresh_links().await,
+            Ok(true) => {
+                self.describe.set_dataplane(self.setup.plane.mode());
+                self.refresh_links().await;
+            }
             Ok(false) => {}
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "the node's devices can't be kept right"),
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "the node's devices can't be kept right");
+            }
         }
         self.audit_links().await;
         // Also what failed before is tried again here.

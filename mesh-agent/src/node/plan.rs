@@ -183,9 +183,13 @@ mod tests {
             case(None, draining(Running), 9, 0, Some(TaskAction::Stop)),
             case(None, Some((Ended, None)), 0, 0, Some(TaskAction::Forget)),
             // The same id on another node is not this node's task.
-            case(Some(task("t", "there", State::Running, State::Running)), Some((Ended, None)), 0, 0, Some(
-                TaskAction::Forget,
-            )),
+            case(
+                Some(task("t", "there", State::Running, State::Running)),
+                Some((Ended, None)),
+                0,
+                0,
+                Some(TaskAction::Forget),
+            ),
         ];
         for (number, case) in cases.into_iter().enumerate() {
             let mut table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 0, data_path_port: 4789 });

@@ -14,9 +14,7 @@ use super::plane::Plane;
 use crate::config::Config;
 use crate::dataplane::{DataplaneConfig, Uplink};
 use crate::dns::Dns;
-use crate::links::{
-    Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, Links, VXLAN_OVERHEAD,
-};
+use crate::links::{Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, Links, VXLAN_OVERHEAD};
 
 /// Where the host's resolvers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -30,7 +28,9 @@ pub enum NodeError {
     #[error("cannot set up the node's network devices")]
     Link(#[from] LinkError),
     /// No interface is an uplink.
-    #[error("no network interface holds the address {addr}: give one that does, or name the uplink with --uplink")]
+    #[error(
+        "no network interface holds the address {addr}: give one that does, or name the uplink with --uplink"
+    )]
     NoUplink {
         /// The VXLAN address.
         addr: Ipv4Addr,
@@ -42,7 +42,9 @@ pub enum NodeError {
         name: String,
     },
     /// The underlay's packets are too small.
-    #[error("the uplink's MTU of {mtu} bytes leaves too little for the overlay: it takes {VXLAN_OVERHEAD} of them")]
+    #[error(
+        "the uplink's MTU of {mtu} bytes leaves too little for the overlay: it takes {VXLAN_OVERHEAD} of them"
+    )]
     SmallMtu {
         /// The uplink's MTU, bytes.
         mtu: u32,

@@ -83,16 +83,16 @@ impl<P: Plane> Worker<P> {
         let (sender, stop) = watch::channel(false);
         let mut task = LocalTask::new(Phase::Starting, sender);
         while task.aliases.len() < assignment.links.len() {
-            match self.aliases.take() {
-                Some(alias) => task.aliases.push(alias),
-                None => {
-                    task.aliases.drain(..).for_each(|alias| self.aliases.release(alias));
-                    self.tasks.insert(id.clone(), LocalTask::ended());
-                    let err = "this node has no node-local address left for the task".to_owned();
-                    self.report(status(id, TaskState::Failed, "preparing", err));
-                    return;
+            let Some(alias) = self.aliases.take() else {
+                for alias in task.aliases {
+                    self.aliases.release(alias);
                 }
-            }
+                self.tasks.insert(id.clone(), LocalTask::ended());
+                let err = "this node has no node-local address left for the task".to_owned();
+                self.report(status(id, TaskState::Failed, "preparing", err));
+                return;
+            };
+            task.aliases.push(alias);
         }
         let aliases = task.aliases.clone();
         self.tasks.insert(id.clone(), task);
@@ -227,7 +227,9 @@ impl<P: Plane> Worker<P> {
             match state {
                 Ok(running) => {
                     let aliases: Vec<_> = file.endpoints.iter().map(|endpoint| endpoint.alias).collect();
-                    aliases.iter().for_each(|alias| self.aliases.adopt(*alias));
+                    for alias in &aliases {
+                        self.aliases.adopt(*alias);
+                    }
                     let mut endpoints = Vec::new();
                     for endpoint in file.endpoints {
                         let Some(ifindex) = self.setup.links.index(&endpoint.link).await? else { break };
@@ -281,7 +283,9 @@ impl<P: Plane> Worker<P> {
     pub(super) async fn audit_links(&mut self) {
         let facts = match self.setup.links.facts().await {
             Ok(facts) => facts,
-            Err(error) => return warn!(error = &error as &dyn std::error::Error, "interfaces can't be listed"),
+            Err(error) => {
+                return warn!(error = &error as &dyn std::error::Error, "interfaces can't be listed");
+            }
         };
         let ours = |ifindex| self.tasks.values().any(|task| task.attached.contains(&ifindex));
         // A task on its way up makes links before it tells of them.
@@ -295,7 +299,8 @@ impl<P: Plane> Worker<P> {
         }
         let there = |ifindex: &u32| facts.links.iter().any(|link| link.ifindex == *ifindex);
         let cut_off = self.tasks.iter().filter(|(_, task)| {
-            task.view.phase == Phase::Running && !task.endpoints.iter().all(|endpoint| there(&endpoint.ifindex))
+            task.view.phase == Phase::Running
+                && !task.endpoints.iter().all(|endpoint| there(&endpoint.ifindex))
         });
         let cut_off: Vec<_> = cut_off.map(|(id, _)| id.clone()).collect();
         for id in cut_off {
@@ -319,15 +324,16 @@ impl<P: Plane> Worker<P> {
             for endpoint in &task.endpoints {
                 let resized = self.setup.links.set_mtu(endpoint.ifindex, mtu).await;
                 let attached = self.setup.plane.attach_endpoint(endpoint.ifindex);
-                let errors = [resized.err().map(|error| chain(&error)), attached.err().map(|error| chain(&error))];
+                let errors =
+                    [resized.err().map(|error| chain(&error)), attached.err().map(|error| chain(&error))];
                 for error in errors.into_iter().flatten() {
                     warn!(task = %id, error, "a task's link can't be brought up to date");
                 }
             }
-            if let Some(pid) = task.pid {
-                if let Err(error) = resize_inside(pid, task.endpoints.len(), mtu).await {
-                    warn!(task = %id, error = chain(&error), "a task's MTU can't be set");
-                }
+            if let Some(pid) = task.pid
+                && let Err(error) = resize_inside(pid, task.endpoints.len(), mtu).await
+            {
+                warn!(task = %id, error = chain(&error), "a task's MTU can't be set");
             }
         }
     }
@@ -335,8 +341,7 @@ impl<P: Plane> Worker<P> {
 
 /// Sets the MTU of the links inside a task.
 async fn resize_inside(pid: u32, count: usize, mtu: u32) -> Result<(), LinkError> {
-    let netns =
-        crate::sys::netns::Netns::of_pid(pid).map_err(|source| LinkError::Netns { pid, source })?;
+    let netns = crate::sys::netns::Netns::of_pid(pid).map_err(|source| LinkError::Netns { pid, source })?;
     let links = Links::open_in(&netns)?;
     for number in 0..count {
         if let Some(index) = links.index(&format!("eth{number}")).await? {

@@ -14,7 +14,7 @@ use super::*;
 use crate::config::XdpMode;
 use crate::dataplane::{DataplaneConfig, LocalEndpoint};
 use crate::links::{HOST_ADDR, Links};
-use crate::sys::testing::{in_netns, program, run, until};
+use crate::sys::testing::{KillTasks, in_netns, program, run, until};
 
 /// What the fake was told, by the folder that it would pin to: each test has its own.
 static NOTES: Mutex<BTreeMap<std::path::PathBuf, Notes>> = Mutex::new(BTreeMap::new());
@@ -52,7 +52,10 @@ impl Plane for Fake {
     fn apply(&mut self, _: &Table, local: &Local) -> Result<(), Self::Error> {
         self.note(|notes| {
             let attached = |endpoint: &LocalEndpoint| notes.attached.contains(&endpoint.ifindex);
-            assert!(local.endpoints.iter().all(attached), "endpoints are attached before they are in the maps");
+            assert!(
+                local.endpoints.iter().all(attached),
+                "endpoints are attached before they are in the maps"
+            );
             notes.local = Some(local.clone());
         });
         Ok(())
@@ -79,6 +82,8 @@ impl Plane for Fake {
 
 /// A host with an uplink, and what a session would hold.
 struct Host {
+    // Dropped before the folder that it looks into.
+    _tasks: KillTasks,
     folder: TempDir,
     tables: watch::Sender<Option<Arc<Table>>>,
     settled: watch::Sender<u64>,
@@ -93,8 +98,10 @@ impl Host {
         run("ip address add 192.0.2.1/24 dev up0");
         run("ip link set up0 up");
         run("ip link set up1 up");
+        let folder = tempfile::tempdir().unwrap();
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            _tasks: KillTasks(folder.path().join("tasks")),
+            folder,
             tables: watch::channel(Some(Arc::new(table))).0,
             settled: watch::channel(0).0,
             applied: watch::channel(None).0,
@@ -353,8 +360,13 @@ fn tasks_ask_for_names_by_their_aliases() {
         let mut table = with([task(T1, "shoal/exec", &["sleep", "1000"], &["front"])]);
         let vip = VipRecord { network: "front".into(), addr: Some([10, 0, 1, 2].into()), aliases: vec![] };
         let name = "db".to_owned();
-        let service =
-            ServiceRecord { id: "db".into(), name, endpoint_mode: EndpointMode::Vip, vips: vec![vip], ports: vec![] };
+        let service = ServiceRecord {
+            id: "db".into(),
+            name,
+            endpoint_mode: EndpointMode::Vip,
+            vips: vec![vip],
+            ports: vec![],
+        };
         table.services.insert(service.id.clone(), service);
         let host = Host::new(table);
         let node = host.start().await.unwrap();

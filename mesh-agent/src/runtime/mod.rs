@@ -153,10 +153,8 @@ impl Runtime {
             Some(server) => format!("nameserver {server}\noptions ndots:0\n"),
             None => String::new(),
         };
-        let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-        if let Some(addr) = names.addresses.first() {
-            hosts.push_str(&format!("{addr}\t{hostname}\n"));
-        }
+        let own = names.addresses.first().map(|addr| format!("{addr}\t{hostname}\n")).unwrap_or_default();
+        let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}");
         let (dir, user) = (spec.dir.clone(), spec.user.clone());
         Ok(InitSpec { argv, env, dir, user, hostname, resolv_conf, hosts })
     }
@@ -297,7 +295,9 @@ impl Prepared {
             Some((code, text)) => {
                 RuntimeError::Start { code: code.parse().unwrap_or(125), text: text.to_owned() }
             }
-            None => RuntimeError::Start { code: 125, text: format!("unexpected word from task-init: {line:?}") },
+            None => {
+                RuntimeError::Start { code: 125, text: format!("unexpected word from task-init: {line:?}") }
+            }
         };
         self.abandon();
         error
@@ -438,11 +438,9 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), RuntimeE
 fn remove_dir(dir: &Path) -> Result<(), RuntimeError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(|source| RuntimeError::File {
-            operation: "remove",
-            path: dir.to_owned(),
-            source,
-        }),
+        other => {
+            other.map_err(|source| RuntimeError::File { operation: "remove", path: dir.to_owned(), source })
+        }
     }
 }
 

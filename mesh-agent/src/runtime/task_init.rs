@@ -121,9 +121,13 @@ fn start(spec: &InitSpec, layout: &Layout) -> Result<(Child, mpsc::Receiver<()>)
     };
     let dir = if spec.dir.is_empty() { "/" } else { &spec.dir };
     if !Path::new(dir).is_dir() {
-        return Err(Failure { code: 126, text: format!("working directory {dir:?} does not exist on this host") });
+        return Err(Failure {
+            code: 126,
+            text: format!("working directory {dir:?} does not exist on this host"),
+        });
     }
-    let (output, input) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| Failure::setup("no pipe", error))?;
+    let (output, input) =
+        pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| Failure::setup("no pipe", error))?;
     let error_input = input.try_clone().map_err(|error| Failure::setup("no pipe", error))?;
     let mut command = Command::new(program);
     command.args(arguments).current_dir(dir).env_clear().process_group(0);
@@ -207,26 +211,20 @@ fn user(text: &str) -> Result<(Uid, Gid), Failure> {
         code: 126,
         text: format!("unable to find {kind} {name}: no such {kind} on this host"),
     };
-    let (uid, own_gid) = match name.parse::<u32>() {
-        Ok(number) => {
-            let uid = Uid::from_raw(number);
-            let known = User::from_uid(uid).ok().flatten();
-            (uid, known.map_or(Gid::from_raw(0), |user| user.gid))
-        }
-        Err(_) => {
-            let known = User::from_name(name).ok().flatten().ok_or_else(|| unknown("user", name))?;
-            (known.uid, known.gid)
-        }
+    let (uid, own_gid) = if let Ok(number) = name.parse() {
+        let uid = Uid::from_raw(number);
+        let known = User::from_uid(uid).ok().flatten();
+        (uid, known.map_or(Gid::from_raw(0), |user| user.gid))
+    } else {
+        let known = User::from_name(name).ok().flatten().ok_or_else(|| unknown("user", name))?;
+        (known.uid, known.gid)
     };
-    let gid = match group {
+    let gid = match group.map(|group| (group, group.parse())) {
         None => own_gid,
-        Some(group) => match group.parse::<u32>() {
-            Ok(number) => Gid::from_raw(number),
-            Err(_) => {
-                let known = Group::from_name(group).ok().flatten();
-                known.ok_or_else(|| unknown("group", group))?.gid
-            }
-        },
+        Some((_, Ok(number))) => Gid::from_raw(number),
+        Some((group, Err(_))) => {
+            Group::from_name(group).ok().flatten().ok_or_else(|| unknown("group", group))?.gid
+        }
     };
     Ok((uid, gid))
 }

@@ -9,7 +9,7 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use super::*;
 use crate::links::{EndpointLink, Links, TaskAddress, TaskNetwork, host_link_name};
-use crate::sys::testing::{in_netns, program, run, until};
+use crate::sys::testing::{KillTasks, in_netns, program, run, until};
 
 const TASK: &str = "0123456789abcdefghijklmno";
 const ADDR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 5);
@@ -33,14 +33,21 @@ fn spec(image: &str, args: &[&str]) -> TaskSpec {
 struct Fixture {
     runtime: Runtime,
     links: Links,
-    folder: TempDir,
+    // Dropped before the folder that it looks into.
+    _tasks: KillTasks,
+    _folder: TempDir,
 }
 
 impl Fixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let runtime = Runtime::new(folder.path().join("tasks"), program());
-        Self { runtime, links: Links::open().unwrap(), folder }
+        Self {
+            runtime,
+            links: Links::open().unwrap(),
+            _tasks: KillTasks(folder.path().join("tasks")),
+            _folder: folder,
+        }
     }
 
     async fn prepare(&self, spec: &TaskSpec) -> Result<Prepared, RuntimeError> {
@@ -63,7 +70,12 @@ impl Fixture {
         let prepared = self.prepare(spec).await.unwrap();
         let netns = prepared.netns().unwrap();
         let host_name = host_link_name(&TASK.into(), 0).unwrap();
-        let link = EndpointLink { host_name: host_name.clone(), task_name: "eth0".to_owned(), addr: ADDR, mtu: 1450 };
+        let link = EndpointLink {
+            host_name: host_name.clone(),
+            task_name: "eth0".to_owned(),
+            addr: ADDR,
+            mtu: 1450,
+        };
         let index = self.links.add_endpoint(&netns, &link).await.unwrap();
         self.links.start_endpoint(index).await.unwrap();
         run(&format!("ip address add {GATEWAY}/24 dev {host_name}"));
@@ -249,8 +261,7 @@ fn a_task_sees_its_own_names_processes_and_environment() {
         assert_eq!(fixture.expect_exit(&spec).await.code, 0);
         let log = fixture.log();
         assert!(log.starts_with("nameserver 10.0.1.1\noptions ndots:0\n127.0.0.1\tlocalhost\n"), "{log}");
-        for line in
-            ["10.0.1.5\tbox", &format!("hello world {TASK}"), "pid 2", "oops", "/tmp", "65534", "box"]
+        for line in ["10.0.1.5\tbox", &format!("hello world {TASK}"), "pid 2", "oops", "/tmp", "65534", "box"]
         {
             assert!(log.lines().any(|have| have == line), "{line:?} in {log}");
         }
@@ -269,7 +280,10 @@ fn a_program_that_can_not_be_started_is_an_error_that_names_it() {
             other => panic!("{other:?}"),
         };
         let (code, text) = fails(&spec("shoal/exec", &["no-such-program"])).await;
-        assert_eq!((code, text.as_str()), (127, "exec: \"no-such-program\": executable file not found in $PATH"));
+        assert_eq!(
+            (code, text.as_str()),
+            (127, "exec: \"no-such-program\": executable file not found in $PATH")
+        );
         let (code, text) = fails(&spec("shoal/exec", &["/etc/passwd"])).await;
         assert!(code == 126 && text.contains("/etc/passwd") && text.contains("ermission"), "{text}");
         let mut elsewhere = spec("shoal/exec", &["true"]);
@@ -284,6 +298,5 @@ fn a_program_that_can_not_be_started_is_an_error_that_names_it() {
         signal.stop_signal = "SIGFOO".to_owned();
         let error = fixture.prepare(&signal).await.unwrap_err();
         assert!(error.to_string().contains("SIGFOO"), "{error}");
-        drop(fixture.folder);
     });
 }

@@ -64,7 +64,10 @@ pub(crate) struct Connection {
 }
 
 /// Opens a session with the first of `remotes` that takes it. A refusal that every manager would repeat ends the search.
-pub(crate) async fn connect(remotes: &[SocketAddr], hello: &AgentMessage) -> Result<Connection, ConnectError> {
+pub(crate) async fn connect(
+    remotes: &[SocketAddr],
+    hello: &AgentMessage,
+) -> Result<Connection, ConnectError> {
     let mut last = ConnectError::NoRemotes;
     for remote in remotes {
         match connect_one(*remote, hello).await {

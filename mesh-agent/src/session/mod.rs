@@ -120,18 +120,8 @@ impl Session {
         let (statuses_tx, statuses) = watch::channel(Statuses::new());
         let (leave_tx, leave) = watch::channel(false);
         let (state, state_rx) = watch::channel(SessionState::Disconnected("connecting".to_owned()));
-        let client = Client {
-            store,
-            credentials,
-            describe,
-            table,
-            tables,
-            settled,
-            applied,
-            statuses,
-            state,
-            leave,
-        };
+        let client =
+            Client { store, credentials, describe, table, tables, settled, applied, statuses, state, leave };
         Self {
             tables: tables_rx,
             settled: settled_rx,
@@ -277,13 +267,13 @@ impl Client {
                     break SessionEnd::Left;
                 }
             };
-            let send = async {
+            let say = async {
                 for message in &outgoing {
                     writer.send(message).await?;
                 }
                 Ok::<_, CodecError>(())
             };
-            match timeout(SILENCE, send).await {
+            match timeout(SILENCE, say).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => break error.into(),
                 Err(_) => break SessionEnd::Stuck,
@@ -371,8 +361,11 @@ impl Sent {
     }
 
     fn statuses(&mut self, statuses: &Statuses) -> Vec<AgentMessage> {
-        let changed: Vec<_> =
-            statuses.values().filter(|status| self.statuses.get(&status.task) != Some(status)).cloned().collect();
+        let changed: Vec<_> = statuses
+            .values()
+            .filter(|status| self.statuses.get(&status.task) != Some(status))
+            .cloned()
+            .collect();
         self.statuses.clone_from(statuses);
         changed.chunks(STATUSES_MAX).map(|part| AgentMessage::Tasks { statuses: part.to_vec() }).collect()
     }

@@ -130,7 +130,9 @@ async fn a_refusal_shows_and_a_farewell_is_said() {
     let mut manager = Peer::accept(&listener).await;
     assert!(manager.next().await.is_some());
     let message = "node n is not in the cluster".to_owned();
-    manager.send(ManagerMessage::Refused { reason: RefusalReason::UnknownNode, message: message.clone() }).await;
+    manager
+        .send(ManagerMessage::Refused { reason: RefusalReason::UnknownNode, message: message.clone() })
+        .await;
     let refused = SessionState::Refused(RefusalReason::UnknownNode, message);
     session.state.wait_for(|state| *state == refused).await.unwrap();
 

@@ -98,6 +98,7 @@ mod tests {
 
     #[test]
     fn a_process_is_signalled_and_reaped_and_an_unknown_one_is_an_error() {
+        #[expect(clippy::zombie_processes, reason = "it is reaped by what is tested")]
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         let pidfd = PidFd::open(child.id()).unwrap();
         pidfd.signal(Signal::SIGKILL).unwrap();

@@ -8,8 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 
+use super::pidfd::PidFd;
+use super::process;
+use crate::files;
+use crate::runtime::layout::TaskFile;
 use crate::runtime::{task_init, whoami};
 
 /// Runs before `main`: started as `EXE internal …`, the test executable is the program of that name instead.
@@ -68,5 +73,22 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Kills, when dropped, the tasks that a failed test left in this folder of tasks' folders.
+pub(crate) struct KillTasks(pub(crate) PathBuf);
+
+impl Drop for KillTasks {
+    fn drop(&mut self) {
+        let folders = std::fs::read_dir(&self.0).into_iter().flatten().filter_map(Result::ok);
+        let paths = folders.map(|folder| folder.path().join("task.json"));
+        for task in paths.filter_map(|path| files::read_json::<TaskFile>(&path).ok()?) {
+            if process::start_time(task.shim).ok() == Some(task.shim_start_time)
+                && let Ok(pidfd) = PidFd::open(task.shim)
+            {
+                let _ = pidfd.signal(Signal::SIGKILL);
+            }
+        }
     }
 }

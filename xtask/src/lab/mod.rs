@@ -142,6 +142,11 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     }
 }
 
+/// Builds the binary that a lab runs.
+pub(crate) fn build() -> Result<PathBuf> {
+    build::shoal(PROFILE)
+}
+
 /// Sets up, builds and brings a lab up. What it can't finish it takes down again.
 pub(crate) fn up(options: &Up) -> Result<Lab> {
     require_root()?;
@@ -151,7 +156,7 @@ pub(crate) fn up(options: &Up) -> Result<Lab> {
     }
     let binary = match &options.binary {
         Some(binary) => binary.clone(),
-        None => build::shoal(PROFILE)?,
+        None => build()?,
     };
     sys::catch_interrupts();
     let _lock = lock()?;

@@ -1,5 +1,5 @@
-//! Image references: `[host[:port]/]path[:tag][@digest]`, checked for form only. Which images a node can run is the
-//! node's to say.
+//! Image references: `[host[:port]/]path[:tag][@digest]`, checked for form only. Which images a node can run
+//! is the node's to say.
 
 use sha2::{Digest as _, Sha256};
 
@@ -70,7 +70,9 @@ mod tests {
     #[test]
     fn references_are_told_from_nonsense() {
         let digest = format!("shoal/whoami:latest@sha256:{}", "a".repeat(64));
-        for image in ["nginx", "shoal/whoami", "shoal/exec:1.2", "localhost:5000/a/b:t", "ghcr.io/x/y_z", &digest] {
+        for image in
+            ["nginx", "shoal/whoami", "shoal/exec:1.2", "localhost:5000/a/b:t", "ghcr.io/x/y_z", &digest]
+        {
             assert!(is_reference(image), "{image}");
         }
         for image in ["", "Nginx", "a b", "a//b", "-a", "a:", "a@sha256:xyz", "a:t:u", "a\0b", "http://x/y"] {

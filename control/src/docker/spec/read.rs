@@ -15,15 +15,11 @@ use crate::model::{
     RestartCondition, RestartPolicy, ServiceSpec, State, TaskTemplate, UpdateConfig, UpdateOrder, constraint,
 };
 
-/// Replicas of one service that a manager takes: far above what a subnet has addresses for, and far below what would
-/// occupy the managers for minutes.
-const REPLICAS_MAX: u64 = 10_000;
-
 /// Signals by name, without `SIG`.
 const SIGNALS: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
-    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
-    "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
 /// Reads a service's spec; its networks are looked up in `state`, and a name is made where there is none.
@@ -41,7 +37,8 @@ pub(in crate::docker) fn service_spec(spec: wire::ServiceSpec, state: &State) ->
     let template = task_template
         .ok_or_else(|| ApiError::invalid("TaskTemplate: missing; it needs at least ContainerSpec.Image"))?;
     // As Docker: those of the template, else the older field.
-    let networks = template.networks.clone().filter(|networks| !networks.is_empty()).or(networks).unwrap_or_default();
+    let networks =
+        template.networks.clone().filter(|networks| !networks.is_empty()).or(networks).unwrap_or_default();
     let networks = attachments(networks, state)?;
     let name = match name {
         Some(name) if !name.is_empty() => name,
@@ -59,10 +56,15 @@ pub(in crate::docker) fn service_spec(spec: wire::ServiceSpec, state: &State) ->
     })
 }
 
-fn task_template_of(template: wire::TaskTemplate, networks: Vec<NetworkAttachment>) -> ApiResult<TaskTemplate> {
+fn task_template_of(
+    template: wire::TaskTemplate,
+    networks: Vec<NetworkAttachment>,
+) -> ApiResult<TaskTemplate> {
     refuse::template(&template)?;
     let container = template.container_spec.ok_or_else(|| {
-        ApiError::invalid("TaskTemplate.ContainerSpec: missing; it needs at least an Image, such as shoal/whoami")
+        ApiError::invalid(
+            "TaskTemplate.ContainerSpec: missing; it needs at least an Image, such as shoal/whoami",
+        )
     })?;
     refuse::container(&container)?;
     refuse::resources(&template.resources.unwrap_or_default())?;
@@ -80,7 +82,9 @@ fn task_template_of(template: wire::TaskTemplate, networks: Vec<NetworkAttachmen
 fn container(spec: wire::ContainerSpec) -> ApiResult<ContainerSpec> {
     let image = spec.image.unwrap_or_default();
     if image.is_empty() {
-        return Err(ApiError::invalid("ContainerSpec: image reference must be provided (TaskTemplate.ContainerSpec.Image)"));
+        return Err(ApiError::invalid(
+            "ContainerSpec: image reference must be provided (TaskTemplate.ContainerSpec.Image)",
+        ));
     }
     if !image::is_reference(&image) {
         return Err(ApiError::invalid(format!("ContainerSpec: {image:?} is not a valid repository/tag")));
@@ -157,7 +161,8 @@ fn is_signal(text: &str) -> bool {
 }
 
 fn not_negative(ns: i64, field: &str) -> ApiResult<u64> {
-    u64::try_from(ns).map_err(|_| ApiError::invalid(format!("{field}: {ns} cannot be negative (nanoseconds)")))
+    u64::try_from(ns)
+        .map_err(|_| ApiError::invalid(format!("{field}: {ns} cannot be negative (nanoseconds)")))
 }
 
 fn restart(policy: Option<&wire::RestartPolicy>) -> ApiResult<RestartPolicy> {
@@ -244,15 +249,12 @@ fn mode(mode: wire::Mode) -> ApiResult<Mode> {
         }
     }
     match (replicated, global) {
-        (Some(_), Some(_)) => Err(ApiError::invalid("Mode: must specify only one service mode: Replicated or Global")),
+        (Some(_), Some(_)) => {
+            Err(ApiError::invalid("Mode: must specify only one service mode: Replicated or Global"))
+        }
         (None, Some(_)) => Ok(Mode::Global),
         (replicated, None) => {
             let replicas = replicated.and_then(|replicated| replicated.replicas).unwrap_or(1);
-            if replicas > REPLICAS_MAX {
-                return Err(ApiError::invalid(format!(
-                    "Mode.Replicated.Replicas: {replicas} is more than the {REPLICAS_MAX} that one service may have"
-                )));
-            }
             Ok(Mode::Replicated { replicas })
         }
     }
@@ -341,7 +343,9 @@ fn port(port: wire::PortConfig, field: &str) -> ApiResult<PortConfig> {
             )));
         }
         Some(other) => {
-            return Err(ApiError::invalid(format!("{field}.Protocol: invalid protocol '{other}': expected tcp or udp")));
+            return Err(ApiError::invalid(format!(
+                "{field}.Protocol: invalid protocol '{other}': expected tcp or udp"
+            )));
         }
     };
     let mode = match port.publish_mode.as_deref() {

@@ -1,5 +1,5 @@
-//! Docker's fields that a process of the host can't be given. They are refused by name rather than passed over, so
-//! that nobody believes in a health check or a mount that isn't there.
+//! Docker's fields that a process of the host can't be given. They are refused by name rather than passed
+//! over, so that nobody believes in a health check or a mount that isn't there.
 
 use serde_json::Value;
 
@@ -66,7 +66,11 @@ pub(super) fn container(spec: &ContainerSpec) -> ApiResult<()> {
 pub(super) fn resources(resources: &Resources) -> ApiResult<()> {
     let flags = [
         ("Limits", "--limit-cpu, --limit-memory, --limit-pids", resources.limits.as_ref()),
-        ("Reservations", "--reserve-cpu, --reserve-memory, --generic-resource", resources.reservations.as_ref()),
+        (
+            "Reservations",
+            "--reserve-cpu, --reserve-memory, --generic-resource",
+            resources.reservations.as_ref(),
+        ),
     ];
     for (part, flag, amounts) in flags {
         for (name, amount) in amounts.into_iter().flatten() {
@@ -82,7 +86,11 @@ pub(super) fn resources(resources: &Resources) -> ApiResult<()> {
 /// Refuses runtimes other than containers, and log drivers.
 pub(super) fn template(template: &TaskTemplate) -> ApiResult<()> {
     unset("PluginSpec", "plugins are services of Docker Engine only", template.plugin_spec.as_ref())?;
-    unset("NetworkAttachmentSpec", "it is for containers of the local engine", template.network_attachment_spec.as_ref())?;
+    unset(
+        "NetworkAttachmentSpec",
+        "it is for containers of the local engine",
+        template.network_attachment_spec.as_ref(),
+    )?;
     unset("LogDriver", "--log-driver, --log-opt", template.log_driver.as_ref())?;
     match template.runtime.as_deref() {
         None | Some("" | "container") => Ok(()),

@@ -26,7 +26,8 @@ pub(in crate::docker) fn service_spec(spec: &model::ServiceSpec) -> wire::Servic
 
 /// What each task of a service is.
 pub(in crate::docker) fn task_template(template: &model::TaskTemplate) -> wire::TaskTemplate {
-    let model::TaskTemplate { container, resources: _, restart, placement, networks, force_update, other: _ } = template;
+    let model::TaskTemplate { container, resources: _, restart, placement, networks, force_update, other: _ } =
+        template;
     wire::TaskTemplate {
         container_spec: Some(container_spec(container)),
         plugin_spec: None,
@@ -125,7 +126,8 @@ fn mode(mode: model::Mode) -> wire::Mode {
 }
 
 fn update_config(config: &model::UpdateConfig) -> wire::UpdateConfig {
-    let model::UpdateConfig { parallelism, delay_ns, failure_action, monitor_ns, max_failure_ppm, order } = config;
+    let model::UpdateConfig { parallelism, delay_ns, failure_action, monitor_ns, max_failure_ppm, order } =
+        config;
     let failure_action = match failure_action {
         model::FailureAction::Pause => "pause",
         model::FailureAction::Continue => "continue",

@@ -58,7 +58,8 @@ impl Docker {
             .env("DOCKER_HOST", format!("unix://{}", self.dir.path().join("docker.sock").display()))
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(Duration::from_secs(60), command).await.expect("docker hangs").unwrap();
+        let output =
+            tokio::time::timeout(Duration::from_mins(1), command).await.expect("docker hangs").unwrap();
         if std::env::var_os("SHOW_DOCKER").is_some() {
             eprintln!("$ docker {line}\n{}{}", text(&output.stdout), text(&output.stderr));
         }
@@ -114,16 +115,43 @@ fn text(bytes: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swarm_is_made_shown_and_left() {
     let Some(docker) = Docker::of(FakeHost::new()).await else { return };
-    docker.shows("version", &["Server: Shoal", "API version:      1.50 (minimum version 1.24)", "OS/Arch:          linux/amd64"]).await;
+    docker
+        .shows(
+            "version",
+            &[
+                "Server: Shoal",
+                "API version:      1.50 (minimum version 1.24)",
+                "OS/Arch:          linux/amd64",
+            ],
+        )
+        .await;
     docker.shows("info", &["Swarm: inactive", "Server Version: 0.1.0", "Name: n1"]).await;
     docker.shows("ps", &["CONTAINER ID"]).await;
     docker.shows("images", &["REPOSITORY"]).await;
     docker.shows("network ls", &["NETWORK ID"]).await;
     docker.fails("node ls", &["This node is not a swarm manager. Use \"docker swarm init\""]).await;
-    let out = docker.shows("swarm init --advertise-addr eth0", &["Swarm initialized: current node (", ") is now a manager."]).await;
+    let out = docker
+        .shows(
+            "swarm init --advertise-addr eth0",
+            &["Swarm initialized: current node (", ") is now a manager."],
+        )
+        .await;
     assert!(out.contains("docker swarm join --token SWMTKN-1-") && out.contains(" 192.0.2.7:2377"), "{out}");
     docker.fails("swarm init", &["This node is already part of a swarm."]).await;
-    docker.shows("info", &["Swarm: active", "Is Manager: true", "Managers: 1", "Default Address Pool: 10.0.0.0/8", "SubnetSize: 24", "Data Path Port: 4789", "Node Address: 192.0.2.7"]).await;
+    docker
+        .shows(
+            "info",
+            &[
+                "Swarm: active",
+                "Is Manager: true",
+                "Managers: 1",
+                "Default Address Pool: 10.0.0.0/8",
+                "SubnetSize: 24",
+                "Data Path Port: 4789",
+                "Node Address: 192.0.2.7",
+            ],
+        )
+        .await;
     let worker = docker.shows("swarm join-token -q worker", &["SWMTKN-1-"]).await;
     let manager = docker.shows("swarm join-token -q manager", &["SWMTKN-1-"]).await;
     assert_ne!(worker, manager);
@@ -135,7 +163,12 @@ async fn a_swarm_is_made_shown_and_left() {
     assert!(text(&unlock.stderr).contains("no unlock key is set"));
     docker.host.add_node("n2", Role::Worker).await;
     docker.shows("node ls", &["n1", "Ready", "Active", "Leader", "0.1.0", "n2"]).await;
-    docker.shows("node inspect --pretty self", &["Hostname:", "n1", "State:", "Ready", "Raft Status:", "Reachable"]).await;
+    docker
+        .shows(
+            "node inspect --pretty self",
+            &["Hostname:", "n1", "State:", "Ready", "Raft Status:", "Reachable"],
+        )
+        .await;
     docker.shows("node update --availability drain --label-add zone=b n2", &["n2"]).await;
     docker.shows("node inspect n2", &["\"Availability\": \"drain\"", "\"zone\": \"b\""]).await;
     docker.shows("node ls --filter role=worker", &["n2", "Drain"]).await;
@@ -154,13 +187,28 @@ async fn networks_are_made_shown_and_removed() {
     docker.shows("network ls", &["ingress", "overlay", "swarm"]).await;
     docker.ok("network create -d overlay front").await;
     docker.ok("network create -d overlay --subnet 10.77.0.0/24 --gateway 10.77.0.254 --internal --attachable --label a=b back").await;
-    docker.shows("network inspect front", &["\"Subnet\": \"10.0.1.0/24\"", "\"Gateway\": \"10.0.1.1\"", "vxlanid_list\": \"4097\""]).await;
-    docker.shows("network inspect back", &["10.77.0.254", "\"Internal\": true", "\"Attachable\": true", "\"a\": \"b\""]).await;
+    docker
+        .shows(
+            "network inspect front",
+            &["\"Subnet\": \"10.0.1.0/24\"", "\"Gateway\": \"10.0.1.1\"", "vxlanid_list\": \"4097\""],
+        )
+        .await;
+    docker
+        .shows(
+            "network inspect back",
+            &["10.77.0.254", "\"Internal\": true", "\"Attachable\": true", "\"a\": \"b\""],
+        )
+        .await;
     docker.shows("network ls --filter label=a=b -q", &[]).await;
-    docker.ok("service create -d -q --name web --network front shoal/whoami").await;
+    docker.ok("service create -d -q --name web --mode global --network front shoal/whoami").await;
     docker.fails("network rm front", &["is in use by service"]).await;
-    docker.comes_to_show("network inspect -f {{json·.Containers}} front", "web.1.").await;
-    docker.shows("network inspect -v front", &["\"web\"", "\"Peers\"", "\"IPv4Address\": \"10.0.1.", "02:42:0a:00:01:"]).await;
+    docker.comes_to_show("network inspect -f {{json·.Containers}} front", "\"web.").await;
+    docker
+        .shows(
+            "network inspect -v front",
+            &["\"web\"", "\"Peers\"", "\"IPv4Address\": \"10.0.1.", "02:42:0a:00:01:"],
+        )
+        .await;
     docker.shows("network prune -f", &["back"]).await;
     docker.fails("network inspect back", &["network back not found"]).await;
     docker.ok("service rm web").await;
@@ -184,27 +232,69 @@ async fn services_are_made_scaled_updated_and_removed() {
         )
         .await;
     assert!(!out.contains("could not be accessed on a registry"), "{out}");
-    docker.shows("service ls", &["web", "replicated", "3/3", "shoal/whoami:latest", "*:8080->80/tcp, *:53->53/udp"]).await;
-    docker.shows("service ps web", &["web.1", "web.2", "web.3", "shoal/whoami:latest", "Running", "n1", "n2"]).await;
+    docker
+        .shows(
+            "service ls",
+            &["web", "replicated", "3/3", "shoal/whoami:latest", "*:8080->80/tcp, *:53->53/udp"],
+        )
+        .await;
+    docker
+        .shows("service ps web", &["web.1", "web.2", "web.3", "shoal/whoami:latest", "Running", "n1", "n2"])
+        .await;
     docker.shows("service ps --filter node=n2 web", &["n2"]).await;
     docker.shows("node ps n1", &["web.", "Running"]).await;
-    docker.shows("service inspect web", &["\"Replicas\": 3", "\"VirtualIPs\"", "\"PublishedPort\": 8080", "\"Addr\": \"10.0.1."]).await;
-    docker.shows("service inspect --pretty web", &["Service Mode:", "Replicated", "Replicas:", "PublishedPort = 8080", "Networks: front", "UpdateStatus", "Env:"].map(|part| if part == "UpdateStatus" { "UpdateConfig:" } else { part })).await;
-    docker.shows("service scale web=5", &["web scaled to 5", "overall progress: 5 out of 5 tasks", "converged"]).await;
+    docker
+        .shows(
+            "service inspect web",
+            &["\"Replicas\": 3", "\"VirtualIPs\"", "\"PublishedPort\": 8080", "\"Addr\": \"10.0.1."],
+        )
+        .await;
+    docker
+        .shows(
+            "service inspect --pretty web",
+            &[
+                "Service Mode:",
+                "Replicated",
+                "Replicas:",
+                "PublishedPort = 8080",
+                "Networks: front",
+                "UpdateStatus",
+                "Env:",
+            ]
+            .map(|part| if part == "UpdateStatus" { "UpdateConfig:" } else { part }),
+        )
+        .await;
+    docker
+        .shows("service scale web=5", &["web scaled to 5", "overall progress: 5 out of 5 tasks", "converged"])
+        .await;
     docker.shows("service ls", &["5/5"]).await;
     docker.shows("service scale -d web=2", &["web scaled to 2"]).await;
     docker.comes_to_show("service ls", "2/2").await;
-    docker.shows("service update --env-add C=d web", &["overall progress: 2 out of 2 tasks", "converged"]).await;
-    docker.shows("service inspect web", &["\"C=d\"", "\"PreviousSpec\"", "\"UpdateStatus\"", "\"State\": \"completed\""]).await;
+    docker
+        .shows("service update --env-add C=d web", &["overall progress: 2 out of 2 tasks", "converged"])
+        .await;
+    docker
+        .shows(
+            "service inspect web",
+            &["\"C=d\"", "\"PreviousSpec\"", "\"UpdateStatus\"", "\"State\": \"completed\""],
+        )
+        .await;
     docker.shows("service ps web", &["Shutdown"]).await;
     docker.shows("service rollback web", &["rolling back update: 2 out of 2 tasks", "converged"]).await;
     let out = docker.ok("service inspect -f {{json·.Spec}} web").await;
     assert!(!out.contains("C=d"), "{out}");
     docker.ok("service update -d --force web").await;
     docker.shows("inspect web", &["\"ForceUpdate\": 1"]).await;
-    docker.shows("service create --name everywhere --mode global --update-monitor 300ms shoal/exec sleep 1d", &["overall progress: 2 out of 2 tasks"]).await;
+    docker
+        .shows(
+            "service create --name everywhere --mode global --update-monitor 300ms shoal/exec sleep 1d",
+            &["overall progress: 2 out of 2 tasks"],
+        )
+        .await;
     docker.shows("service ls --filter mode=global", &["everywhere", "global", "2/2"]).await;
-    docker.fails("service create -d --name web shoal/whoami", &["name conflicts with an existing object"]).await;
+    docker
+        .fails("service create -d --name web shoal/whoami", &["name conflicts with an existing object"])
+        .await;
     docker.shows("service rm web everywhere", &["web", "everywhere"]).await;
     docker.shows("service ls -q", &[]).await;
     docker.fails("service ps web", &["no such service: web"]).await;
@@ -216,7 +306,10 @@ async fn bad_input_gets_an_answer_that_helps() {
     docker.ok("service create -d -q --name web --publish 8080:80 shoal/whoami").await;
     let token = docker.ok("swarm join-token -q worker").await;
     for (line, part) in [
-        ("service create -d --publish 8080:80 shoal/whoami", "port '8080' is already in use by service 'web'"),
+        (
+            "service create -d --publish 8080:80 shoal/whoami",
+            "port '8080' is already in use by service 'web'",
+        ),
         ("service create -d --network nowhere shoal/whoami", "network nowhere not found"),
         ("service create -d --name my_ shoal/whoami", "Name 'my_'"),
         ("service create -d --mount type=bind,source=/a,target=/b shoal/whoami", "ContainerSpec.Mounts"),
@@ -237,20 +330,48 @@ async fn bad_input_gets_an_answer_that_helps() {
         ("network create -d overlay --opt encrypted x", "Options.encrypted"),
         ("network create x", "--driver overlay"),
         ("network create -d overlay --subnet 10.0.0.0/24 x", "overlaps"),
-        ("secret create s /dev/null", "--env"),
+        ("secret create s /proc/version", "--env"),
         ("run shoal/whoami", "docker service create"),
         ("swarm update --autolock", "--autolock"),
     ] {
         docker.fails(line, &[part]).await;
     }
     // The token is right, and the node is in a swarm already.
-    docker.fails(&format!("swarm join --token {} 192.0.2.1:2377", token.trim()), &["already part of a swarm"]).await;
+    docker
+        .fails(&format!("swarm join --token {} 192.0.2.1:2377", token.trim()), &["already part of a swarm"])
+        .await;
     docker.shows("service ls", &["web"]).await;
     let outside = Docker::of(FakeHost::new()).await.unwrap();
     outside.fails("swarm join --token nonsense 192.0.2.1:2377", &["invalid join token"]).await;
-    outside.fails(&format!("swarm join --token {} 203.0.113.1:2377", token.trim()), &["203.0.113.1:2377"]).await;
-    outside.shows(&format!("swarm join --token {} 192.0.2.1:2377", token.trim()), &["This node joined a swarm as a worker."]).await;
+    outside
+        .fails(&format!("swarm join --token {} 203.0.113.1:2377", token.trim()), &["203.0.113.1:2377"])
+        .await;
+    outside
+        .shows(
+            &format!("swarm join --token {} 192.0.2.1:2377", token.trim()),
+            &["This node joined a swarm as a worker."],
+        )
+        .await;
     outside.fails("service ls", &["Worker nodes can't be used to view or modify cluster state."]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stack_is_deployed_and_removed() {
+    let Some(docker) = Docker::swarm().await else { return };
+    let file = docker.dir.path().join("stack.yml");
+    let stack = "services:\n  web:\n    image: shoal/whoami\n    ports: ['8080:80']\n    networks: [front]\n    \
+                 deploy: {replicas: 2, update_config: {order: start-first}}\nnetworks:\n  front: {driver: overlay}\n";
+    std::fs::write(&file, stack).unwrap();
+    let file = file.display();
+    let deploy = format!("stack deploy --detach=true -c {file} site");
+    docker.shows(&deploy, &["Creating network site_front", "Creating service site_web"]).await;
+    docker.comes_to_show("service ls", "2/2").await;
+    docker.shows("stack ls", &["site", "1"]).await;
+    docker.shows("stack services site", &["site_web", "2/2"]).await;
+    docker.shows("stack ps site", &["site_web.1", "site_web.2"]).await;
+    docker.shows(&deploy, &["Updating service site_web"]).await;
+    docker.run("stack rm site").await;
+    docker.shows("service ls -q", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,5 +379,9 @@ async fn an_image_that_no_registry_was_asked_for_is_said_so() {
     let Some(docker) = Docker::swarm().await else { return };
     let output = docker.run("service create -d --name other nginx:latest").await;
     assert!(output.status.success());
-    assert!(text(&output.stderr).contains("nginx:latest could not be accessed on a registry"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("nginx:latest could not be accessed on a registry"),
+        "{}",
+        text(&output.stderr)
+    );
 }

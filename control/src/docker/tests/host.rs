@@ -15,7 +15,9 @@ use tower::ServiceExt as _;
 
 use crate::cluster::{self, Cluster};
 use crate::command::{Action, Command};
-use crate::docker::local::{HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError};
+use crate::docker::local::{
+    HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
+};
 use crate::model::NodeSpec;
 use crate::testing;
 
@@ -123,9 +125,22 @@ impl LocalNode for FakeHost {
 
     fn swarm_init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
         async move {
-            let InitRequest { listen, advertise_port, data_path_port, address_pools, subnet_size, availability, .. } = request;
+            let InitRequest {
+                listen,
+                advertise_port,
+                data_path_port,
+                address_pools,
+                subnet_size,
+                availability,
+                ..
+            } = request;
             assert!(listen.is_ipv4());
-            let request = cluster::InitRequest { data_path_port, address_pools, subnet_size, ..cluster::InitRequest::default() };
+            let request = cluster::InitRequest {
+                data_path_port,
+                address_pools,
+                subnet_size,
+                ..cluster::InitRequest::default()
+            };
             let cluster = Cluster::create(&self.dir.path().join("manager"), request)
                 .await
                 .map_err(|error| SwarmError::Host(error.to_string()))?;
@@ -134,7 +149,10 @@ impl LocalNode for FakeHost {
             let state = cluster.state();
             let spec = NodeSpec { availability, ..state.nodes[&node].spec.clone() };
             let version = state.nodes[&node].meta.version;
-            cluster.propose(Command::now(Action::UpdateNode { id: node.clone(), version, spec })).await.unwrap();
+            cluster
+                .propose(Command::now(Action::UpdateNode { id: node.clone(), version, spec }))
+                .await
+                .unwrap();
             self.become_node(node.clone(), Role::Manager, SocketAddr::from((ADDR, advertise_port)));
             if self.runs_tasks {
                 tokio::spawn(crate::orchestrator::run::run(cluster.clone()));
@@ -148,13 +166,16 @@ impl LocalNode for FakeHost {
     fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
         async move {
             let manager = request.remotes[0];
-            // Documentation addresses: the one that nobody answers at, and the one whose cluster has another token.
+            // Documentation addresses: the one that nobody answers at, and the one whose cluster has another
+            // token.
             match manager.ip().to_string().as_str() {
                 "203.0.113.1" => Err(SwarmError::Unreachable {
                     remotes: manager.to_string(),
                     cause: "connection refused".into(),
                 }),
-                "203.0.113.2" => Err(SwarmError::InvalidToken("it is not this cluster's, or was rotated".into())),
+                "203.0.113.2" => {
+                    Err(SwarmError::InvalidToken("it is not this cluster's, or was rotated".into()))
+                }
                 "203.0.113.3" => {
                     Err(SwarmError::Refused { manager: manager.to_string(), message: "full".into() })
                 }
@@ -189,7 +210,9 @@ async fn run_tasks(cluster: Cluster) {
         for task in state.tasks.values() {
             let Some(node) = &task.node else { continue };
             let (observed, pid, exit_code) = match (task.desired, task.status.state) {
-                (TaskState::Running, seen) if seen < TaskState::Running => (TaskState::Running, Some(4711), None),
+                (TaskState::Running, seen) if seen < TaskState::Running => {
+                    (TaskState::Running, Some(4711), None)
+                }
                 (desired, seen) if desired > TaskState::Running && !seen.is_terminal() => {
                     (TaskState::Shutdown, None, Some(143))
                 }
@@ -243,7 +266,8 @@ impl Client {
         if !body.is_empty() {
             request = request.header("Content-Type", "application/json");
         }
-        let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+        let response =
+            self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
         let status = response.status();
         let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
         (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))

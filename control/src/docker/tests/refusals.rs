@@ -1,4 +1,5 @@
-//! Bad input, and good input to the wrong node: every refusal has Docker's status, and names the field or the remedy.
+//! Bad input, and good input to the wrong node: every refusal has Docker's status, and names the field or the
+//! remedy.
 
 use axum::http::{Method, StatusCode};
 use mesh_api::token::JoinToken;
@@ -20,19 +21,23 @@ async fn refused(client: &Client, cases: &[(&str, &str, &str, u16, &str)]) {
 #[tokio::test]
 async fn a_host_outside_a_swarm_says_how_to_get_into_one() {
     let client = Client::of(FakeHost::new());
-    let outside = "Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
+    let outside =
+        "Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
     let spec = r#"{"Name":"a","TaskTemplate":{"ContainerSpec":{"Image":"shoal/whoami"}}}"#;
-    refused(&client, &[
-        ("GET", "/nodes", "", 503, outside),
-        ("GET", "/v1.41/services", "", 503, outside),
-        ("GET", "/tasks", "", 503, outside),
-        ("GET", "/swarm", "", 503, outside),
-        ("GET", "/secrets", "", 503, outside),
-        ("POST", "/services/create", spec, 503, outside),
-        ("POST", "/networks/create", r#"{"Name":"a","Driver":"overlay"}"#, 503, outside),
-        ("POST", "/swarm/leave", "", 503, "This node is not part of a swarm"),
-        ("GET", "/networks/a", "", 404, "network a not found"),
-    ])
+    refused(
+        &client,
+        &[
+            ("GET", "/nodes", "", 503, outside),
+            ("GET", "/v1.41/services", "", 503, outside),
+            ("GET", "/tasks", "", 503, outside),
+            ("GET", "/swarm", "", 503, outside),
+            ("GET", "/secrets", "", 503, outside),
+            ("POST", "/services/create", spec, 503, outside),
+            ("POST", "/networks/create", r#"{"Name":"a","Driver":"overlay"}"#, 503, outside),
+            ("POST", "/swarm/leave", "", 503, "This node is not part of a swarm"),
+            ("GET", "/networks/a", "", 404, "network a not found"),
+        ],
+    )
     .await;
 }
 
@@ -42,14 +47,17 @@ async fn a_worker_sends_to_a_manager() {
     let worker = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run \
                   this command on a manager node or promote the current node to a manager.";
     let again = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
-    refused(&client, &[
-        ("GET", "/nodes", "", 503, worker),
-        ("GET", "/services", "", 503, worker),
-        ("GET", "/swarm", "", 503, worker),
-        ("POST", "/networks/create", r#"{"Name":"a","Driver":"overlay"}"#, 503, worker),
-        ("POST", "/swarm/init", r#"{"ListenAddr":"0.0.0.0:2377"}"#, 503, again),
-        ("POST", "/swarm/join", r#"{"RemoteAddrs":["192.0.2.1:2377"],"JoinToken":"x"}"#, 503, again),
-    ])
+    refused(
+        &client,
+        &[
+            ("GET", "/nodes", "", 503, worker),
+            ("GET", "/services", "", 503, worker),
+            ("GET", "/swarm", "", 503, worker),
+            ("POST", "/networks/create", r#"{"Name":"a","Driver":"overlay"}"#, 503, worker),
+            ("POST", "/swarm/init", r#"{"ListenAddr":"0.0.0.0:2377"}"#, 503, again),
+            ("POST", "/swarm/join", r#"{"RemoteAddrs":["192.0.2.1:2377"],"JoinToken":"x"}"#, 503, again),
+        ],
+    )
     .await;
     assert_eq!(client.get("/networks").await.0, StatusCode::OK);
     assert_eq!(client.post("/swarm/leave", "").await.0, StatusCode::OK);
@@ -63,26 +71,53 @@ async fn init_names_the_flag_that_is_wrong() {
     ];
     let client = Client::of(FakeHost::with_interfaces(several));
     let init = "/swarm/init";
-    refused(&client, &[
-        ("POST", init, "{", 400, "invalid JSON"),
-        ("POST", init, "", 400, "EOF"),
-        ("POST", init, "{}", 400, "specify one with --advertise-addr"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth7"}"#, 400, "--advertise-addr: 'eth7'"),
-        ("POST", init, r#"{"AdvertiseAddr":"0.0.0.0"}"#, 400, "--advertise-addr"),
-        ("POST", init, r#"{"AdvertiseAddr":"203.0.113.9"}"#, 400, "not an address of this host"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","ListenAddr":"eth0:99999"}"#, 400, "--listen-addr"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","DataPathAddr":"eth9"}"#, 400, "--data-path-addr"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","DataPathPort":80}"#, 400, "DataPathPort"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["10.0.0.0"]}"#, 400, "DefaultAddrPool"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["10.0.0.0/28"]}"#, 400, "smaller than one subnet"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["fd00::/48"]}"#, 400, "IPv4"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["10.0.0.0/8","10.1.0.0/16"]}"#, 400, "overlaps"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","SubnetSize":31}"#, 400, "SubnetSize"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","Availability":"busy"}"#, 400, "invalid Availability: \"busy\""),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","AutoLockManagers":true}"#, 501, "--autolock"),
-        ("POST", init, r#"{"AdvertiseAddr":"eth0","ForceNewCluster":true}"#, 501, "--force-new-cluster"),
-        ("POST", init, r#"{"AdvertiseAddr":7}"#, 400, "AdvertiseAddr: invalid type: integer"),
-    ])
+    refused(
+        &client,
+        &[
+            ("POST", init, "{", 400, "invalid JSON"),
+            ("POST", init, "", 400, "EOF"),
+            ("POST", init, "{}", 400, "specify one with --advertise-addr"),
+            ("POST", init, r#"{"AdvertiseAddr":"eth7"}"#, 400, "--advertise-addr: 'eth7'"),
+            ("POST", init, r#"{"AdvertiseAddr":"0.0.0.0"}"#, 400, "--advertise-addr"),
+            ("POST", init, r#"{"AdvertiseAddr":"203.0.113.9"}"#, 400, "not an address of this host"),
+            ("POST", init, r#"{"AdvertiseAddr":"eth0","ListenAddr":"eth0:99999"}"#, 400, "--listen-addr"),
+            ("POST", init, r#"{"AdvertiseAddr":"eth0","DataPathAddr":"eth9"}"#, 400, "--data-path-addr"),
+            ("POST", init, r#"{"AdvertiseAddr":"eth0","DataPathPort":80}"#, 400, "DataPathPort"),
+            (
+                "POST",
+                init,
+                r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["10.0.0.0"]}"#,
+                400,
+                "DefaultAddrPool",
+            ),
+            (
+                "POST",
+                init,
+                r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["10.0.0.0/28"]}"#,
+                400,
+                "smaller than one subnet",
+            ),
+            ("POST", init, r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["fd00::/48"]}"#, 400, "IPv4"),
+            (
+                "POST",
+                init,
+                r#"{"AdvertiseAddr":"eth0","DefaultAddrPool":["10.0.0.0/8","10.1.0.0/16"]}"#,
+                400,
+                "overlaps",
+            ),
+            ("POST", init, r#"{"AdvertiseAddr":"eth0","SubnetSize":31}"#, 400, "SubnetSize"),
+            (
+                "POST",
+                init,
+                r#"{"AdvertiseAddr":"eth0","Availability":"busy"}"#,
+                400,
+                "invalid Availability: \"busy\"",
+            ),
+            ("POST", init, r#"{"AdvertiseAddr":"eth0","AutoLockManagers":true}"#, 501, "--autolock"),
+            ("POST", init, r#"{"AdvertiseAddr":"eth0","ForceNewCluster":true}"#, 501, "--force-new-cluster"),
+            ("POST", init, r#"{"AdvertiseAddr":7}"#, 400, "AdvertiseAddr: invalid type: integer"),
+        ],
+    )
     .await;
     assert_eq!(client.post(init, r#"{"AdvertiseAddr":"eth1"}"#).await.0, StatusCode::OK);
 }
@@ -102,17 +137,26 @@ async fn join_names_what_is_wrong() {
     );
     let none = format!(r#"{{"RemoteAddrs":[],"JoinToken":"{token}"}}"#);
     let drained = format!(r#"{{"RemoteAddrs":["192.0.2.1"],"JoinToken":"{token}","Availability":"drain"}}"#);
-    refused(&client, &[
-        ("POST", join, r#"{"RemoteAddrs":["192.0.2.1:2377"],"JoinToken":"SWMTKN-1-x"}"#, 400, "invalid join token"),
-        ("POST", join, r#"{"RemoteAddrs":["192.0.2.1:2377"]}"#, 400, "invalid join token"),
-        ("POST", join, &none, 400, "RemoteAddrs"),
-        ("POST", join, &refuses, 400, "invalid join token"),
-        ("POST", join, &nobody, 503, "203.0.113.1:2377"),
-        ("POST", join, &manager, 400, "the manager at 203.0.113.3:2377 refused this node: full"),
-        ("POST", join, &name, 400, "RemoteAddrs"),
-        ("POST", join, &port, 400, "RemoteAddrs"),
-        ("POST", join, &drained, 501, "Availability"),
-    ])
+    refused(
+        &client,
+        &[
+            (
+                "POST",
+                join,
+                r#"{"RemoteAddrs":["192.0.2.1:2377"],"JoinToken":"SWMTKN-1-x"}"#,
+                400,
+                "invalid join token",
+            ),
+            ("POST", join, r#"{"RemoteAddrs":["192.0.2.1:2377"]}"#, 400, "invalid join token"),
+            ("POST", join, &none, 400, "RemoteAddrs"),
+            ("POST", join, &refuses, 400, "invalid join token"),
+            ("POST", join, &nobody, 503, "203.0.113.1:2377"),
+            ("POST", join, &manager, 400, "the manager at 203.0.113.3:2377 refused this node: full"),
+            ("POST", join, &name, 400, "RemoteAddrs"),
+            ("POST", join, &port, 400, "RemoteAddrs"),
+            ("POST", join, &drained, 501, "Availability"),
+        ],
+    )
     .await;
 }
 
@@ -138,13 +182,33 @@ async fn every_wrong_field_of_a_service_is_named() {
         (r#""Networks":[{"Target":"nowhere"}]"#, 404, "network nowhere not found"),
         (r#""Networks":[{"Target":"ingress"}]"#, 400, "ingress network"),
         (r#""EndpointSpec":{"Mode":"anycast"}"#, 400, "EndpointSpec.Mode"),
-        (r#""EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":8080}]}"#, 400, "port '8080' is already in use by service 'taken'"),
-        (r#""EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":70000}]}"#, 400, "EndpointSpec.Ports[0].PublishedPort: 70000"),
+        (
+            r#""EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":8080}]}"#,
+            400,
+            "port '8080' is already in use by service 'taken'",
+        ),
+        (
+            r#""EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":70000}]}"#,
+            400,
+            "EndpointSpec.Ports[0].PublishedPort: 70000",
+        ),
         (r#""EndpointSpec":{"Ports":[{"PublishedPort":81}]}"#, 400, "EndpointSpec.Ports[0].TargetPort: 0"),
         (r#""EndpointSpec":{"Ports":[{"TargetPort":-5}]}"#, 400, "EndpointSpec.Ports[0].TargetPort"),
-        (r#""EndpointSpec":{"Ports":[{"TargetPort":80,"Protocol":"sctp"}]}"#, 501, "EndpointSpec.Ports[0].Protocol: sctp"),
-        (r#""EndpointSpec":{"Ports":[{"TargetPort":80,"Protocol":"icmp"}]}"#, 400, "EndpointSpec.Ports[0].Protocol"),
-        (r#""EndpointSpec":{"Ports":[{"TargetPort":80,"PublishMode":"all"}]}"#, 400, "EndpointSpec.Ports[0].PublishMode"),
+        (
+            r#""EndpointSpec":{"Ports":[{"TargetPort":80,"Protocol":"sctp"}]}"#,
+            501,
+            "EndpointSpec.Ports[0].Protocol: sctp",
+        ),
+        (
+            r#""EndpointSpec":{"Ports":[{"TargetPort":80,"Protocol":"icmp"}]}"#,
+            400,
+            "EndpointSpec.Ports[0].Protocol",
+        ),
+        (
+            r#""EndpointSpec":{"Ports":[{"TargetPort":80,"PublishMode":"all"}]}"#,
+            400,
+            "EndpointSpec.Ports[0].PublishMode",
+        ),
         (
             r#""EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":81},{"TargetPort":8,"PublishedPort":81}]}"#,
             400,
@@ -161,7 +225,11 @@ async fn every_wrong_field_of_a_service_is_named() {
         (r#""RestartPolicy":{"Delay":-1}"#, 400, "RestartPolicy.Delay"),
         (r#""Placement":{"Constraints":["node.role=worker"]}"#, 400, "Placement.Constraints"),
         (r#""Placement":{"Constraints":["node.rolle==worker"]}"#, 400, "node.rolle==worker"),
-        (r#""Placement":{"Preferences":[{"Spread":{"SpreadDescriptor":"node.labels.a"}}]}"#, 501, "Placement.Preferences"),
+        (
+            r#""Placement":{"Preferences":[{"Spread":{"SpreadDescriptor":"node.labels.a"}}]}"#,
+            501,
+            "Placement.Preferences",
+        ),
         (r#""Resources":{"Limits":{"MemoryBytes":5000000}}"#, 501, "Resources.Limits.MemoryBytes"),
         (r#""Resources":{"Reservations":{"NanoCPUs":5000000}}"#, 501, "Resources.Reservations.NanoCPUs"),
         (r#""LogDriver":{"Name":"syslog"}"#, 501, "TaskTemplate.LogDriver"),
@@ -193,7 +261,11 @@ async fn every_wrong_field_of_a_service_is_named() {
     let mut bodies = Vec::new();
     for (field, status, part) in top {
         let name = if field.starts_with("\"Name\"") { "" } else { r#""Name":"other","# };
-        bodies.push((format!(r#"{{{name}{field},"TaskTemplate":{{"ContainerSpec":{{{good}}}}}}}"#), status, part));
+        bodies.push((
+            format!(r#"{{{name}{field},"TaskTemplate":{{"ContainerSpec":{{{good}}}}}}}"#),
+            status,
+            part,
+        ));
     }
     for (field, status, part) in template {
         bodies.push((format!(r#"{{"TaskTemplate":{{{field},"ContainerSpec":{{{good}}}}}}}"#), status, part));
@@ -219,29 +291,50 @@ async fn every_wrong_field_of_a_network_is_named() {
     let create = "/networks/create";
     assert_eq!(client.post(create, r#"{"Name":"taken","Driver":"overlay"}"#).await.0, StatusCode::CREATED);
     let ipam = |config: &str| format!(r#"{{"Name":"a","IPAM":{{"Config":[{config}]}}}}"#);
-    refused(&client, &[
-        ("POST", create, r#"{"Name":"taken","Driver":"overlay"}"#, 409, "network with name taken already exists"),
-        ("POST", create, r#"{"Driver":"overlay"}"#, 400, "Name"),
-        ("POST", create, r#"{"Name":"a b"}"#, 400, "Name 'a b'"),
-        ("POST", create, r#"{"Name":"host"}"#, 403, "pre-defined network"),
-        ("POST", create, r#"{"Name":"a","Driver":"bridge"}"#, 501, "--driver overlay"),
-        ("POST", create, r#"{"Name":"a","Scope":"local"}"#, 400, "Scope"),
-        ("POST", create, r#"{"Name":"a","EnableIPv6":true}"#, 501, "EnableIPv6"),
-        ("POST", create, r#"{"Name":"a","Ingress":true}"#, 501, "Ingress"),
-        ("POST", create, r#"{"Name":"a","ConfigOnly":true}"#, 501, "ConfigOnly"),
-        ("POST", create, r#"{"Name":"a","Options":{"encrypted":""}}"#, 501, "Options.encrypted"),
-        ("POST", create, r#"{"Name":"a","IPAM":{"Driver":"dhcp"}}"#, 501, "IPAM.Driver"),
-        ("POST", create, &ipam(r#"{"Subnet":"10.9.0.0"}"#), 400, "IPAM.Config[0].Subnet"),
-        ("POST", create, &ipam(r#"{"Subnet":"10.9.0.1/24"}"#), 400, "it should be 10.9.0.0/24"),
-        ("POST", create, &ipam(r#"{"Subnet":"fd00::/64"}"#), 501, "IPAM.Config[0].Subnet"),
-        ("POST", create, &ipam(r#"{"Subnet":"10.9.0.0/24","Gateway":"10.8.0.1"}"#), 400, "IPAM.Config[0].Gateway"),
-        ("POST", create, &ipam(r#"{"Subnet":"10.9.0.0/24","IPRange":"10.8.0.0/25"}"#), 400, "IPAM.Config[0].IPRange"),
-        ("POST", create, &ipam(r#"{"Gateway":"10.8.0.1"}"#), 400, "IPAM.Config[0].Subnet: missing"),
-        ("POST", create, &ipam(r#"{"Subnet":"10.0.0.0/24"}"#), 400, "overlaps"),
-        ("DELETE", "/networks/nowhere", "", 404, "network nowhere not found"),
-        ("DELETE", "/networks/ingress", "", 400, "ingress network"),
-        ("GET", "/networks/nowhere", "", 404, "network nowhere not found"),
-    ])
+    refused(
+        &client,
+        &[
+            (
+                "POST",
+                create,
+                r#"{"Name":"taken","Driver":"overlay"}"#,
+                409,
+                "network with name taken already exists",
+            ),
+            ("POST", create, r#"{"Driver":"overlay"}"#, 400, "Name"),
+            ("POST", create, r#"{"Name":"a b"}"#, 400, "Name 'a b'"),
+            ("POST", create, r#"{"Name":"host"}"#, 403, "pre-defined network"),
+            ("POST", create, r#"{"Name":"a","Driver":"bridge"}"#, 501, "--driver overlay"),
+            ("POST", create, r#"{"Name":"a","Scope":"local"}"#, 400, "Scope"),
+            ("POST", create, r#"{"Name":"a","EnableIPv6":true}"#, 501, "EnableIPv6"),
+            ("POST", create, r#"{"Name":"a","Ingress":true}"#, 501, "Ingress"),
+            ("POST", create, r#"{"Name":"a","ConfigOnly":true}"#, 501, "ConfigOnly"),
+            ("POST", create, r#"{"Name":"a","Options":{"encrypted":""}}"#, 501, "Options.encrypted"),
+            ("POST", create, r#"{"Name":"a","IPAM":{"Driver":"dhcp"}}"#, 501, "IPAM.Driver"),
+            ("POST", create, &ipam(r#"{"Subnet":"10.9.0.0"}"#), 400, "IPAM.Config[0].Subnet"),
+            ("POST", create, &ipam(r#"{"Subnet":"10.9.0.1/24"}"#), 400, "it should be 10.9.0.0/24"),
+            ("POST", create, &ipam(r#"{"Subnet":"fd00::/64"}"#), 501, "IPAM.Config[0].Subnet"),
+            (
+                "POST",
+                create,
+                &ipam(r#"{"Subnet":"10.9.0.0/24","Gateway":"10.8.0.1"}"#),
+                400,
+                "IPAM.Config[0].Gateway",
+            ),
+            (
+                "POST",
+                create,
+                &ipam(r#"{"Subnet":"10.9.0.0/24","IPRange":"10.8.0.0/25"}"#),
+                400,
+                "IPAM.Config[0].IPRange",
+            ),
+            ("POST", create, &ipam(r#"{"Gateway":"10.8.0.1"}"#), 400, "IPAM.Config[0].Subnet: missing"),
+            ("POST", create, &ipam(r#"{"Subnet":"10.0.0.0/24"}"#), 400, "overlaps"),
+            ("DELETE", "/networks/nowhere", "", 404, "network nowhere not found"),
+            ("DELETE", "/networks/ingress", "", 400, "ingress network"),
+            ("GET", "/networks/nowhere", "", 404, "network nowhere not found"),
+        ],
+    )
     .await;
     client.service("user", r#","Networks":[{"Target":"taken"}]"#).await;
     refused(&client, &[("DELETE", "/networks/taken", "", 400, "is in use by service")]).await;
@@ -258,53 +351,85 @@ async fn updates_name_their_version_and_their_field() {
     let global = spec.replace(r#"{"Replicated":{"Replicas":1}}"#, r#"{"Global":{}}"#);
     let renamed = spec.replace(r#""Name":"web""#, r#""Name":"web2""#);
     let role = r#"{"Role":"boss","Availability":"active"}"#;
-    refused(&client, &[
-        ("POST", "/services/web/update", &spec, 400, "invalid service version ''"),
-        ("POST", "/services/web/update?version=x", &spec, 400, "invalid service version 'x'"),
-        ("POST", &update(version + 7), &spec, 500, "update out of sequence"),
-        ("POST", &update(version), &global, 501, "service mode change is not allowed"),
-        ("POST", &update(version), &renamed, 501, "renaming services is not supported"),
-        ("POST", &format!("{}&rollback=previous", update(version)), &spec, 400, "does not have a previous spec"),
-        ("POST", &format!("{}&rollback=next", update(version)), &spec, 400, "unrecognized rollback option next"),
-        ("POST", "/services/nope/update?version=1", &spec, 404, "service nope not found"),
-        ("DELETE", "/services/nope", "", 404, "service nope not found"),
-        ("GET", "/tasks/nope", "", 404, "task nope not found"),
-        ("GET", "/nodes/nope", "", 404, "node nope not found"),
-        ("POST", "/nodes/n1/update?version=1", role, 400, "invalid Role: \"boss\""),
-        ("POST", "/nodes/n1/update?version=1", r#"{"Role":"manager"}"#, 400, "Availability: missing"),
-        ("DELETE", "/nodes/n1", "", 400, "is a cluster manager"),
-        ("POST", "/swarm/update?version=1", r#"{"Name":"other"}"#, 400, "must be named \"default\""),
-        ("POST", "/swarm/update?version=99", "{}", 500, "update out of sequence"),
-        ("POST", "/swarm/leave", "", 503, "Use `--force`"),
-        ("GET", "/services?filters=%7B%22nope%22%3A%7B%22a%22%3Atrue%7D%7D", "", 400, "invalid filter 'nope'"),
-        ("GET", "/tasks?filters=%7B%22service%22%3A%5B%22nope%22%5D%7D", "", 404, "service nope not found"),
-        ("GET", "/tasks?filters=%7B%22desired-state%22%3A%5B%22odd%22%5D%7D", "", 400, "desired-state"),
-        ("GET", "/tasks?filters=nonsense", "", 400, "invalid filters"),
-    ])
+    refused(
+        &client,
+        &[
+            ("POST", "/services/web/update", &spec, 400, "invalid service version ''"),
+            ("POST", "/services/web/update?version=x", &spec, 400, "invalid service version 'x'"),
+            ("POST", &update(version + 7), &spec, 500, "update out of sequence"),
+            ("POST", &update(version), &global, 501, "service mode change is not allowed"),
+            ("POST", &update(version), &renamed, 501, "renaming services is not supported"),
+            (
+                "POST",
+                &format!("{}&rollback=previous", update(version)),
+                &spec,
+                400,
+                "does not have a previous spec",
+            ),
+            (
+                "POST",
+                &format!("{}&rollback=next", update(version)),
+                &spec,
+                400,
+                "unrecognized rollback option next",
+            ),
+            ("POST", "/services/nope/update?version=1", &spec, 404, "service nope not found"),
+            ("DELETE", "/services/nope", "", 404, "service nope not found"),
+            ("GET", "/tasks/nope", "", 404, "task nope not found"),
+            ("GET", "/nodes/nope", "", 404, "node nope not found"),
+            ("POST", "/nodes/n1/update?version=1", role, 400, "invalid Role: \"boss\""),
+            ("POST", "/nodes/n1/update?version=1", r#"{"Role":"manager"}"#, 400, "Availability: missing"),
+            ("DELETE", "/nodes/n1", "", 400, "is a cluster manager"),
+            ("POST", "/swarm/update?version=1", r#"{"Name":"other"}"#, 400, "must be named \"default\""),
+            ("POST", "/swarm/update?version=99", "{}", 500, "update out of sequence"),
+            ("POST", "/swarm/leave", "", 503, "Use `--force`"),
+            (
+                "GET",
+                "/services?filters=%7B%22nope%22%3A%7B%22a%22%3Atrue%7D%7D",
+                "",
+                400,
+                "invalid filter 'nope'",
+            ),
+            (
+                "GET",
+                "/tasks?filters=%7B%22service%22%3A%5B%22nope%22%5D%7D",
+                "",
+                404,
+                "service nope not found",
+            ),
+            ("GET", "/tasks?filters=%7B%22desired-state%22%3A%5B%22odd%22%5D%7D", "", 400, "desired-state"),
+            ("GET", "/tasks?filters=nonsense", "", 400, "invalid filters"),
+        ],
+    )
     .await;
 }
 
 #[tokio::test]
 async fn what_belongs_to_an_engine_says_so() {
     let client = Client::manager().await;
-    refused(&client, &[
-        ("POST", "/v1.50/containers/create", "{}", 501, "docker service create"),
-        ("POST", "/images/create?fromImage=a", "", 501, "docker service create"),
-        ("POST", "/build", "", 501, "docker service create"),
-        ("POST", "/secrets/create", "{}", 501, "--env"),
-        ("GET", "/containers/abc/json", "", 404, "No such container: abc"),
-        ("GET", "/images/shoal/whoami/json", "", 404, "No such image: shoal/whoami"),
-        ("GET", "/volumes/v", "", 404, "no such volume"),
-        ("GET", "/services/web/logs", "", 501, "docker service ps"),
-        ("GET", "/distribution/nginx:latest/json", "", 404, "built in"),
-        ("POST", "/networks/ingress/connect", "{}", 501, "docker service create --network"),
-        ("GET", "/nope", "", 404, "page not found"),
-        ("PUT", "/info", "", 404, "page not found"),
-        ("GET", "/v1.51/info", "", 400, "Maximum supported API version is 1.50"),
-        ("POST", "/swarm/unlock", "{}", 409, "swarm is not locked"),
-    ])
+    refused(
+        &client,
+        &[
+            ("POST", "/v1.50/containers/create", "{}", 501, "docker service create"),
+            ("POST", "/images/create?fromImage=a", "", 501, "docker service create"),
+            ("POST", "/build", "", 501, "docker service create"),
+            ("POST", "/secrets/create", "{}", 501, "--env"),
+            ("GET", "/containers/abc/json", "", 404, "No such container: abc"),
+            ("GET", "/images/shoal/whoami/json", "", 404, "No such image: shoal/whoami"),
+            ("GET", "/volumes/v", "", 404, "no such volume"),
+            ("GET", "/services/web/logs", "", 501, "docker service ps"),
+            ("GET", "/distribution/nginx:latest/json", "", 404, "built in"),
+            ("POST", "/networks/ingress/connect", "{}", 501, "docker service create --network"),
+            ("GET", "/nope", "", 404, "page not found"),
+            ("PUT", "/info", "", 404, "page not found"),
+            ("GET", "/v1.51/info", "", 400, "Maximum supported API version is 1.50"),
+            ("POST", "/swarm/unlock", "{}", 409, "swarm is not locked"),
+        ],
+    )
     .await;
-    for path in ["/containers/json", "/images/json", "/volumes", "/plugins", "/secrets", "/configs", "/system/df"] {
+    for path in
+        ["/containers/json", "/images/json", "/volumes", "/plugins", "/secrets", "/configs", "/system/df"]
+    {
         assert_eq!(client.get(path).await.0, StatusCode::OK, "{path}");
     }
 }

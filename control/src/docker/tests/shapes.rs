@@ -22,9 +22,11 @@ fn holds(answer: &Value, expected: &Value, at: &str) {
 
 #[tokio::test]
 async fn ping_tells_the_version_and_the_role() {
-    for (client, role) in
-        [(Client::of(FakeHost::new()), "inactive"), (Client::of(FakeHost::worker()), "active/worker"), (Client::manager().await, "active/manager")]
-    {
+    for (client, role) in [
+        (Client::of(FakeHost::new()), "inactive"),
+        (Client::of(FakeHost::worker()), "active/worker"),
+        (Client::manager().await, "active/manager"),
+    ] {
         for method in [Method::GET, Method::HEAD] {
             let request = Request::builder().method(method).uri("/v1.24/_ping").body(Body::empty()).unwrap();
             let response = client.router.clone().oneshot(request).await.unwrap();
@@ -42,7 +44,11 @@ async fn ping_tells_the_version_and_the_role() {
 async fn info_shows_the_place_in_the_swarm() {
     let outside = Client::of(FakeHost::new());
     let (_, info) = outside.get("/info").await;
-    holds(&info["Swarm"], &json!({"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": false}), "Swarm");
+    holds(
+        &info["Swarm"],
+        &json!({"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": false}),
+        "Swarm",
+    );
     let manager = Client::manager().await;
     manager.host.add_node("n2", Role::Worker).await;
     let (_, info) = manager.get("/info").await;
@@ -76,12 +82,16 @@ async fn a_service_shows_what_was_asked_for_and_what_it_got() {
     let client = Client::manager().await;
     client.post("/networks/create", r#"{"Name":"front","Driver":"overlay","Labels":{"a":"b"}}"#).await;
     let (_, network) = client.get("/networks/front").await;
-    holds(&network, &json!({
-        "Scope": "swarm", "Driver": "overlay", "EnableIPv4": true, "EnableIPv6": false, "Internal": false,
-        "Ingress": false, "ConfigOnly": false, "ConfigFrom": {"Network": ""}, "Labels": {"a": "b"},
-        "IPAM": {"Driver": "default", "Options": null, "Config": [{"Subnet": "10.0.1.0/24", "Gateway": "10.0.1.1"}]},
-        "Options": {"com.docker.network.driver.overlay.vxlanid_list": "4097"}, "Containers": {},
-    }), "network");
+    holds(
+        &network,
+        &json!({
+            "Scope": "swarm", "Driver": "overlay", "EnableIPv4": true, "EnableIPv6": false, "Internal": false,
+            "Ingress": false, "ConfigOnly": false, "ConfigFrom": {"Network": ""}, "Labels": {"a": "b"},
+            "IPAM": {"Driver": "default", "Options": null, "Config": [{"Subnet": "10.0.1.0/24", "Gateway": "10.0.1.1"}]},
+            "Options": {"com.docker.network.driver.overlay.vxlanid_list": "4097"}, "Containers": {},
+        }),
+        "network",
+    );
     let spec = json!({
         "Name": "web",
         "Labels": {"tier": "front"},
@@ -120,7 +130,10 @@ async fn a_service_shows_what_was_asked_for_and_what_it_got() {
     assert_eq!(service["Endpoint"]["Ports"][1]["PublishedPort"], 30000);
     let vips = service["Endpoint"]["VirtualIPs"].as_array().unwrap();
     assert_eq!(vips.len(), 2);
-    assert!(vips.iter().any(|vip| vip["NetworkID"] == network["Id"] && vip["Addr"].as_str().unwrap().ends_with("/24")));
+    assert!(
+        vips.iter()
+            .any(|vip| vip["NetworkID"] == network["Id"] && vip["Addr"].as_str().unwrap().ends_with("/24"))
+    );
     assert!(service["CreatedAt"].as_str().unwrap().ends_with('Z'));
     // The same spec again, as an update: nothing is lost on the way through a client.
     let version = service["Version"]["Index"].as_u64().unwrap();
@@ -144,8 +157,12 @@ async fn objects_are_found_by_id_name_and_beginning() {
         client.service(&format!("s{number}"), "").await;
     }
     let (_, services) = client.get("/services").await;
-    let firsts: Vec<char> =
-        services.as_array().unwrap().iter().map(|service| service["ID"].as_str().unwrap().chars().next().unwrap()).collect();
+    let firsts: Vec<char> = services
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|service| service["ID"].as_str().unwrap().chars().next().unwrap())
+        .collect();
     let twice = firsts.iter().find(|first| firsts.iter().filter(|other| other == first).count() > 1).unwrap();
     let (status, answer) = client.get(&format!("/services/{twice}")).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
@@ -155,8 +172,9 @@ async fn objects_are_found_by_id_name_and_beginning() {
 #[tokio::test]
 async fn a_service_without_a_name_gets_one() {
     let client = Client::manager().await;
-    let (status, answer) =
-        client.post("/services/create", r#"{"TaskTemplate":{"ContainerSpec":{"Image":"shoal/whoami"}}}"#).await;
+    let (status, answer) = client
+        .post("/services/create", r#"{"TaskTemplate":{"ContainerSpec":{"Image":"shoal/whoami"}}}"#)
+        .await;
     assert_eq!(status, StatusCode::CREATED);
     let (_, service) = client.get(&format!("/services/{}", answer["ID"].as_str().unwrap())).await;
     assert!(service["Spec"]["Name"].as_str().unwrap().contains('_'));
@@ -178,7 +196,11 @@ async fn nodes_list_with_dockers_words() {
     });
     holds(&nodes[0], &expected, "node");
     let (_, manager) = client.get("/nodes/n1").await;
-    holds(&manager["ManagerStatus"], &json!({"Leader": true, "Reachability": "reachable", "Addr": "192.0.2.7:2377"}), "manager");
+    holds(
+        &manager["ManagerStatus"],
+        &json!({"Leader": true, "Reachability": "reachable", "Addr": "192.0.2.7:2377"}),
+        "manager",
+    );
     let version = nodes[0]["Version"]["Index"].as_u64().unwrap();
     let body = r#"{"Role":"worker","Availability":"drain","Labels":{"zone":"b"}}"#;
     let (status, answer) = client.post(&format!("/nodes/n2/update?version={version}"), body).await;
@@ -197,7 +219,11 @@ async fn events_tell_what_happens() {
     let response = client.router.clone().oneshot(request).await.unwrap();
     let mut stream = response.into_body().into_data_stream();
     let mut next = async || {
-        let line = tokio::time::timeout(std::time::Duration::from_secs(10), stream.next()).await.unwrap().unwrap().unwrap();
+        let line = tokio::time::timeout(std::time::Duration::from_secs(10), stream.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         let event: Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(event["scope"], "swarm");
         assert_eq!(event["timeNano"].as_u64().unwrap() / 1_000_000_000, event["time"].as_u64().unwrap());

@@ -1,8 +1,8 @@
-//! The JSON of the Docker Engine API, as types: what requests hold (every field optional, since clients of many ages
-//! send them) and what answers hold, in Docker's order of fields.
+//! The JSON of the Docker Engine API, as types: what requests hold (every field optional, since clients of
+//! many ages send them) and what answers hold, in Docker's order of fields.
 //!
-//! They are Shoal's own where bollard's models lack a field, name an enum's value instead of the field that has it, or
-//! write maps in random order.
+//! They are Shoal's own where bollard's models lack a field, name an enum's value instead of the field that
+//! has it, or write maps in random order.
 
 #[expect(clippy::struct_field_names, reason = "the fields' names are Docker's")]
 pub(super) mod answer;

@@ -66,7 +66,8 @@ async fn connection(
         let (identity, local, draining) = (Arc::clone(&identity), local.clone(), draining.clone());
         async move { Ok::<_, Infallible>(answer(request, &identity, &local, client, draining).await) }
     });
-    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    let connection =
+        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     // How a connection ends is its client's business.
     tokio::select! {
@@ -101,7 +102,9 @@ async fn answer(
     }
     match number("/slow/") {
         Some(Ok(ms)) if ms <= SLOW_MS_MAX => sleep(Duration::from_millis(ms)).await,
-        Some(_) => return text(StatusCode::BAD_REQUEST, format!("expected /slow/MS, MS up to {SLOW_MS_MAX}\n")),
+        Some(_) => {
+            return text(StatusCode::BAD_REQUEST, format!("expected /slow/MS, MS up to {SLOW_MS_MAX}\n"));
+        }
         None => {}
     }
     text(StatusCode::OK, describe(&request, identity, local, client))

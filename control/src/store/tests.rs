@@ -1,0 +1,184 @@
+//! What the store keeps over restarts and crashes. A crash's leftovers are a copy of the folder, taken while the store
+//! is open: what the kernel holds of the files at that moment.
+
+use std::path::Path;
+
+use super::journal::{Entry, Journal};
+use super::memory::MemoryKv;
+use super::sled::{SledKv, VALUE_BYTES_MAX};
+use super::{LogKv, Op, StoreError};
+use crate::apply::apply;
+use crate::command::{Action, Command};
+use crate::model::State;
+use crate::testing::{World, genesis, network, service};
+
+fn put(key: &str, value: &str) -> Op {
+    Op::Put(key.into(), value.into())
+}
+
+fn engine_keeps_order_and_atomicity(kv: &dyn LogKv) {
+    kv.commit(vec![put("b", "2"), put("a", "1"), put("c", "3")]).unwrap();
+    kv.commit(vec![Op::Del("b".into()), put("d", "4")]).unwrap();
+    assert_eq!(kv.get(b"a").unwrap().as_deref(), Some(&b"1"[..]));
+    assert_eq!(kv.get(b"b").unwrap(), None);
+    let keys: Vec<Vec<u8>> =
+        kv.range("a".into(), "d".into()).unwrap().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, [b"a".to_vec(), b"c".to_vec()]);
+    assert_eq!(kv.last("a".into(), "d".into()).unwrap().unwrap().0, b"c");
+    assert!(kv.last("x".into(), "z".into()).unwrap().is_none());
+}
+
+#[test]
+fn both_engines_keep_order_and_atomicity() {
+    let dir = tempfile::tempdir().unwrap();
+    engine_keeps_order_and_atomicity(&SledKv::open(&dir.path().join("log")).unwrap());
+    engine_keeps_order_and_atomicity(&MemoryKv::default());
+}
+
+#[test]
+fn sled_refuses_values_that_it_would_not_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = SledKv::open(&dir.path().join("log")).unwrap();
+    let ops = vec![put("small", "x"), Op::Put("large".into(), vec![0; VALUE_BYTES_MAX + 1])];
+    assert!(kv.commit(ops).is_err());
+    assert_eq!(kv.get(b"small").unwrap(), None);
+}
+
+fn entry(index: u64, action: Action) -> Entry {
+    Entry { index, command: Command { at_ns: index, action } }
+}
+
+/// Some entries, one of them far longer than the longest value.
+fn entries(count: u64) -> Vec<Entry> {
+    let mut long = service("long", 1);
+    long.task.container.env = (0..2000).map(|at| format!("VARIABLE_{at}=some value of it")).collect();
+    let mut entries = vec![
+        entry(1, Action::Initialize(Box::new(genesis()))),
+        entry(2, Action::CreateService { id: "long".into(), spec: Box::new(long) }),
+    ];
+    for index in 3..=count {
+        let name = format!("n{index}");
+        entries.push(entry(index, Action::CreateNetwork { id: name.as_str().into(), spec: network(&name) }));
+    }
+    entries
+}
+
+fn state_of(entries: &[Entry]) -> State {
+    let step = |state: State, entry: &Entry| apply(&state, entry.index, &entry.command).unwrap().0;
+    entries.iter().fold(State::empty(), step)
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_crash_loses_nothing_that_was_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = entries(60);
+    let (journal, state) = Journal::open(&dir.path().join("live")).unwrap();
+    assert_eq!(state, State::empty());
+    for (crash, batch) in entries.chunks(7).enumerate() {
+        journal.append(batch).unwrap();
+        let copy = dir.path().join(format!("crash-{crash}"));
+        copy_dir(&dir.path().join("live"), &copy);
+        let (_, recovered) = Journal::open(&copy).unwrap();
+        let appended = entries.len().min((crash + 1) * 7);
+        assert_eq!(recovered, state_of(&entries[..appended]));
+    }
+}
+
+#[test]
+fn a_snapshot_takes_the_entries_place_and_more_follow() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = entries(40);
+    let kv = MemoryKv::default();
+    let (journal, _) = Journal::recover(dir.path(), Box::new(kv.clone()), 10).unwrap();
+    assert!(!journal.wants_snapshot(9) && journal.wants_snapshot(10));
+    journal.append(&entries[..25]).unwrap();
+    journal.snapshot(&state_of(&entries[..20])).unwrap();
+    assert!(!journal.wants_snapshot(25) && journal.wants_snapshot(30));
+    assert_eq!(kv.len(), 5, "entries 21 to 25 are left");
+    journal.append(&entries[25..]).unwrap();
+    journal.snapshot(&state_of(&entries[..30])).unwrap();
+    let files = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(files, 1, "one snapshot is left");
+    let (_, recovered) = Journal::recover(dir.path(), Box::new(kv), 10).unwrap();
+    assert_eq!(recovered, state_of(&entries));
+}
+
+#[test]
+fn a_crash_between_snapshot_and_compaction_is_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = entries(30);
+    let kv = MemoryKv::default();
+    let (journal, _) = Journal::recover(dir.path(), Box::new(kv.clone()), 10).unwrap();
+    journal.append(&entries).unwrap();
+    super::snapshot::save(dir.path(), &state_of(&entries[..20])).unwrap();
+    std::fs::write(dir.path().join("snapshot.tmp"), "half").unwrap();
+    let (_, recovered) = Journal::recover(dir.path(), Box::new(kv), 10).unwrap();
+    assert_eq!(recovered, state_of(&entries));
+}
+
+#[test]
+fn damage_is_named_not_guessed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = entries(10);
+    let kv = MemoryKv::default();
+    let (journal, _) = Journal::recover(dir.path(), Box::new(kv.clone()), 100).unwrap();
+    journal.append(&entries[..4]).unwrap();
+    journal.append(&entries[5..]).unwrap();
+    let error = Journal::recover(dir.path(), Box::new(kv), 100).unwrap_err();
+    assert!(error.to_string().contains("entry 5 is missing"), "{error}");
+
+    super::snapshot::save(dir.path(), &state_of(&entries[..3])).unwrap();
+    let path = super::snapshot::latest(dir.path()).unwrap().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let error = Journal::recover(dir.path(), Box::new(MemoryKv::default()), 100).unwrap_err();
+    assert!(error.to_string().contains("its checksum is wrong"), "{error}");
+}
+
+#[test]
+fn a_folder_in_use_or_damaged_is_refused_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let open = SledKv::open(&log).unwrap();
+    let error = SledKv::open(&log).unwrap_err();
+    assert!(matches!(&error, StoreError::Open { dir: named, .. } if *named == log), "{error}");
+    assert!(error.to_string().contains("stop that one"), "{error}");
+    drop(open);
+    SledKv::open(&log).unwrap();
+
+    let length = std::fs::metadata(log.join("db")).unwrap().len();
+    std::fs::write(log.join("db"), vec![0xa5; usize::try_from(length).unwrap()]).unwrap();
+    let error = SledKv::open(&log).unwrap_err();
+    assert!(error.to_string().contains("move the folder aside"), "{error}");
+}
+
+#[test]
+fn a_world_with_history_survives() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(&["n1", "n2"]);
+    let id = world.create_service(service("web", 4));
+    while world.orchestrate().0 {}
+    world.must(Action::RemoveService { id });
+    while world.orchestrate().0 {}
+    let numbered = world.log.iter().cloned().zip(1..);
+    let entries: Vec<Entry> = numbered.map(|(command, index)| Entry { index, command }).collect();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    journal.append(&entries).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(dir.path()).unwrap().1, world.state);
+}

@@ -1,0 +1,493 @@
+//! Two agents with their real dataplane, a client, and a manager played by the test, each in a network namespace.
+//!
+//! Needs root. The test runs as process 1 of a PID namespace with mounts of its own: whatever fails, nothing is left.
+#![expect(clippy::unwrap_used, reason = "a test, which clippy does not see without its harness")]
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use mesh_agent::runtime::{task_init, whoami};
+use mesh_agent::sys::netns::Netns;
+use mesh_agent::sys::process::spawn_as_init;
+use mesh_agent::{Agent, Config, JoinRequest, XdpMode};
+use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
+use mesh_api::id::{NodeId, TaskId};
+use mesh_api::session::{AgentMessage, ManagerMessage};
+use mesh_api::table::{
+    ClusterRecord, EndpointMode, EndpointRecord, NetworkRecord, NodeRecord, NodeState, PortRecord, Protocol,
+    PublishMode, Role, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord,
+};
+use mesh_api::token::JoinToken;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// The scenario's names, and how XDP runs on the uplinks in each.
+const TESTS: [(&str, &str); 2] = [
+    ("two_agents_make_a_mesh_that_outlives_them_and_leave_nothing", "off"),
+    ("the_same_with_generic_xdp", "generic"),
+];
+const MANAGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["internal", "task-init", dir] => task_init::main(Path::new(dir)),
+        ["internal", "whoami", ..] => whoami::main(),
+        ["internal", "scenario", dir, xdp] => {
+            scenario(Path::new(dir), xdp.parse().unwrap());
+            ExitCode::SUCCESS
+        }
+        _ if args.contains(&"--list") => {
+            for (name, _) in TESTS {
+                println!("{name}: test");
+            }
+            ExitCode::SUCCESS
+        }
+        _ => harness(args.iter().find(|arg| !arg.starts_with('-')).copied()),
+    }
+}
+
+/// Runs the scenarios, and reports as the standard harness does.
+fn harness(filter: Option<&str>) -> ExitCode {
+    let wanted = TESTS.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter)));
+    let wanted: Vec<_> = wanted.collect();
+    let (mut passed, mut failed, mut ignored) = (0, 0, 0);
+    println!("\nrunning {} test{}", wanted.len(), if wanted.len() == 1 { "" } else { "s" });
+    for (name, xdp) in &wanted {
+        let outcome = if !nix::unistd::Uid::effective().is_root() {
+            ignored += 1;
+            "ignored, needs root"
+        } else if passes(xdp) {
+            passed += 1;
+            "ok"
+        } else {
+            failed += 1;
+            "FAILED"
+        };
+        println!("test {name} ... {outcome}");
+    }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    let left_out = TESTS.len() - wanted.len();
+    println!(
+        "\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; {left_out} filtered out\n"
+    );
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// Runs the scenario in a process of its own.
+fn passes(xdp: &str) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["internal", "scenario"]).arg(folder.path()).arg(xdp);
+    spawn_as_init(command).and_then(|mut child| child.wait()).unwrap().success()
+}
+
+/// A network namespace, and a runtime whose threads are all inside.
+struct Host {
+    netns: Arc<Netns>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Host {
+    fn new() -> Self {
+        let netns = Arc::new(Netns::fresh().unwrap());
+        let inside = Arc::clone(&netns);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .on_thread_start(move || setns(inside.as_fd(), CloneFlags::CLONE_NEWNET).unwrap())
+            .build()
+            .unwrap();
+        let host = Self { netns, runtime };
+        host.command("ip link set lo up");
+        host
+    }
+
+    /// The namespace as `ip` and `nsenter` take it.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.netns.raw_fd())
+    }
+
+    fn command(&self, line: &str) -> String {
+        run(&format!("nsenter --net={} {line}", self.path()))
+    }
+
+    fn block_on<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let (sender, receiver) = mpsc::channel();
+        self.runtime.spawn(async move { sender.send(work.await) });
+        receiver.recv().unwrap()
+    }
+
+    /// Plugs the host into the switch.
+    fn plug(&self, switch: &Host, port: &str, addr: Ipv4Addr) {
+        switch.command(&format!("ip link add {port} type veth peer name up0 netns {}", self.path()));
+        switch.command(&format!("ip link set {port} master br0 up"));
+        self.command(&format!("ip address add {addr}/24 dev up0"));
+        self.command("ip link set up0 up");
+    }
+}
+
+fn try_run(line: &str) -> Result<String, String> {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    if output.status.success() {
+        return Ok(String::from_utf8(output.stdout).unwrap());
+    }
+    Err(format!("{line}: {} {}", output.status, String::from_utf8_lossy(&output.stderr)))
+}
+
+fn run(line: &str) -> String {
+    try_run(line).unwrap()
+}
+
+fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The managers' side: one table, sent whole to every agent at every change.
+#[derive(Clone)]
+struct Manager {
+    table: watch::Sender<Table>,
+    applied: Arc<Mutex<BTreeMap<NodeId, u64>>>,
+    settled: watch::Sender<u64>,
+}
+
+impl Manager {
+    fn change(&self, change: impl FnOnce(&mut Table)) -> u64 {
+        self.table.send_modify(|table| {
+            table.index += 1;
+            change(table);
+        });
+        self.table.borrow().index
+    }
+
+    fn settles(&self, index: u64) {
+        until("every node has applied the table", || (*self.settled.borrow() >= index).then_some(()));
+    }
+
+    async fn serve(self, listener: TcpListener) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(self.clone().session(stream));
+        }
+    }
+
+    async fn session(self, stream: TcpStream) {
+        let (read, write) = stream.into_split();
+        let mut reader = FrameReader::<_, AgentMessage>::new(read, AGENT_FRAME_BYTES_MAX);
+        let mut writer = FrameWriter::<_, ManagerMessage>::new(write);
+        let (id, greeting) = match reader.next().await.unwrap().unwrap() {
+            AgentMessage::Join { node, .. } => {
+                let id = NodeId(format!("node-{}", node.hostname));
+                let record = NodeRecord {
+                    id: id.clone(),
+                    hostname: node.hostname,
+                    role: Role::Worker,
+                    vtep: node.vtep,
+                    state: NodeState::Ready,
+                };
+                self.change(|table| drop(table.nodes.insert(id.clone(), record)));
+                let (cluster_id, secret) = ("c".into(), "s".to_owned());
+                (id.clone(), ManagerMessage::Joined { cluster_id, node_id: id, secret, role: Role::Worker })
+            }
+            AgentMessage::Resume { node_id, .. } => {
+                (node_id, ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker })
+            }
+            other => panic!("{other:?}"),
+        };
+        writer.send(&greeting).await.unwrap();
+        let (mut tables, mut settled) = (self.table.subscribe(), self.settled.subscribe());
+        let own = id.clone();
+        tables.mark_changed();
+        let writing = tokio::spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    Ok(()) = tables.changed() => {
+                        let mut table = Box::new(tables.borrow_and_update().clone());
+                        for task in table.tasks.values_mut().filter(|task| task.node != own) {
+                            task.spec = None;
+                        }
+                        ManagerMessage::Snapshot { table }
+                    }
+                    Ok(()) = settled.changed() => ManagerMessage::Settled { index: *settled.borrow_and_update() },
+                };
+                if writer.send(&message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        while let Ok(Some(message)) = reader.next().await {
+            self.hear(&id, message);
+        }
+        writing.abort();
+    }
+
+    fn hear(&self, id: &NodeId, message: AgentMessage) {
+        match message {
+            AgentMessage::Applied { index } => {
+                let mut applied = self.applied.lock().unwrap();
+                applied.insert(id.clone(), index);
+                let all = self.table.borrow().nodes.keys().all(|node| applied.contains_key(node));
+                self.settled.send_replace(applied.values().min().copied().filter(|_| all).unwrap_or(0));
+            }
+            AgentMessage::Tasks { statuses } => drop(self.change(|table| {
+                for status in statuses {
+                    println!("  {id}: {} {:?} {}", status.task, status.state, status.err);
+                    if let Some(task) = table.tasks.get_mut(&status.task) {
+                        task.observed = status.state;
+                    }
+                    if status.state.is_terminal() {
+                        table.tasks.remove(&status.task);
+                    }
+                }
+            })),
+            AgentMessage::Leave => {
+                self.applied.lock().unwrap().remove(id);
+                self.change(|table| drop(table.nodes.remove(id)));
+            }
+            _ => {}
+        }
+    }
+
+    fn running(&self) -> usize {
+        self.table.borrow().tasks.values().filter(|task| task.observed == TaskState::Running).count()
+    }
+}
+
+fn table() -> Table {
+    let cluster = ClusterRecord { id: "c".into(), hash_seed: 0x5eed, data_path_port: 4789 };
+    let mut table = Table::new(cluster);
+    for (number, id) in ["ingress", "front"].into_iter().enumerate() {
+        let subnet = SubnetRecord {
+            cidr: format!("10.0.{number}.0/24").parse().unwrap(),
+            gateway: Ipv4Addr::new(10, 0, number as u8, 1),
+        };
+        let record = NetworkRecord {
+            id: id.into(),
+            name: id.to_owned(),
+            vni: 4096 + number as u32,
+            subnets: vec![subnet],
+            internal: false,
+            ingress: id == "ingress",
+        };
+        table.networks.insert(record.id.clone(), record);
+    }
+    let vip = |network: &str, addr| VipRecord { network: network.into(), addr: Some(addr), aliases: vec![] };
+    let port = |protocol| PortRecord { protocol, target: 80, published: 8080, mode: PublishMode::Ingress };
+    let web = ServiceRecord {
+        id: "web".into(),
+        name: "web".to_owned(),
+        endpoint_mode: EndpointMode::Vip,
+        vips: vec![vip("ingress", Ipv4Addr::new(10, 0, 0, 2)), vip("front", VIP)],
+        ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+    };
+    table.services.insert(web.id.clone(), web);
+    table
+}
+
+fn task(number: u8) -> TaskRecord {
+    let id = TaskId(format!("{number}taskaaaaaaaaaaaaaaaaaaaa"));
+    let endpoint = |network: &str, third| EndpointRecord {
+        network: network.into(),
+        addr: Ipv4Addr::new(10, 0, third, 10 + number),
+    };
+    let empty = String::new;
+    TaskRecord {
+        name: format!("web.{number}.{id}"),
+        id,
+        service: "web".into(),
+        slot: number.into(),
+        node: NodeId(format!("node-n{number}")),
+        incarnation: number.into(),
+        desired: TaskState::Running,
+        observed: TaskState::Assigned,
+        endpoints: vec![endpoint("ingress", 0), endpoint("front", 1)],
+        spec: Some(TaskSpec {
+            image: "shoal/whoami".to_owned(),
+            command: vec![],
+            args: vec![],
+            env: vec![],
+            dir: empty(),
+            user: empty(),
+            hostname: empty(),
+            stop_grace_ns: 5_000_000_000,
+            stop_signal: empty(),
+            service_name: "web".to_owned(),
+        }),
+    }
+}
+
+fn config(folder: &Path, number: u8, xdp: XdpMode) -> Config {
+    Config {
+        state_dir: folder.join(format!("n{number}/state")),
+        run_dir: folder.join(format!("n{number}")),
+        bpffs: bpffs(folder, number),
+        hostname: format!("n{number}"),
+        xdp,
+        uplinks: Vec::new(),
+        flows_max: 4096,
+    }
+}
+
+fn bpffs(folder: &Path, number: u8) -> PathBuf {
+    folder.join("bpf").join(format!("n{number}"))
+}
+
+/// What answers on `addr`: its task and the client that it saw.
+fn ask(from: &str, addr: &str) -> Option<(String, String)> {
+    let body = try_run(&format!("nsenter {from} curl --silent --show-error --max-time 3 http://{addr}/"));
+    let body = body.map_err(|error| println!("  {error}")).ok()?;
+    let field = |key: &str| body.lines().find_map(|line| line.strip_prefix(key)).map(str::to_owned);
+    Some((field("task: ")?, field("client: ")?))
+}
+
+/// The process ids of the tasks, by the name of the state folder's node.
+fn shims(folder: &Path, number: u8) -> Vec<String> {
+    let tasks = folder.join(format!("n{number}/state/tasks"));
+    let entries = std::fs::read_dir(tasks).into_iter().flatten().filter_map(Result::ok);
+    let files = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("task.json")).ok());
+    let shim = |text: String| text.split("\"shim\":").nth(1)?.split(',').next().map(str::to_owned);
+    files.filter_map(shim).collect()
+}
+
+fn scenario(folder: &Path, xdp: XdpMode) {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).unwrap();
+    std::fs::create_dir(folder.join("bpf")).unwrap();
+    mount(Some("bpf"), &folder.join("bpf"), Some("bpf"), MsFlags::empty(), none).unwrap();
+
+    let (switch, client) = (Host::new(), Host::new());
+    switch.command("ip link add br0 type bridge");
+    switch.command("ip link set br0 up");
+    switch.command(&format!("ip address add {MANAGER}/24 dev br0"));
+    client.plug(&switch, "port100", CLIENT);
+    let hosts: Vec<Host> = (1..=2).map(|_| Host::new()).collect();
+    let manager =
+        Manager { table: watch::channel(table()).0, applied: Arc::default(), settled: watch::channel(0).0 };
+    let serving = manager.clone();
+    switch.block_on(async move {
+        let listener = TcpListener::bind((MANAGER, 2377)).await.unwrap();
+        tokio::spawn(serving.serve(listener));
+    });
+
+    let mut agents = Vec::new();
+    for (number, host) in (1..).zip(&hosts) {
+        let addr = Ipv4Addr::new(192, 0, 2, number);
+        host.plug(&switch, &format!("port{number}"), addr);
+        let config = config(folder, number, xdp);
+        let request = JoinRequest {
+            remotes: vec![SocketAddr::from((MANAGER, 2377))],
+            token: JoinToken::new(&[1; 32], &[2; 16]),
+            advertise: addr,
+            data_path: addr,
+        };
+        agents.push(host.block_on(async move {
+            let agent = Agent::start(config).await.unwrap();
+            assert!(agent.membership().is_none());
+            let membership = agent.join(request).await.unwrap();
+            assert_eq!(agent.membership(), Some(membership));
+            assert!(agent.applied().is_some());
+            let mode = agent.description(addr, addr).dataplane;
+            assert_eq!(mode, if xdp == XdpMode::Generic { "xdp-generic" } else { "tc" });
+            agent
+        }));
+    }
+    println!("  both joined");
+    manager.change(|table| {
+        for task in [task(1), task(2)] {
+            table.tasks.insert(task.id.clone(), task);
+        }
+    });
+    until("both tasks run", || (manager.running() == 2).then_some(()));
+    let index = manager.table.borrow().index;
+    manager.settles(index);
+
+    let outside = format!("--net={}", client.path());
+    for addr in ["192.0.2.1:8080", "192.0.2.2:8080"] {
+        let mut seen = BTreeMap::<String, u32>::new();
+        for _ in 0..20 {
+            let (task, client) = ask(&outside, addr).unwrap_or_else(|| panic!("no answer on {addr}"));
+            assert!(client.starts_with("192.0.2.100:"), "{client}");
+            *seen.entry(task).or_default() += 1;
+        }
+        assert_eq!(seen.len(), 2, "both tasks answer on {addr}: {seen:?}");
+    }
+    println!("  published port answers on both nodes, by both tasks");
+
+    // From inside a task: by name, to the VIP and its tasks.
+    let shim = shims(folder, 1).pop().unwrap();
+    let inside = format!("--net=/proc/{shim}/ns/net --mount=/proc/{shim}/ns/mnt");
+    let resolved = run(&format!("nsenter {inside} getent ahostsv4 web"));
+    assert!(resolved.starts_with(&VIP.to_string()), "{resolved}");
+    let mut seen: Vec<String> = (0..20).filter_map(|_| ask(&inside, "web")).map(|(task, _)| task).collect();
+    assert_eq!(seen.len(), 20);
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 2, "the VIP balances over both: {seen:?}");
+    let direct = run(&format!("nsenter {inside} getent ahostsv4 tasks.web"));
+    assert!(direct.contains("10.0.1.11") && direct.contains("10.0.1.12"), "{direct}");
+    // The way out, masqueraded.
+    run(&format!("nsenter {inside} ping -c 1 -W 3 {CLIENT}"));
+    println!("  names, VIP and the way out work inside a task");
+
+    // Without its agent the node goes on; a new agent finds everything.
+    let agent = agents.remove(0);
+    hosts[0].block_on(agent.shutdown());
+    assert!((0..10).all(|_| ask(&outside, "192.0.2.1:8080").is_some()));
+    let start = Agent::start(config(folder, 1, xdp));
+    agents.insert(0, hosts[0].block_on(async { start.await.unwrap() }));
+    assert_eq!(shims(folder, 1), std::slice::from_ref(&shim));
+    assert!((0..10).all(|_| ask(&outside, "192.0.2.1:8080").is_some()));
+    until("the session is back", || {
+        agents[0].session().filter(|state| *state == mesh_agent::SessionState::Connected)
+    });
+    println!("  the mesh outlives an agent");
+
+    // An acknowledged drain: no request fails while a task goes away.
+    let gone = task(1).id;
+    manager.change(|table| {
+        if let Some(task) = table.tasks.get_mut(&gone) {
+            task.desired = TaskState::Shutdown;
+        }
+    });
+    until("the drained task is gone", || {
+        assert!(ask(&outside, "192.0.2.1:8080").is_some() && ask(&outside, "192.0.2.2:8080").is_some());
+        (!manager.table.borrow().tasks.contains_key(&gone)).then_some(())
+    });
+    until("its folder is cleared away", || shims(folder, 1).is_empty().then_some(()));
+    println!("  a task was drained without a failed request");
+
+    for (number, (agent, host)) in (1..).zip(agents.into_iter().zip(&hosts)) {
+        host.block_on(async move {
+            agent.leave().await.unwrap();
+            assert!(agent.membership().is_none());
+        });
+        let links = host.command("ip -o link");
+        assert_eq!(links.lines().count(), 2, "lo and the uplink are left: {links}");
+        assert_eq!(host.command("nft list tables"), "");
+        assert!(shims(folder, number).is_empty());
+        let pins = std::fs::read_dir(bpffs(folder, number)).map_or(0, Iterator::count);
+        assert_eq!(pins, 0, "pins are left");
+    }
+    println!("  nothing is left");
+}

@@ -1,0 +1,302 @@
+//! This host, as the API and the process see it: the agent, and on a manager the cluster.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use control::cluster::{Cluster, InitRequest as ClusterRequest};
+use control::command::{Action, Command};
+use control::docker::{HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError};
+use control::model::{Availability, ClusterSpec, NodeSpec};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use mesh_agent::{Agent, ConnectError, JoinError, LeaveError};
+use mesh_api::id::NodeId;
+use mesh_api::session::RefusalReason;
+use mesh_api::table::{Role, Table};
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::manager::{Addresses, Manager, ManagerError};
+use crate::{facts, interfaces};
+
+/// How long calls in progress get to end at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
+
+/// This host.
+pub(crate) struct Host {
+    agent: Mutex<Option<Arc<Agent>>>,
+    manager: Mutex<Option<Manager>>,
+    /// Held while the host joins or leaves.
+    changing: AsyncMutex<()>,
+    id: String,
+    hostname: String,
+    state_dir: PathBuf,
+    kernel: String,
+    os: String,
+}
+
+/// Writes an error and its sources on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// What the host says of itself while it shuts down.
+fn stopping() -> SwarmError {
+    SwarmError::Host("the agent is shutting down".to_owned())
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is replaced as a whole, so that a panic can't leave it half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    /// A host with its agent, and its manager if it is one.
+    pub(crate) fn new(
+        agent: Agent,
+        manager: Option<Manager>,
+        id: String,
+        hostname: String,
+        state_dir: PathBuf,
+    ) -> Self {
+        Self {
+            agent: Mutex::new(Some(Arc::new(agent))),
+            manager: Mutex::new(manager),
+            changing: AsyncMutex::new(()),
+            id,
+            hostname,
+            state_dir,
+            kernel: facts::kernel_release(),
+            os: facts::os_name(),
+        }
+    }
+
+    fn agent(&self) -> Option<Arc<Agent>> {
+        locked(&self.agent).clone()
+    }
+
+    /// Ends the agent and the manager; tasks and dataplane go on.
+    pub(crate) async fn shutdown(&self) {
+        let agent = locked(&self.agent).take();
+        if let Some(mut agent) = agent {
+            let deadline = tokio::time::Instant::now() + SHUTDOWN_GRACE;
+            loop {
+                match Arc::try_unwrap(agent) {
+                    Ok(agent) => break agent.shutdown().await,
+                    Err(shared) if tokio::time::Instant::now() < deadline => agent = shared,
+                    Err(_) => break tracing::warn!("a call is still in progress; the agent ends without it"),
+                }
+                tokio::time::sleep(SHUTDOWN_POLL).await;
+            }
+        }
+        let manager = locked(&self.manager).take();
+        if let Some(manager) = manager {
+            manager.stop().await;
+        }
+    }
+
+    async fn init(&self, request: InitRequest) -> Result<NodeId, SwarmError> {
+        let _changing = self.changing.lock().await;
+        let agent = self.agent().ok_or_else(stopping)?;
+        if agent.membership().is_some() {
+            return Err(SwarmError::AlreadyInSwarm);
+        }
+        let InitRequest {
+            listen,
+            advertise,
+            advertise_port,
+            data_path,
+            data_path_port,
+            address_pools,
+            subnet_size,
+            task_history,
+            availability,
+        } = request;
+        let addresses = Addresses { listen, advertise, advertise_port };
+        let default = ClusterSpec::default();
+        let cluster_request = ClusterRequest {
+            spec: ClusterSpec { task_history: task_history.unwrap_or(default.task_history), ..default },
+            data_path_port,
+            address_pools,
+            subnet_size,
+            avoid: self
+                .interfaces()
+                .iter()
+                .flat_map(|interface| &interface.addrs)
+                .map(ipnet::Ipv4Net::trunc)
+                .collect(),
+        };
+        let manager =
+            Manager::create(&self.state_dir, addresses, cluster_request).await.map_err(manager_error)?;
+        let join = mesh_agent::JoinRequest {
+            remotes: vec![addresses.local()],
+            token: manager.cluster().join_token(Role::Manager),
+            advertise,
+            data_path,
+        };
+        let membership = match agent.join(join).await {
+            Ok(membership) => membership,
+            Err(error) => {
+                manager.destroy().await;
+                return Err(join_error(error, &[addresses.local()]));
+            }
+        };
+        let node = membership.node_id;
+        let cluster = manager.cluster().clone();
+        *locked(&self.manager) = Some(manager);
+        if availability != Availability::Active {
+            set_availability(&cluster, &node, availability).await?;
+        }
+        tracing::info!(%node, manager = %addresses.advertised(), "the cluster is made");
+        Ok(node)
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<NodeId, SwarmError> {
+        let _changing = self.changing.lock().await;
+        let agent = self.agent().ok_or_else(stopping)?;
+        let JoinRequest { remotes, token, advertise, data_path, availability: _ } = request;
+        let towards = || remotes.iter().find_map(|remote| interfaces::source_towards(*remote));
+        let advertise = advertise.or_else(towards).ok_or_else(|| SwarmError::Unreachable {
+            remotes: list(&remotes),
+            cause: "this host has no route there".to_owned(),
+        })?;
+        let request = mesh_agent::JoinRequest {
+            remotes: remotes.clone(),
+            token,
+            advertise,
+            data_path: data_path.unwrap_or(advertise),
+        };
+        let membership = agent.join(request).await.map_err(|error| join_error(error, &remotes))?;
+        Ok(membership.node_id)
+    }
+
+    async fn leave(&self) -> Result<(), SwarmError> {
+        let _changing = self.changing.lock().await;
+        let agent = self.agent().ok_or_else(stopping)?;
+        let left = agent.leave().await;
+        // On a manager the cluster goes with its only one.
+        let manager = locked(&self.manager).take();
+        if let Some(manager) = manager {
+            manager.destroy().await;
+        }
+        left.map_err(|error| match error {
+            LeaveError::NotMember => SwarmError::NotInSwarm,
+            LeaveError::Leftovers(_) => SwarmError::Host(chain(&error)),
+        })
+    }
+}
+
+impl LocalNode for Host {
+    fn membership(&self) -> Membership {
+        let Some(membership) = self.agent().and_then(|agent| agent.membership()) else {
+            return Membership::Inactive;
+        };
+        let own = locked(&self.manager).as_ref().map(|manager| vec![manager.addresses().advertised()]);
+        Membership::Active {
+            node: membership.node_id,
+            role: membership.role,
+            addr: membership.advertise,
+            managers: own.unwrap_or(membership.remotes),
+        }
+    }
+
+    fn facts(&self) -> HostFacts {
+        let unspecified = Ipv4Addr::UNSPECIFIED;
+        let description = self.agent().map(|agent| agent.description(unspecified, unspecified));
+        let cpus = description.as_ref().map_or(0, |it| it.nano_cpus / 1_000_000_000);
+        let memory_bytes = description.as_ref().map_or(0, |it| it.memory_bytes);
+        HostFacts {
+            id: self.id.clone(),
+            hostname: self.hostname.clone(),
+            version: facts::VERSION.to_owned(),
+            git_commit: facts::GIT_COMMIT.to_owned(),
+            kernel: self.kernel.clone(),
+            os: self.os.clone(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            cpus,
+            memory_bytes,
+            state_dir: self.state_dir.display().to_string(),
+            dataplane: description.map(|it| it.dataplane).unwrap_or_default(),
+        }
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        interfaces::interfaces()
+    }
+
+    fn cluster(&self) -> Option<Cluster> {
+        locked(&self.manager).as_ref().map(|manager| manager.cluster().clone())
+    }
+
+    fn table(&self) -> Option<Arc<Table>> {
+        self.agent()?.table()
+    }
+
+    fn swarm_init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
+        self.init(request).boxed()
+    }
+
+    fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
+        self.join(request).boxed()
+    }
+
+    fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {
+        self.leave().boxed()
+    }
+}
+
+/// `docker swarm init --availability`.
+async fn set_availability(
+    cluster: &Cluster,
+    node: &NodeId,
+    availability: Availability,
+) -> Result<(), SwarmError> {
+    let state = cluster.state();
+    let Some(node) = state.nodes.get(node) else { return Ok(()) };
+    let spec = NodeSpec { availability, ..node.spec.clone() };
+    let action = Action::UpdateNode { id: node.id.clone(), version: node.meta.version, spec };
+    match cluster.propose(Command::now(action)).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(SwarmError::Host(format!(
+            "the swarm is made, but the node's availability could not be set: {}",
+            chain(&error)
+        ))),
+    }
+}
+
+fn list(remotes: &[SocketAddr]) -> String {
+    remotes.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn manager_error(error: ManagerError) -> SwarmError {
+    match error {
+        ManagerError::Listen { listen, source } => SwarmError::Listen { listen, cause: source.to_string() },
+        ManagerError::State { .. } | ManagerError::Addresses { .. } => SwarmError::Host(chain(&error)),
+    }
+}
+
+fn join_error(error: JoinError, remotes: &[SocketAddr]) -> SwarmError {
+    match error {
+        JoinError::AlreadyMember => SwarmError::AlreadyInSwarm,
+        JoinError::Connect(ConnectError::Refused {
+            reason: RefusalReason::InvalidToken, message, ..
+        }) => {
+            let why = message.strip_prefix("invalid join token: ").unwrap_or(&message);
+            SwarmError::InvalidToken(why.to_owned())
+        }
+        JoinError::Connect(ConnectError::Refused { remote, message, .. }) => {
+            SwarmError::Refused { manager: remote.to_string(), message }
+        }
+        JoinError::Connect(error) => SwarmError::Unreachable { remotes: list(remotes), cause: chain(&error) },
+        JoinError::State { .. } | JoinError::Node(_) | JoinError::NoTable => SwarmError::Host(chain(&error)),
+    }
+}

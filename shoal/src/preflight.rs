@@ -1,0 +1,127 @@
+//! What has to be so before the agent starts. Each failure says what to do about it.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+/// The oldest kernel that the dataplane is written for.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+
+/// The file in the state folder that a running agent holds locked.
+const LOCK_FILE: &str = "lock";
+
+/// Why the agent can't start here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PreflightError {
+    #[error(
+        "must run as root, as it loads BPF programs and makes network devices: run it with sudo, or as a system service"
+    )]
+    NotRoot,
+    #[error("kernel {release} is too old: Shoal needs Linux {}.{} or later", KERNEL_MIN.0, KERNEL_MIN.1)]
+    OldKernel { release: String },
+    #[error(
+        "{} is not on a BPF file system: mount one (mount -t bpf bpf {}), or name another folder with --bpffs",
+        path.display(),
+        mount_point(path).display()
+    )]
+    NoBpffs { path: PathBuf },
+    #[error("can't make the folder {}: choose another with {flag}", path.display())]
+    Folder { path: PathBuf, flag: &'static str, source: io::Error },
+    #[error("{} belongs to a running agent: stop that one first, or choose another folder with --state-dir", path.display())]
+    StateInUse { path: PathBuf },
+    #[error("can't lock {}", path.display())]
+    Lock { path: PathBuf, source: io::Error },
+}
+
+/// Checks the host: user, kernel, BPF file system.
+pub(crate) fn check_host(bpffs: &Path) -> Result<(), PreflightError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(PreflightError::NotRoot);
+    }
+    let release = crate::facts::kernel_release();
+    if !is_recent_enough(&release) {
+        return Err(PreflightError::OldKernel { release });
+    }
+    let existing = bpffs.ancestors().find(|path| path.exists()).unwrap_or(bpffs);
+    match statfs(existing) {
+        Ok(stat) if stat.filesystem_type() == BPF_FS_MAGIC => Ok(()),
+        _ => Err(PreflightError::NoBpffs { path: bpffs.to_owned() }),
+    }
+}
+
+/// A lock on the state folder; released when dropped, or when the process dies.
+#[derive(Debug)]
+pub(crate) struct StateLock {
+    _file: Flock<std::fs::File>,
+}
+
+/// Makes the agent's folders, and takes the state folder for this process.
+pub(crate) fn take_folders(state_dir: &Path, run_dir: &Path) -> Result<StateLock, PreflightError> {
+    let make = |path: &Path, flag, mode| {
+        let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+        made.map_err(|source| PreflightError::Folder { path: path.to_owned(), flag, source })
+    };
+    make(state_dir, "--state-dir", 0o700)?;
+    // Whoever may dial the socket has to get to it.
+    make(run_dir, "--run-dir", 0o755)?;
+    let path = state_dir.join(LOCK_FILE);
+    let failed = |source| PreflightError::Lock { path: path.clone(), source };
+    let file =
+        std::fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(StateLock { _file: file }),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err(PreflightError::StateInUse { path: state_dir.to_owned() })
+        }
+        Err((_, errno)) => Err(PreflightError::Lock { path, source: errno.into() }),
+    }
+}
+
+/// Whether a kernel release (`6.18.5-amd64`) is at least the oldest supported.
+fn is_recent_enough(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= KERNEL_MIN
+}
+
+/// Where a BPF file system for `path` would be mounted.
+fn mount_point(path: &Path) -> &Path {
+    let usual = Path::new("/sys/fs/bpf");
+    if path.starts_with(usual) { usual } else { path }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        for release in ["6.1.0", "6.1", "6.18.5-amd64", "7.0.0-rc1", "10.2"] {
+            assert!(is_recent_enough(release), "{release}");
+        }
+        for release in ["6.0.19", "5.15.0-91-generic", "4.19", "", "unknown"] {
+            assert!(!is_recent_enough(release), "{release}");
+        }
+    }
+
+    #[test]
+    fn a_state_folder_has_one_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, run) = (dir.path().join("state"), dir.path().join("run"));
+        let lock = take_folders(&state, &run).unwrap();
+        assert!(matches!(take_folders(&state, &run), Err(PreflightError::StateInUse { .. })));
+        drop(lock);
+        take_folders(&state, &run).unwrap();
+    }
+
+    #[test]
+    fn remedies_name_the_mount_point() {
+        let usual = PreflightError::NoBpffs { path: "/sys/fs/bpf/shoal".into() }.to_string();
+        assert!(usual.contains("mount -t bpf bpf /sys/fs/bpf)"), "{usual}");
+        let other = PreflightError::NoBpffs { path: "/run/shoal/n1/bpf".into() }.to_string();
+        assert!(other.contains("mount -t bpf bpf /run/shoal/n1/bpf)"), "{other}");
+    }
+}

@@ -1,0 +1,152 @@
+//! A client that chooses its source ports, for `shoal/whoami`. To be called in the client's namespace (`lab::as_client`).
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::sockopt::{ReuseAddr, SendTimeout};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+/// Without an answer for this long a request has failed.
+pub(crate) const LIMIT: Duration = Duration::from_secs(3);
+/// The byte at offset n of `/bytes/N` is n modulo this.
+const PERIOD: usize = 251;
+
+/// Who answered, and what it saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Answer {
+    pub(crate) task: String,
+    pub(crate) node: String,
+    /// The client's address and port, as the task saw them.
+    pub(crate) client: String,
+}
+
+/// A connection from `source`, whose port may be 0 for any.
+pub(crate) fn connect_from(source: SocketAddrV4, to: SocketAddrV4) -> Result<TcpStream> {
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, ReuseAddr, &true)?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(source)).with_context(|| format!("binding {source}"))?;
+    // It bounds connect(2) as well.
+    setsockopt(&fd, SendTimeout, &TimeVal::milliseconds(LIMIT.as_millis().try_into()?))?;
+    connect(fd.as_raw_fd(), &SockaddrIn::from(to))
+        .with_context(|| format!("connecting to {to} from {source}"))?;
+    let stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(LIMIT))?;
+    Ok(stream)
+}
+
+/// One request by a connection of its own, asking for `path`.
+pub(crate) fn http(source: SocketAddrV4, to: SocketAddrV4, path: &str) -> Result<Answer> {
+    let mut stream = connect_from(source, to)?;
+    request(&mut stream, to, path)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("reading the answer")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "{}", head.lines().next().unwrap_or_default());
+    let mut fields: BTreeMap<&str, &str> = BTreeMap::new();
+    for (key, value) in body.lines().filter_map(|line| line.split_once(": ")) {
+        fields.entry(key).or_insert(value);
+    }
+    let field =
+        |key: &str| fields.get(key).map(|value| (*value).to_owned()).context("an answer without a field");
+    Ok(Answer { task: field("task")?, node: field("node")?, client: field("client")? })
+}
+
+fn request(stream: &mut TcpStream, to: SocketAddrV4, path: &str) -> Result<()> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("sending the request")
+}
+
+/// One datagram to the echo, and its answer.
+pub(crate) fn udp(source: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Result<Answer> {
+    let socket = UdpSocket::bind(source).with_context(|| format!("binding {source}"))?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    socket.send_to(payload, to)?;
+    let mut answer = vec![0; 65_536];
+    let (len, from) =
+        socket.recv_from(&mut answer).with_context(|| format!("no answer from {to} to {source}"))?;
+    ensure!(from == SocketAddr::from(to), "asked {to}, and {from} answered");
+    let answer = &answer[..len];
+    let end = answer.iter().position(|byte| *byte == b'\n').context("an answer without a line")?;
+    ensure!(&answer[end + 1..] == payload, "the payload came back changed");
+    let line = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let field = |key: &str| {
+        let found = line.split(' ').find_map(|word| word.strip_prefix(key));
+        found.map(str::to_owned).context("an answer without a field")
+    };
+    Ok(Answer { task: field("task=")?, node: field("node=")?, client: field("client=")? })
+}
+
+/// Downloads `len` bytes, and compares each with what it has to be.
+pub(crate) fn download(to: SocketAddrV4, len: usize) -> Result<()> {
+    let mut stream = connect_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to)?;
+    request(&mut stream, to, &format!("/bytes/{len}"))?;
+    let mut reader = BufReader::with_capacity(1 << 20, stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
+    while line != "\r\n" {
+        line.clear();
+        ensure!(reader.read_line(&mut line)? > 0, "an answer without a body");
+    }
+    let mut received = vec![0; 64 << 10];
+    let expected: Vec<u8> = (0..received.len() + PERIOD).map(|at| (at % PERIOD) as u8).collect();
+    let mut offset = 0;
+    loop {
+        let count = reader.read(&mut received).with_context(|| format!("after {offset} of {len} bytes"))?;
+        if count == 0 {
+            break;
+        }
+        let start = offset % PERIOD;
+        ensure!(
+            received[..count] == expected[start..start + count],
+            "bytes from {offset} on are not what was sent"
+        );
+        offset += count;
+    }
+    ensure!(offset == len, "{offset} bytes of {len}");
+    Ok(())
+}
+
+/// A download that lives: a line a second.
+pub(crate) struct Stream {
+    reader: BufReader<TcpStream>,
+}
+
+impl Stream {
+    pub(crate) fn open(to: SocketAddrV4) -> Result<Self> {
+        let mut stream = connect_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to)?;
+        request(&mut stream, to, "/stream")?;
+        let mut stream = Self { reader: BufReader::new(stream) };
+        stream.ticks(1)?;
+        Ok(stream)
+    }
+
+    /// Waits for so many lines more.
+    pub(crate) fn ticks(&mut self, count: usize) -> Result<()> {
+        let mut seen = 0;
+        while seen < count {
+            let mut line = String::new();
+            let len = self.reader.read_line(&mut line).context("the connection stands still")?;
+            ensure!(len > 0, "the connection was closed");
+            seen += usize::from(line.starts_with("tick "));
+        }
+        Ok(())
+    }
+}
+
+/// How often each task answered, and how far the least is below the most, in percent of the most.
+pub(crate) fn shares<'a>(tasks: impl Iterator<Item = &'a str>) -> (BTreeMap<String, u32>, u32) {
+    let mut shares: BTreeMap<String, u32> = BTreeMap::new();
+    for task in tasks {
+        *shares.entry(task.splitn(3, '.').take(2).collect::<Vec<_>>().join(".")).or_default() += 1;
+    }
+    let least = shares.values().min().copied().unwrap_or_default();
+    let most = shares.values().max().copied().unwrap_or_default();
+    let spread = (100 * (most - least)).checked_div(most).unwrap_or_default();
+    (shares, spread)
+}

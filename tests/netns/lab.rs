@@ -1,0 +1,213 @@
+//! The lab that `cargo xtask test` brought up, as cases see it: nodes, namespaces, and the switch's cables.
+//!
+//! What `cargo xtask lab` can do is done by calling it; names and addresses are those that it documents.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+use crate::engine;
+
+/// The client's address on the underlay.
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 100);
+/// The client's address behind the switch's router.
+pub(crate) const ROUTED_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 100);
+/// The binary that the lab runs.
+const BINARY: &str = "/run/shoal/bin/shoal";
+/// How long it may take until a case has left nothing behind.
+const RESET_LIMIT: Duration = Duration::from_secs(30);
+
+/// A lab with a swarm: n1 is its manager.
+pub(crate) struct Lab {
+    xtask: OsString,
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// A node, by number from 1.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+}
+
+impl Node {
+    fn new(number: u8) -> Self {
+        Self { name: format!("n{number}"), address: Ipv4Addr::new(198, 18, 0, 10 + number) }
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        PathBuf::from("/run/shoal").join(&self.name)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run_dir().join("docker.sock")
+    }
+
+    /// A program on this node.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        command_in(&self.name, program)
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Lab {
+    /// The lab that `cargo xtask test` names in the environment.
+    pub(crate) fn from_environment() -> Option<Self> {
+        let xtask = std::env::var_os("SHOAL_XTASK")?;
+        let record = fs::read("/run/shoal/lab.json").ok()?;
+        let record: Value = serde_json::from_slice(&record).ok()?;
+        let count = u8::try_from(record["nodes"].as_u64()?).ok()?;
+        Some(Self { xtask, nodes: (1..=count).map(Node::new).collect() })
+    }
+
+    pub(crate) fn manager(&self) -> &Node {
+        &self.nodes[0]
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.name == name).with_context(|| format!("no node {name:?}"))
+    }
+
+    /// `cargo xtask lab …`.
+    pub(crate) fn xtask(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(&self.xtask);
+        output(command.arg("lab").args(arguments)).map(drop)
+    }
+
+    /// Removes services and networks, heals what a case broke, and waits until nothing of it is left.
+    pub(crate) fn reset(&self) -> Result<()> {
+        self.repair()?;
+        let manager = self.manager();
+        for service in engine::names(manager, &["service", "ls", "--format", "{{.Name}}"])? {
+            engine::docker_ok(manager, &["service", "rm", &service])?;
+        }
+        let networks = ["network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"];
+        for network in engine::names(manager, &networks)?.into_iter().filter(|name| name != "ingress") {
+            // It is in use until the last task of its services is gone.
+            until("the network can be removed", RESET_LIMIT, || {
+                Ok(engine::docker(manager, &["network", "rm", &network])?.status.success().then_some(()))
+            })?;
+        }
+        let mut left = Vec::new();
+        let gone = until("nothing is left", RESET_LIMIT, || {
+            left = self.leftovers()?;
+            Ok(left.is_empty().then_some(()))
+        });
+        gone.with_context(|| left.join("\n    "))
+    }
+
+    /// Starts agents that don't run, plugs cables in, and waits until all nodes are ready.
+    fn repair(&self) -> Result<()> {
+        for node in &self.nodes {
+            self.xtask(&["heal", &node.name])?;
+            if engine::get(node, "/_ping").is_err() {
+                self.xtask(&["start", &node.name])?;
+            }
+        }
+        self.until_ready(self.nodes.len())
+    }
+
+    /// Waits until `count` nodes are ready.
+    pub(crate) fn until_ready(&self, count: usize) -> Result<()> {
+        until(&format!("{count} nodes are ready"), RESET_LIMIT, || {
+            let nodes = engine::get_list(self.manager(), "/nodes")?;
+            let ready = nodes.iter().filter(|node| node["Status"]["State"] == "ready").count();
+            Ok((ready == count).then_some(()))
+        })
+    }
+
+    /// What tasks left on the nodes: their processes and their links, one line each.
+    pub(crate) fn leftovers(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            let words = words_of(pid);
+            if words.first().is_some_and(|program| program == BINARY)
+                && words.get(1).is_none_or(|word| word != "agent")
+            {
+                left.push(format!("process {pid}: {}", words.join(" ")));
+            }
+        }
+        for node in &self.nodes {
+            let links = output(node.command("ip").args(["-oneline", "link", "show", "type", "veth"]))?;
+            let names = links.lines().filter_map(|line| line.split(": ").nth(1));
+            let names: BTreeSet<&str> = names.map(|name| name.split('@').next().unwrap_or(name)).collect();
+            let tasks = names.into_iter().filter(|name| !["eth0", "shoal0", "shoal0p"].contains(name));
+            left.extend(tasks.map(|name| format!("link {name} on {node}")));
+        }
+        Ok(left)
+    }
+}
+
+fn words_of(pid: u32) -> Vec<String> {
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let arguments = arguments.split(|byte| *byte == 0).filter(|word| !word.is_empty()).skip(1);
+    let arguments = arguments.map(|word| String::from_utf8_lossy(word).into_owned());
+    std::iter::once(exe.display().to_string()).chain(arguments).collect()
+}
+
+/// A program in the namespace of a node (`n1`), the client (`client`) or the switch (`sw`).
+pub(crate) fn command_in(host: &str, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/shoal-{host}")).arg("--").arg(program);
+    command
+}
+
+/// A program in the client's namespace.
+pub(crate) fn on_client(program: &str) -> Command {
+    command_in("client", program)
+}
+
+/// Runs `work` on a thread in the client's network namespace. Threads that it starts are in there as well.
+pub(crate) fn as_client<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            setns(File::open("/run/netns/shoal-client")?, CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs a program to its end and gives its standard output; a failure says what it said.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = format!("{command:?}");
+    let Output { status, stdout, stderr } = command.output().with_context(|| line.clone())?;
+    if !status.success() {
+        bail!("{line} ended with {status}: {}", String::from_utf8_lossy(&stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+/// Polls until `condition` gives something.
+pub(crate) fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = condition()? {
+            return Ok(found);
+        }
+        ensure!(started.elapsed() < limit, "{what}: not within {} s", limit.as_secs_f32());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
