@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::{BPF_PACKAGE, PRODUCT, OBJECT_NAME, OBJECT_VAR, RUSTC_VAR, SKIP_VAR, compile, toolchain};
+use crate::{BPF_PACKAGE, OBJECT_NAME, OBJECT_VAR, PRODUCT, RUSTC_VAR, SKIP_VAR, compile, toolchain};
 
 /// Sources that the object is made from, from the workspace's root.
 const INPUTS: [&str; 7] = [

@@ -90,10 +90,8 @@ impl<W: AsyncWrite + Unpin, T: Serialize> FrameWriter<W, T> {
     pub async fn send(&mut self, message: &T) -> Result<(), CodecError> {
         let mut frame = vec![0; 4];
         serde_json::to_writer(&mut frame, message).map_err(CodecError::Encode)?;
-        let len = u32::try_from(frame.len() - 4).map_err(|_| CodecError::TooLong {
-            len: u32::MAX,
-            max: MANAGER_FRAME_BYTES_MAX,
-        })?;
+        let len = u32::try_from(frame.len() - 4)
+            .map_err(|_| CodecError::TooLong { len: u32::MAX, max: MANAGER_FRAME_BYTES_MAX })?;
         frame[..4].copy_from_slice(&len.to_be_bytes());
         self.stream.write_all(&frame).await?;
         self.stream.flush().await?;

@@ -23,7 +23,9 @@ pub struct JoinToken {
 
 /// A text that is not a join token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("invalid join token: expected SWMTKN-1-<50 characters>-<25 characters>, as `docker swarm join-token` prints it")]
+#[error(
+    "invalid join token: expected SWMTKN-1-<50 characters>-<25 characters>, as `docker swarm join-token` prints it"
+)]
 pub struct MalformedToken;
 
 impl JoinToken {

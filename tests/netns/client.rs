@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -110,6 +110,23 @@ pub(crate) fn download(to: SocketAddrV4, len: usize) -> Result<()> {
     }
     ensure!(offset == len, "{offset} bytes of {len}");
     Ok(())
+}
+
+/// Uploads `len` bytes to a server that answers with what it thinks of them.
+pub(crate) fn upload(to: SocketAddrV4, len: usize) -> Result<String> {
+    let mut stream = connect_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to)?;
+    let pattern: Vec<u8> = (0..PERIOD << 8).map(|at| (at % PERIOD) as u8).collect();
+    let mut left = len;
+    while left > 0 {
+        // Every piece but the last is whole periods.
+        let part = &pattern[..left.min(pattern.len())];
+        stream.write_all(part).with_context(|| format!("with {left} of {len} bytes to go"))?;
+        left -= part.len();
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("reading the answer")?;
+    Ok(answer)
 }
 
 /// A download that lives: a line a second.

@@ -1,6 +1,7 @@
 //! A published port, from the client outside.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -20,6 +21,9 @@ pub(crate) const PORT: u16 = 8080;
 /// How far the shares of tasks may be apart, in percent of the largest.
 const SPREAD_MAX: u32 = 25;
 const DOWNLOAD_BYTES: u32 = 100_000_000;
+const UPLOAD_BYTES: u32 = 100_000_000;
+/// A run with so many failures is over: each takes seconds.
+const FAILURES_MAX: usize = 20;
 
 /// Creates `web` with `replicas` tasks, published for TCP and UDP, and waits until every node answers.
 pub(crate) fn create_web(lab: &Lab, replicas: usize, arguments: &[&str]) -> Result<Vec<Task>> {
@@ -33,6 +37,9 @@ pub(crate) fn create_web(lab: &Lab, replicas: usize, arguments: &[&str]) -> Resu
 /// Waits until a request to each node is answered: its maps hold what the manager knows.
 pub(crate) fn until_every_node_answers(lab: &Lab) -> Result<()> {
     for target in targets(lab) {
+        std::thread::sleep(Duration::from_millis(60));
+        let t0 = Instant::now();
+        let _d = Dbg(target, t0);
         until(&format!("{target} answers"), Duration::from_secs(10), || {
             Ok(as_client(|| client::http(any(CLIENT), target, "/")).ok())
         })?;
@@ -63,23 +70,31 @@ pub(crate) fn udp_reaches_every_task_by_every_node_with_the_clients_address(lab:
 fn ask_by_every_node(lab: &Lab, ask: fn(SocketAddrV4, SocketAddrV4) -> Result<Answer>) -> Result<()> {
     let targets = targets(lab);
     let started = Instant::now();
-    let answers = as_client(|| {
-        let asked = (FIRST_PORT..FIRST_PORT + REQUESTS).zip(targets.iter().cycle());
-        let answers = asked.map(|(port, to)| {
+    let (mut answers, mut errors) = (Vec::new(), Vec::new());
+    as_client(|| {
+        for (port, to) in (FIRST_PORT..FIRST_PORT + REQUESTS).zip(targets.iter().cycle()) {
             let source = SocketAddrV4::new(CLIENT, port);
-            let answer = ask(source, *to)?;
-            ensure!(answer.client == source.to_string(), "{to} saw {} for {source}", answer.client);
-            Ok(answer)
-        });
-        Ok(answers.collect::<Vec<Result<Answer>>>())
+            match ask(source, *to) {
+                Ok(answer) if answer.client == source.to_string() => answers.push(answer),
+                Ok(answer) => errors.push(format!("{to} saw {} for {source}", answer.client)),
+                Err(error) => errors.push(format!("{error:#}")),
+            }
+            if errors.len() == FAILURES_MAX {
+                break;
+            }
+        }
+        Ok(())
     })?;
     let seconds = started.elapsed().as_secs_f32();
-    let errors: Vec<String> =
-        answers.iter().filter_map(|a| a.as_ref().err()).map(|e| format!("{e:#}")).collect();
-    let (shares, spread) = client::shares(answers.iter().flatten().map(|answer| answer.task.as_str()));
-    figure!("{REQUESTS} requests over {} nodes in {seconds:.1} s, {} failed", targets.len(), errors.len());
+    let (shares, spread) = client::shares(answers.iter().map(|answer| answer.task.as_str()));
+    figure!(
+        "{} answers over {} nodes in {seconds:.1} s, {} failed",
+        answers.len(),
+        targets.len(),
+        errors.len()
+    );
     figure!("tasks' shares {shares:?}, {spread} % apart");
-    ensure!(errors.is_empty(), "{} failed, the first: {}", errors.len(), errors[0]);
+    ensure!(errors.is_empty(), "{} failed: {}", errors.len(), errors[..errors.len().min(3)].join("; "));
     ensure!(shares.len() == 3, "{} of 3 tasks were reached", shares.len());
     ensure!(spread <= SPREAD_MAX, "the shares are more than {SPREAD_MAX} % apart");
     Ok(())
@@ -138,23 +153,40 @@ fn set_features(features: &[&str], value: &str) -> Result<()> {
     lab::output(&mut command).map(drop)
 }
 
+/// A server that checks what it gets as [`client::download`] does, and says how much was right.
+const SINK: &str = "
+import socketserver
+PERIOD = bytes(range(251))
+class Sink(socketserver.BaseRequestHandler):
+    def handle(self):
+        offset = 0
+        while True:
+            part = self.request.recv(1 << 16)
+            if not part:
+                break
+            start = offset % 251
+            if part != (PERIOD * (len(part) // 251 + 2))[start:start + len(part)]:
+                self.request.sendall(b'wrong from %d on' % offset)
+                return
+            offset += len(part)
+        self.request.sendall(b'%d' % offset)
+socketserver.ThreadingTCPServer(('', 80), Sink).serve_forever()
+";
+
 pub(crate) fn upload_by_a_node_without_the_task_is_intact(lab: &Lab) -> Result<()> {
-    let server = ["sh", "-c", "while :; do iperf3 --server --one-off; done"];
-    let arguments = ["--publish", "5201:5201", "--constraint", "node.hostname==n1", "shoal/exec"];
-    engine::create(lab, "iperf", 1, &[&arguments[..], &server].concat())?;
-    for node in &lab.nodes[..2] {
-        let address = node.address.to_string();
-        // iperf3 has no patience for a server that is not there yet.
-        let sent = until("iperf3 gets through", Duration::from_secs(15), || {
-            let mut command = on_client("timeout");
-            command.args(["30", "iperf3", "--client", &address, "--bytes", "100M", "--json"]);
-            Ok(lab::output(&mut command).ok())
+    // The test's own python: a task's PATH is shorter.
+    let python = lab::output(Command::new("python3").args(["-c", "import sys; print(sys.executable)"]))?;
+    let arguments = ["--publish", "8080:80", "--constraint", "node.hostname==n1", "shoal/exec"];
+    engine::create(lab, "sink", 1, &[&arguments[..], &[python.trim(), "-c", SINK]].concat())?;
+    for to in targets(lab).into_iter().take(2) {
+        until(&format!("{to} answers"), Duration::from_secs(10), || {
+            Ok(as_client(|| client::upload(to, 0)).ok())
         })?;
-        let sent: serde_json::Value = serde_json::from_str(&sent)?;
-        let sum = &sent["end"]["sum_received"];
-        let megabits = sum["bits_per_second"].as_f64().unwrap_or_default() / 1e6;
-        figure!("{} bytes up by {node}: {megabits:.0} Mbit/s", sum["bytes"]);
-        ensure!(sum["bytes"].as_u64().is_some_and(|bytes| bytes >= 100 << 20), "{sent}");
+        let started = Instant::now();
+        let got = as_client(|| client::upload(to, UPLOAD_BYTES as usize))?;
+        let megabits = f64::from(UPLOAD_BYTES) * 8.0 / started.elapsed().as_secs_f64() / 1e6;
+        figure!("{UPLOAD_BYTES} bytes up by {to}: {megabits:.0} Mbit/s, the server has {got} right");
+        ensure!(got == UPLOAD_BYTES.to_string(), "{got}");
     }
     Ok(())
 }
@@ -227,4 +259,13 @@ pub(crate) fn unpublished_port_is_the_hosts_own(lab: &Lab) -> Result<()> {
         lab::output(on_client("ping").args(["-c", "1", "-W", "2", &lab.nodes[0].address.to_string()]))?;
     ensure!(ping.contains(" 1 received"), "{ping}");
     Ok(())
+}
+
+struct Dbg(SocketAddrV4, Instant);
+impl Drop for Dbg {
+    fn drop(&mut self) {
+        if self.1.elapsed().as_millis() > 300 {
+            println!("    DBG {} {:?}", self.0, self.1.elapsed());
+        }
+    }
 }

@@ -1,4 +1,6 @@
-//! Signals: sending one, and hearing of one. std has no safe form of either.
+//! What std has no safe form of: sending and hearing of signals; [`bpf`] beside it loads a program.
+
+pub(crate) mod bpf;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,7 @@
 //! Networks come and go.
 
 use mesh_api::id::NetworkId;
+use mesh_api::table::TaskState;
 
 use super::{Draft, validate};
 use crate::model::{Network, NetworkSpec};
@@ -33,10 +34,13 @@ pub(super) fn remove(draft: &mut Draft, id: &NetworkId) -> Result<(), Refusal> {
     if let Some(service) = services.find(|service| service.spec.task.networks.iter().any(uses)) {
         return Err(Refusal::NetworkUsedByService { network: id.clone(), service: service.id.clone() });
     }
-    // Tasks of removed services that have not ended.
+    // Tasks that are to run; one that is only left to end doesn't hold its network back (SwarmKit's rule, which
+    // `docker stack rm` relies on).
     if draft.state.lookup.is_network_used(id) {
         let on_it = |task: &crate::model::Task| {
-            !task.has_ended() && task.endpoints.iter().any(|endpoint| endpoint.network == *id)
+            task.desired <= TaskState::Running
+                && !task.has_ended()
+                && task.endpoints.iter().any(|endpoint| endpoint.network == *id)
         };
         if let Some(task) = draft.state.tasks.values().find(|task| on_it(task)) {
             return Err(Refusal::NetworkUsedByTask { network: id.clone(), task: task.id.clone() });

@@ -8,7 +8,7 @@ use super::{Draft, task, validate};
 use crate::model::{Availability, Node, NodeSpec, NodeStatus};
 use crate::refusal::Refusal;
 
-const ONE_MANAGER: &str = "this version of Shoal runs one manager: nodes join as workers";
+const ONE_MANAGER: &str = "this version of Shoal runs one manager: nodes join as workers, with the token of `docker swarm join-token worker`";
 
 pub(super) fn add(
     draft: &mut Draft,

@@ -70,7 +70,8 @@ pub fn pin_folder(pin_dir: &Path) -> Result<PathBuf, DataplaneError> {
     for entry in fs::read_dir(pin_dir).map_err(|source| at(pin_dir, source))?.flatten() {
         // The file system's root also holds files of the kernel's own.
         let name = entry.file_name();
-        let of_a_version = name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok()).is_some();
+        let of_a_version =
+            name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok()).is_some();
         if of_a_version && entry.path() != folder {
             fs::remove_dir_all(entry.path()).map_err(|source| at(&entry.path(), source))?;
         }
@@ -98,7 +99,7 @@ pub fn load(folder: &Path, flows_max: u32) -> Result<(Programs, Maps), Dataplane
     for name in CLASSIFIERS {
         match ebpf.program_mut(name) {
             Some(Program::SchedClassifier(program)) => {
-                program.load().map_err(|source| failed(name, source))?
+                program.load().map_err(|source| failed(name, source))?;
             }
             _ => return Err(DataplaneError::Missing { name }),
         }

@@ -149,8 +149,9 @@ pub fn plan(table: &Table, local: &Local) -> Plan {
 }
 
 fn peers(table: &Table, local: &Local) -> BTreeSet<Be32> {
-    let others = table.nodes.values().filter(|node| node.id != local.node);
-    others.map(|node| Be32::from(node.vtep)).collect()
+    let others = table.nodes.values().map(|node| Be32::from(node.vtep));
+    // A host that left and joined again has an older record under the same address.
+    others.filter(|vtep| *vtep != Be32::from(local.vtep)).collect()
 }
 
 /// A service's VIPs and ports; its balancers, still empty.

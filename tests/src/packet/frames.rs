@@ -34,9 +34,7 @@ pub fn tcp_between(
     header.ack = segment == Segment::Ack;
     let builder =
         PacketBuilder::ethernet2(macs.0, macs.1).ipv4(src.0.octets(), dst.0.octets(), 63).tcp_header(header);
-    let mut bytes = Vec::new();
-    builder.write(&mut bytes, payload).expect("writing to a vector");
-    bytes
+    bytes(builder.size(payload.len()), |to| builder.write(to, payload))
 }
 
 /// A TCP segment between the endpoints' own Ethernet addresses.
@@ -49,18 +47,14 @@ pub fn udp(src: End, dst: End, payload: &[u8]) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2(mac(src.0), mac(dst.0))
         .ipv4(src.0.octets(), dst.0.octets(), 63)
         .udp(src.1, dst.1);
-    let mut bytes = Vec::new();
-    builder.write(&mut bytes, payload).expect("writing to a vector");
-    bytes
+    bytes(builder.size(payload.len()), |to| builder.write(to, payload))
 }
 
 /// An ICMP echo request or reply.
 pub fn echo(src: Ipv4Addr, dst: Ipv4Addr, request: bool, payload: &[u8]) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2(mac(src), mac(dst)).ipv4(src.octets(), dst.octets(), 63);
     let builder = if request { builder.icmpv4_echo_request(7, 1) } else { builder.icmpv4_echo_reply(7, 1) };
-    let mut bytes = Vec::new();
-    builder.write(&mut bytes, payload).expect("writing to a vector");
-    bytes
+    bytes(builder.size(payload.len()), |to| builder.write(to, payload))
 }
 
 /// An ARP request in a broadcast frame, or the reply to one.
@@ -85,12 +79,10 @@ pub fn vxlan(vni: u32, outer: Outer, mut inner: Vec<u8>) -> Vec<u8> {
     inner[6..12].copy_from_slice(&outer.inner_macs.0);
     let header = [0x08, 0, 0, 0].into_iter().chain((vni << 8).to_be_bytes());
     let payload: Vec<u8> = header.chain(inner).collect();
-    let mut bytes = Vec::new();
-    PacketBuilder::ethernet2(outer.macs.0, outer.macs.1)
+    let builder = PacketBuilder::ethernet2(outer.macs.0, outer.macs.1)
         .ipv4(outer.src.octets(), outer.dst.octets(), 64)
-        .udp(outer.source_port, 4789)
-        .write(&mut bytes, &payload)
-        .expect("writing to a vector");
+        .udp(outer.source_port, 4789);
+    let mut bytes = bytes(builder.size(payload.len()), |to| builder.write(to, &payload));
     // Shoal sends no outer UDP checksum.
     bytes[40..42].copy_from_slice(&[0, 0]);
     bytes
@@ -116,4 +108,15 @@ pub fn readdressed(mut packet: Vec<u8>, src: Ipv4Addr, dst: Ipv4Addr) -> Vec<u8>
     packet[..6].copy_from_slice(&mac(dst));
     packet[6..12].copy_from_slice(&mac(src));
     packet
+}
+
+/// What `write` writes; a vector takes everything.
+#[expect(
+    clippy::expect_used,
+    reason = "writing to a vector fails only for a packet longer than its headers can say"
+)]
+fn bytes<E: std::fmt::Debug>(len: usize, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len);
+    write(&mut bytes).expect("a packet that fits its headers");
+    bytes
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::layout::{self, BRIDGE, GATEWAY, Host, Lab, PREFIX, ROUTED_CLIENT};
-use crate::bounded;
+use super::layout::{self, BRIDGE, GATEWAY, Host, Lab, PREFIX, ROUTED_CLIENT, Xdp};
+use crate::{bounded, sys};
 
 /// For one `ip`, `mount` or `ethtool`.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -29,6 +29,9 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
         connect(&node, lab.mtu)?;
         complete_on_the_switch(&node)?;
         mount_bpffs(&node)?;
+        if lab.xdp == Xdp::Native {
+            poll_on_the_switch(&node)?;
+        }
     }
     Ok(())
 }
@@ -77,14 +80,20 @@ fn connect(host: &Host, mtu: u32) -> Result<()> {
 /// Makes a node's port of the switch behave as a wire does.
 ///
 /// A veth hands over packets as they are in memory: not segmented, checksums not filled in. XDP in the driver would send
-/// them on like that. So the switch completes what it sends to a node (`tx off`, which takes segmentation with it). And
-/// a frame that XDP sends back out of a veth arrives only if the other side polls (NAPI), as it does with GRO.
+/// them on like that. So the switch completes what it sends to a node (`tx off`, which takes segmentation with it).
 fn complete_on_the_switch(node: &Host) -> Result<()> {
-    for (feature, value) in [("tx", "off"), ("gro", "on")] {
-        let mut command = in_netns(&layout::netns(SWITCH), "ethtool");
-        bounded::output(command.args(["-K", &node.name, feature, value]), LIMIT)?;
-    }
-    Ok(())
+    let mut command = in_netns(&layout::netns(SWITCH), "ethtool");
+    bounded::output(command.args(["-K", &node.name, "tx", "off"]), LIMIT).map(drop)
+}
+
+/// Makes a node's port of the switch take frames that native XDP sends out of the node's end: the driver wakes the
+/// other end for them only if that has an XDP program as well. This one passes everything.
+fn poll_on_the_switch(node: &Host) -> Result<()> {
+    let pin = node.bpffs().join("switch_port");
+    sys::bpf::pin_xdp_pass(&pin)
+        .with_context(|| format!("could not load an XDP program at {}", pin.display()))?;
+    let pin = pin.display().to_string();
+    ip(&["-n", &layout::netns(SWITCH), "link", "set", "dev", &node.name, "xdp", "pinned", &pin])
 }
 
 fn mount_bpffs(node: &Host) -> Result<()> {
