@@ -60,7 +60,7 @@ fn mesh_request<P: Rewrite>(packet: &mut P, tables: &impl Tables, parsed: Parsed
     if let Some((flow, chosen)) = bound
         && wanted == Some(chosen.backend.addr)
     {
-        let known = flow.vtep == ingress;
+        let known = flow.vtep == ingress && !parsed.opens;
         let local = Local { parsed, tuple, chosen, target: flow.port, vtep: ingress, known };
         return deliver(packet, tables, &local);
     }

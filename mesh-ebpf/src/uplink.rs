@@ -55,7 +55,8 @@ pub struct Local<'t> {
     pub target: Be16,
     /// Where replies go: the ingress node's VTEP; 0: they leave from here.
     pub vtep: Be32,
-    /// Whether the flow table already says all this.
+    /// Whether the flow table already says all this. Never of a packet that opens a connection: since the last one, the
+    /// client may have dialled another address from the same port, and that flow's replies look the same to the task.
     pub known: bool,
 }
 
@@ -76,7 +77,7 @@ pub fn decide<'t>(packet: &impl Packet, tables: &'t impl Tables) -> Decision<'t>
     if let Some(flow) = tables.flow(&key)
         && let Some(chosen) = balance::bound(tables, &flow, parsed.opens)
     {
-        let known = flow.vtep == Be32::default();
+        let known = flow.vtep == Be32::default() && !parsed.opens;
         return towards(chosen, parsed, tuple, flow.port, known, config.hash_seed);
     }
     if tuple.protocol == PROTO_UDP && tuple.dst_port == config.vxlan_port && tables.is_local(tuple.dst) {

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::socket::sockopt::{ReuseAddr, SendTimeout};
+use nix::sys::socket::sockopt::{Linger, ReuseAddr, SendTimeout};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -110,6 +110,13 @@ pub(crate) fn download(to: SocketAddrV4, len: usize) -> Result<()> {
     }
     ensure!(offset == len, "{offset} bytes of {len}");
     Ok(())
+}
+
+/// Opens a connection and resets it: neither side remembers it.
+pub(crate) fn touch(source: SocketAddrV4, to: SocketAddrV4) -> Result<()> {
+    let stream = connect_from(source, to)?;
+    let reset = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&stream, Linger, &reset).context("setting SO_LINGER")
 }
 
 /// Uploads `len` bytes to a server that answers with what it thinks of them.

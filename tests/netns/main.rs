@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         mesh::http_reaches_every_task_by_every_node_with_the_clients_address,
         mesh::udp_reaches_every_task_by_every_node_with_the_clients_address,
         mesh::client_behind_a_router_is_served_and_seen,
+        mesh::one_source_port_dials_the_nodes_in_turn,
         mesh::datagrams_of_every_size_come_back_unchanged,
         mesh::download_by_a_node_without_the_task_is_intact,
         mesh::upload_by_a_node_without_the_task_is_intact,

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::capture::Capture;
 use crate::client::{self, Answer};
@@ -37,9 +37,6 @@ pub(crate) fn create_web(lab: &Lab, replicas: usize, arguments: &[&str]) -> Resu
 /// Waits until a request to each node is answered: its maps hold what the manager knows.
 pub(crate) fn until_every_node_answers(lab: &Lab) -> Result<()> {
     for target in targets(lab) {
-        std::thread::sleep(Duration::from_millis(60));
-        let t0 = Instant::now();
-        let _d = Dbg(target, t0);
         until(&format!("{target} answers"), Duration::from_secs(10), || {
             Ok(as_client(|| client::http(any(CLIENT), target, "/")).ok())
         })?;
@@ -107,6 +104,18 @@ pub(crate) fn client_behind_a_router_is_served_and_seen(lab: &Lab) -> Result<()>
         ensure!(answer.client.starts_with(&format!("{ROUTED_CLIENT}:")), "{to} saw {}", answer.client);
         let answer = as_client(|| client::udp(any(ROUTED_CLIENT), to, b"routed"))?;
         ensure!(answer.client.starts_with(&format!("{ROUTED_CLIENT}:")), "{to} saw {} (UDP)", answer.client);
+    }
+    Ok(())
+}
+
+/// To the task all these connections look the same, and replies have to leave as from the address last dialled.
+pub(crate) fn one_source_port_dials_the_nodes_in_turn(lab: &Lab) -> Result<()> {
+    create_web(lab, 1, &["--constraint", "node.hostname==n1"])?;
+    let source = SocketAddrV4::new(CLIENT, 23_900);
+    for (turn, to) in (1..).zip(targets(lab).into_iter().cycle().take(12)) {
+        let started = Instant::now();
+        as_client(|| client::touch(source, to)).with_context(|| format!("turn {turn}"))?;
+        ensure!(started.elapsed() < Duration::from_millis(900), "turn {turn} took a retransmission");
     }
     Ok(())
 }
@@ -259,13 +268,4 @@ pub(crate) fn unpublished_port_is_the_hosts_own(lab: &Lab) -> Result<()> {
         lab::output(on_client("ping").args(["-c", "1", "-W", "2", &lab.nodes[0].address.to_string()]))?;
     ensure!(ping.contains(" 1 received"), "{ping}");
     Ok(())
-}
-
-struct Dbg(SocketAddrV4, Instant);
-impl Drop for Dbg {
-    fn drop(&mut self) {
-        if self.1.elapsed().as_millis() > 300 {
-            println!("    DBG {} {:?}", self.0, self.1.elapsed());
-        }
-    }
 }

@@ -12,8 +12,8 @@ use crate::engine::{self, Task};
 use crate::figure;
 use crate::lab::{self, CLIENT, Lab, on_client, until};
 
-/// For what is expected to fail: how long a task tries.
-const PATIENCE: &str = "2";
+/// For what is expected to fail: how long a task tries, s.
+const PATIENCE: &str = "1";
 
 fn create_network(lab: &Lab, name: &str, arguments: &[&str]) -> Result<()> {
     let create = ["network", "create", "--driver", "overlay"];
@@ -71,8 +71,10 @@ pub(crate) fn names_resolve_to_the_vip_and_to_the_tasks(lab: &Lab) -> Result<()>
         Ok((found == addresses).then_some(found))
     })?;
     figure!("web is {vips:?}; tasks.web is {found:?}");
-    let missing = lab::output(caller.command("dig").args(["+time=2", "+tries=1", "nosuchservice", "A"]))?;
-    ensure!(missing.contains("NXDOMAIN"), "{missing}");
+    // What no service is called is asked of the host's own servers, which a lab does not reach.
+    let missing =
+        lab::output(caller.command("dig").args(["+time=3", "+tries=1", "tasks.nosuchservice", "A"]))?;
+    ensure!(missing.contains("ANSWER: 0"), "{missing}");
     Ok(())
 }
 
@@ -147,8 +149,8 @@ pub(crate) fn networks_are_kept_apart(lab: &Lab) -> Result<()> {
     let web = create_web(lab)?;
     create_network(lab, "red", &[])?;
     let stranger = create_idle(lab, "stranger", &["--network", "red"])?;
-    let missing = lab::output(stranger.command("dig").args(["+time=2", "+tries=1", "web", "A"]))?;
-    ensure!(missing.contains("NXDOMAIN"), "a name of another network: {missing}");
+    let missing = lab::output(stranger.command("dig").args(["+time=3", "+tries=1", "web", "A"]))?;
+    ensure!(missing.contains("ANSWER: 0"), "a name of another network: {missing}");
     let mut targets = vec![engine::vips(lab, "web")?[0]];
     targets.extend(web.iter().map(Task::address).collect::<Result<Vec<_>>>()?);
     for target in targets {

@@ -82,7 +82,6 @@ const BY_MANAGER: &[Refused] = &[
         words: &["banana"],
     },
     Refused { arguments: &["network", "create", "-d", "bridge", "local"], words: &["bridge"] },
-    Refused { arguments: &["network", "rm", "ingress"], words: &["ingress"] },
     Refused { arguments: &["network", "rm", "nosuchnet"], words: &["network nosuchnet not found"] },
     Refused { arguments: &["node", "rm", "n2"], words: &["is not down"] },
     Refused { arguments: &["node", "update", "--availability", "asleep", "n2"], words: &["asleep"] },
@@ -192,6 +191,8 @@ const RAW: &[(&str, &str, &str, u16, &str)] = &[
         "nosuch",
     ),
     ("POST", "/v1.50/services/web/update", r#"{"Name":"web"}"#, 400, "version"),
+    // By the command line, docker asks the user first.
+    ("DELETE", "/v1.50/networks/ingress", "", 400, "ingress"),
     ("GET", "/v1.50/services?filters=banana", "", 400, "filter"),
     ("GET", "/v1.50/tasks?filters={%22desired-state%22:[%22asleep%22]}", "", 400, "asleep"),
     ("GET", "/v1.50/services/nosuch", "", 404, "nosuch"),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod bounded;
 mod build;
 mod check;
@@ -38,6 +39,9 @@ enum Command {
     Demo(demo::Options),
     /// Runs all tests, on this machine and on labs
     Test(test::Options),
+    /// Measures, and prints figures with their spread
+    #[command(subcommand)]
+    Bench(bench::Suite),
     /// Checks format, lints and the repository's own rules; changes nothing, needs no root
     Check,
     /// Formats, and applies the fixes that clippy is sure of
@@ -65,6 +69,7 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Demo(options) => demo::run(&options),
         // Its closing line is the last word, for failures too.
         Command::Test(options) => return Ok(test::run(&options)),
+        Command::Bench(suite) => bench::run(&suite),
         Command::Check => check::run(),
         Command::Fix => check::fix(),
         Command::Tidy(options) => tidy::run(&options),

@@ -1,8 +1,6 @@
-//! Benchmarks: figures with their spread, every comparison from the same run.
+//! Benchmarks of what needs the packet harness; `cargo xtask bench` runs them and shows their figures.
 
 pub mod dataplane;
-
-use std::fmt;
 
 use serde::Serialize;
 
@@ -10,7 +8,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, Serialize)]
 pub struct Case {
     /// What was measured.
-    pub case: String,
+    #[serde(rename = "case")]
+    pub name: String,
     /// The unit of the figures.
     pub unit: &'static str,
     /// Median over the runs.
@@ -25,23 +24,16 @@ pub struct Case {
 
 impl Case {
     /// The figures of `samples`, of which there must be one.
-    pub fn new(case: &str, unit: &'static str, mut samples: Vec<f64>) -> Self {
+    pub fn new(name: &str, unit: &'static str, mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         let runs = samples.len();
         Self {
-            case: case.to_owned(),
+            name: name.to_owned(),
             unit,
             median: samples[runs / 2],
             min: samples[0],
             max: samples[runs - 1],
             runs,
         }
-    }
-}
-
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { case, unit, median, min, max, runs } = self;
-        write!(f, "{case:<28} {median:>12.1} {unit:<7} {min:>12.1} … {max:<12.1} {runs:>4} runs")
     }
 }

@@ -1,18 +1,7 @@
-//! Runs benchmarks and prints their figures, one line a case; with `--json FILE` also to a file.
+//! Runs the dataplane benchmark and prints its cases as JSON.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    match shoal_tests::bench::dataplane::run() {
-        Ok(cases) => {
-            for case in cases {
-                println!("{case}");
-            }
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error:?}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> anyhow::Result<()> {
+    let cases = shoal_tests::bench::dataplane::run()?;
+    println!("{}", serde_json::to_string(&cases)?);
+    Ok(())
 }

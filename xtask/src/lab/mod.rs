@@ -24,7 +24,7 @@ use crate::{build, setup, sys};
 
 pub(crate) use down::down;
 pub(crate) use engine::{docker, get_json};
-pub(crate) use layout::{Host, Lab, Xdp};
+pub(crate) use layout::{BINARY, Host, Lab, ROUTED_CLIENT, Xdp};
 pub(crate) use status::table;
 pub(crate) use topology::in_netns;
 

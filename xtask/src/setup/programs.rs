@@ -9,12 +9,13 @@ pub(super) struct Program {
     pub(super) package: &'static str,
 }
 
-const PROGRAMS: [Program; 13] = [
+const PROGRAMS: [Program; 14] = [
     Program { name: "nft", package: "nftables" },
     Program { name: "ip", package: "iproute2" },
     Program { name: "ethtool", package: "ethtool" },
     Program { name: "tcpdump", package: "tcpdump" },
     Program { name: "iperf3", package: "iperf3" },
+    Program { name: "wrk", package: "wrk" },
     Program { name: "curl", package: "curl" },
     Program { name: "nginx", package: "nginx-light" },
     Program { name: "dig", package: "bind9-dnsutils" },
