@@ -45,10 +45,6 @@ macro_rules! big_endian {
             }
         }
 
-        #[cfg(feature = "user")]
-        // SAFETY: A transparent wrapper of an integer.
-        unsafe impl aya::Pod for $name {}
-
         impl core::fmt::Debug for $name {
             fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
                 write!(f, "{:#x}", self.get())

@@ -73,6 +73,13 @@ macro_rules! abi {
     )*};
 }
 
+#[cfg(feature = "user")]
+// SAFETY: A transparent wrapper of an integer.
+unsafe impl aya::Pod for Be16 {}
+#[cfg(feature = "user")]
+// SAFETY: A transparent wrapper of an integer.
+unsafe impl aya::Pod for Be32 {}
+
 abi! {
     /// What the programs know of their node.
     struct Config(48, align 8) {

@@ -64,6 +64,15 @@ fn every_way_to_end_has_a_fixture() {
 }
 
 #[test]
+fn every_way_to_end_stands_in_the_documentation() {
+    let page = include_str!("../../docs/drops.md");
+    for counter in Counter::ALL {
+        let row = format!("| {} | `{}` | {} |", *counter as u32, counter.name(), counter.description());
+        assert!(page.contains(&row), "docs/drops.md lacks: {row}");
+    }
+}
+
+#[test]
 fn a_packet_that_cannot_be_written_is_dropped_and_counted() {
     let hello = frames::udp((APP, 9), (APP_ON_N2, 7), b"hello");
     let mut packet = Bytes::new(hello);
