@@ -66,6 +66,7 @@ counters! {
     DropUnknownInterface = 75, "drop_unknown_interface", "From an interface that is no task's.";
     DropUnknownAlias = 76, "drop_unknown_alias", "From the host, for an alias that is no task's.";
     DropUnknownVni = 77, "drop_unknown_vni", "VXLAN with an identifier that is neither a network's nor the mesh's.";
+    DropPortsTaken = 78, "drop_ports_taken", "A client dials one task by so many nodes' addresses from one port that no other is left.";
 
     DropInternal = 80, "drop_internal", "Out of an internal network.";
     DropMulticast = 81, "drop_multicast", "Multicast or broadcast, which overlays don't carry.";

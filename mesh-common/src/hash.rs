@@ -36,6 +36,14 @@ pub const fn place(hash: u32, len: u32) -> u32 {
     ((hash as u64 * len as u64) >> 32) as u32
 }
 
+/// Another port for the client's end of a flow with `hash`, for the `attempt`th time: none below 1024.
+#[inline(always)]
+pub const fn other_port(hash: u32, attempt: u32) -> u16 {
+    const UNPRIVILEGED: u64 = 1024;
+    let choice = mix(hash as u64 | (attempt as u64 + 1) << 32) >> 32;
+    (UNPRIVILEGED + ((choice * (u16::MAX as u64 + 1 - UNPRIVILEGED)) >> 32)) as u16
+}
+
 /// MurmurHash3's 64-bit finaliser.
 #[inline(always)]
 pub const fn mix(mut value: u64) -> u64 {
@@ -68,6 +76,15 @@ mod tests {
         }
         let mean = (u16::MAX - 1023) as u32 / 7;
         assert!(counts.iter().all(|count| count.abs_diff(mean) < mean / 20), "{counts:?}");
+    }
+
+    #[test]
+    fn other_ports_differ_and_are_unprivileged() {
+        for hash in 0..10_000 {
+            let ports = [0, 1, 2, 3].map(|attempt| other_port(hash * 429_496, attempt));
+            assert!(ports.iter().all(|port| *port >= 1024));
+            assert!(ports.windows(2).any(|pair| pair[0] != pair[1]));
+        }
     }
 
     #[test]

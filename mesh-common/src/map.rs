@@ -121,7 +121,7 @@ abi! {
     }
 
     /// What is done to the packets of a flow.
-    struct Flow(20, align 4) {
+    struct Flow(24, align 4) {
         /// The backend's slot ([`FlowKind::TO_BACKEND`], [`FlowKind::TO_SELF`]); otherwise 0.
         backend: u32,
         /// Incarnation of the backend; the entry is void once the slot, or the interface, holds another.
@@ -132,10 +132,13 @@ abi! {
         vtep: Be32,
         /// Port to write: destination towards a backend, source on the way back.
         port: Be16,
+        /// The client's port, to write at its end of a published port's flow: the one that the task sees it under on
+        /// the way there, the client's own on the way back.
+        client_port: Be16,
         /// What kind of flow.
         kind: FlowKind,
         /// Zero.
-        reserved: u8,
+        reserved: [u8; 3],
     }
 
     /// A task as the target of balancing, in one network.

@@ -7,7 +7,7 @@
 //!
 //! | hook | function |
 //! |---|---|
-//! | XDP on an uplink | [`uplink::decide`], [`encap::encapsulate`] |
+//! | XDP on an uplink | [`uplink::decide`], [`encap`] |
 //! | TC on an uplink | [`uplink::from_uplink`] |
 //! | TC on a task's veth | [`task::from_task`] |
 //! | TC on the VXLAN device | [`overlay::from_overlay`] |

@@ -60,8 +60,8 @@ fn mesh_request<P: Rewrite>(packet: &mut P, tables: &impl Tables, parsed: Parsed
     if let Some((flow, chosen)) = bound
         && wanted == Some(chosen.backend.addr)
     {
-        let known = flow.vtep == ingress && !parsed.opens;
-        let local = Local { parsed, tuple, chosen, target: flow.port, vtep: ingress, known };
+        let client_port = (flow.vtep == ingress && !parsed.opens).then_some(flow.client_port);
+        let local = Local { parsed, tuple, chosen, target: flow.port, vtep: ingress, client_port };
         return deliver(packet, tables, &local);
     }
     let Some(port) = tables.port(&PortKey::new(tuple.protocol, tuple.dst_port)) else {
@@ -76,7 +76,7 @@ fn mesh_request<P: Rewrite>(packet: &mut P, tables: &impl Tables, parsed: Parsed
     deliver(
         packet,
         tables,
-        &Local { parsed, tuple, chosen, target: port.target, vtep: ingress, known: false },
+        &Local { parsed, tuple, chosen, target: port.target, vtep: ingress, client_port: None },
     )
 }
 

@@ -40,10 +40,13 @@ pub trait Rewrite: Packet {
     ) -> Result<(), Fault>;
 }
 
-/// A packet that can grow at its front.
-pub trait Grow: Rewrite {
+/// A packet whose front can be moved.
+pub trait Resize: Rewrite {
     /// Makes room for `bytes` before the packet's first byte; their content is undefined until stored.
     fn grow(&mut self, bytes: u32) -> Result<(), Fault>;
+
+    /// Takes the packet's first `bytes` off.
+    fn shrink(&mut self, bytes: u32) -> Result<(), Fault>;
 }
 
 /// A field that a layer 4 checksum covers.

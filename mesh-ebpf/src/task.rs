@@ -99,7 +99,12 @@ fn known<P: Rewrite>(
 /// A reply to a client of a published port: under the dialled address, by the ingress node.
 #[inline(always)]
 fn mesh_reply<P: Rewrite>(packet: &mut P, parsed: Parsed, flow: &Flow) -> Verdict {
-    match nat_source(packet, parsed, flow) {
+    let rewritten = nat_source(packet, parsed, flow).and_then(|mut parsed| {
+        let client = parsed.dst;
+        nat::rewrite(packet, &mut parsed, End::Dst, client, Some(flow.client_port))?;
+        Ok(parsed)
+    });
+    match rewritten {
         Ok(parsed) if flow.vtep == Be32::default() => Verdict {
             action: Action::Route { src: parsed.src, dst: parsed.dst },
             counter: Counter::MeshReplied,

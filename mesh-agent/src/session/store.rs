@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::table::{Role, Table};
@@ -14,8 +14,10 @@ use tracing::warn;
 
 use crate::files;
 
-/// How long a table is waited on for more changes before it is written.
-const TABLE_DEBOUNCE: Duration = Duration::from_millis(200);
+/// Between two writes of the table passes at least this many times what the last one took. An agent that is killed in
+/// between comes back with an older table than its maps hold, and takes them back for as long as the managers need to
+/// answer: so no longer than it has to be.
+const TABLE_PAUSE_FACTOR: u32 = 4;
 
 /// This node's place in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,10 +102,10 @@ impl Store {
         removed.into_iter().filter_map(Result::err).collect()
     }
 
-    /// Writes every table that comes, once no other has come for a moment; ends with the sender.
+    /// Writes the tables that come, leaving out those that others replace meanwhile; ends with the sender.
     pub(crate) async fn keep_tables(self, mut tables: watch::Receiver<Option<Arc<Table>>>) {
         while tables.changed().await.is_ok() {
-            tokio::time::sleep(TABLE_DEBOUNCE).await;
+            let started = Instant::now();
             let Some(table) = tables.borrow_and_update().clone() else { continue };
             let store = self.clone();
             match tokio::task::spawn_blocking(move || store.save_table(&table)).await {
@@ -112,6 +114,7 @@ impl Store {
                 // The runtime is shutting down.
                 Err(_) => return,
             }
+            tokio::time::sleep(started.elapsed() * TABLE_PAUSE_FACTOR).await;
         }
     }
 }

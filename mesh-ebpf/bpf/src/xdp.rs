@@ -7,8 +7,9 @@ use aya_ebpf::programs::XdpContext;
 use mesh_common::be::Be16;
 use mesh_common::counter::Counter;
 use mesh_datapath::checksum;
-use mesh_datapath::encap::{encapsulate, fits};
-use mesh_datapath::packet::{Fault, Field, Grow, Packet, Rewrite};
+use mesh_datapath::encap::{decapsulate, encapsulate, fits, fits_unpacked, mesh_reply};
+use mesh_datapath::packet::{Fault, Field, Packet, Resize, Rewrite};
+use mesh_datapath::parse::Parsed;
 use mesh_datapath::tables::Tables as _;
 use mesh_datapath::uplink::{Decision, Remote, decide};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -22,7 +23,7 @@ pub struct Frame {
     ctx: XdpContext,
 }
 
-/// Forwards what goes on to another node; everything else is for the stack, and so for TC.
+/// Forwards what goes on to another node, and what comes back from one; everything else is for the stack, and so for TC.
 #[inline(always)]
 pub fn run(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(ctx);
@@ -33,7 +34,29 @@ pub fn run(ctx: XdpContext) -> u32 {
             XDP_DROP
         }
         Decision::Remote(remote) => forward(&mut frame, &remote),
+        Decision::Tunnel(outer) => reply(&mut frame, &outer),
     }
+}
+
+/// Sends a mesh reply on to the client.
+#[inline(always)]
+fn reply(frame: &mut Frame, outer: &Parsed) -> u32 {
+    let Some(reply) = mesh_reply(frame, &Maps, outer) else {
+        return XDP_PASS;
+    };
+    let Some(route) = next_hop::route(frame.ctx.as_ptr(), frame.ingress_ifindex(), reply.src, reply.dst) else {
+        return XDP_PASS;
+    };
+    // As in `forward`: TC sends what XDP can't.
+    let Some((next_hop, source)) = route.frame.filter(|_| fits_unpacked(frame.len(), route.mtu)) else {
+        return XDP_PASS;
+    };
+    if decapsulate(frame, next_hop, source).is_err() {
+        count(Counter::DropRewriteFailed);
+        return XDP_DROP;
+    }
+    count(Counter::MeshReplied);
+    send(frame, route.ifindex)
 }
 
 #[inline(always)]
@@ -54,11 +77,17 @@ fn forward(frame: &mut Frame, remote: &Remote) -> u32 {
         return XDP_DROP;
     }
     count(Counter::MeshForwarded);
-    if peer.ifindex == frame.ingress_ifindex() {
+    send(frame, peer.ifindex)
+}
+
+/// Out of the interface that the frame came in by, or of another one.
+#[inline(always)]
+fn send(frame: &Frame, ifindex: u32) -> u32 {
+    if ifindex == frame.ingress_ifindex() {
         return XDP_TX;
     }
     // SAFETY: A plain helper call.
-    unsafe { bpf_redirect(peer.ifindex, 0) as u32 }
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
 }
 
 impl Frame {
@@ -126,11 +155,23 @@ impl Rewrite for Frame {
     }
 }
 
-impl Grow for Frame {
+impl Resize for Frame {
     #[inline(always)]
     fn grow(&mut self, bytes: u32) -> Result<(), Fault> {
+        self.move_front(-(bytes as i32))
+    }
+
+    #[inline(always)]
+    fn shrink(&mut self, bytes: u32) -> Result<(), Fault> {
+        self.move_front(bytes as i32)
+    }
+}
+
+impl Frame {
+    #[inline(always)]
+    fn move_front(&mut self, bytes: i32) -> Result<(), Fault> {
         // SAFETY: The context is the program's own.
-        match unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -(bytes as i32)) } {
+        match unsafe { bpf_xdp_adjust_head(self.ctx.ctx, bytes) } {
             0 => Ok(()),
             _ => Err(Fault),
         }

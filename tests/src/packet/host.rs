@@ -8,15 +8,16 @@ use mesh_common::counter::Counter;
 use mesh_common::map::{
     AddrKey, Alias, Backend, Config, Endpoint, Flow, FlowKey, Iface, Peer, Port, PortKey, Service,
 };
-use mesh_datapath::encap::{encapsulate, fits};
-use mesh_datapath::packet::{Fault, Field, Grow, Packet, Rewrite};
+use mesh_datapath::encap::{decapsulate, encapsulate, fits, fits_unpacked, mesh_reply};
+use mesh_datapath::packet::{Fault, Field, Packet, Resize, Rewrite};
+use mesh_datapath::parse::Parsed;
 use mesh_datapath::tables::Tables;
 use mesh_datapath::uplink::{Decision, decide};
 use mesh_datapath::verdict::Verdict;
 use mesh_datapath::{checksum, host, overlay, task, uplink};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::world::{LOOPBACK, World};
+use super::world::{CLIENT_ROUTE, LOOPBACK, World};
 use super::{End, Hook, Outcome};
 
 /// A packet in a vector.
@@ -80,9 +81,14 @@ impl Rewrite for Bytes {
     }
 }
 
-impl Grow for Bytes {
+impl Resize for Bytes {
     fn grow(&mut self, bytes: u32) -> Result<(), Fault> {
         self.bytes.splice(..0, std::iter::repeat_n(0, bytes as usize));
+        Ok(())
+    }
+
+    fn shrink(&mut self, bytes: u32) -> Result<(), Fault> {
+        self.bytes.drain(..bytes as usize);
         Ok(())
     }
 }
@@ -201,6 +207,7 @@ fn xdp(packet: &mut Bytes, tables: &HostTables<'_>) -> (End, Option<Counter>) {
     let remote = match decide(packet, tables) {
         Decision::Pass | Decision::Local(_) => return (End::XdpPass, None),
         Decision::Drop(reason) => return (End::XdpDrop, Some(reason)),
+        Decision::Tunnel(outer) => return xdp_reply(packet, tables, &outer),
         Decision::Remote(remote) => remote,
     };
     let (Some(config), Some(peer)) = (tables.config(), tables.peer(remote.peer)) else {
@@ -213,6 +220,17 @@ fn xdp(packet: &mut Bytes, tables: &HostTables<'_>) -> (End, Option<Counter>) {
         Err(Fault) => (End::XdpDrop, Some(Counter::DropRewriteFailed)),
         Ok(()) if peer.ifindex == LOOPBACK => (End::XdpTx, Some(Counter::MeshForwarded)),
         Ok(()) => (End::XdpRedirect, Some(Counter::MeshForwarded)),
+    }
+}
+
+/// What the XDP program does with a mesh reply; the way to the client is `world::CLIENT_ROUTE`.
+fn xdp_reply(packet: &mut Bytes, tables: &HostTables<'_>, outer: &Parsed) -> (End, Option<Counter>) {
+    if mesh_reply(packet, tables, outer).is_none() || !fits_unpacked(packet.len(), CLIENT_ROUTE.mtu) {
+        return (End::XdpPass, None);
+    }
+    match decapsulate(packet, CLIENT_ROUTE.next_hop, CLIENT_ROUTE.source) {
+        Err(Fault) => (End::XdpDrop, Some(Counter::DropRewriteFailed)),
+        Ok(()) => (End::XdpRedirect, Some(Counter::MeshReplied)),
     }
 }
 

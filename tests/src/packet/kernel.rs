@@ -16,7 +16,7 @@ use mesh_agent::dataplane::object::{self, Maps, Programs};
 use mesh_common::counter::Counter;
 use mesh_common::map::{Flow, FlowKey, Peer};
 
-use super::world::{N1, World};
+use super::world::{CLIENT, CLIENT_ROUTE, N1, World};
 use super::{Hook, Outcome};
 
 /// The probe programs' object.
@@ -226,7 +226,9 @@ fn enter_namespaces() -> Result<PathBuf> {
     ip("link set lo up")?;
     ip("link set two up")?;
     ip("link set three up")?;
+    ip(&format!("link set two address {}", colons(CLIENT_ROUTE.source)))?;
     ip(&format!("addr add {N1}/24 dev two"))?;
+    ip(&format!("neigh add {CLIENT} lladdr {} dev two", colons(CLIENT_ROUTE.next_hop)))?;
     ip("route add default via 198.18.0.1")?;
     for scope in ["all", "lo", "two", "three"] {
         fs::write(format!("/proc/sys/net/ipv4/conf/{scope}/forwarding"), "1").context("forwarding")?;
@@ -234,6 +236,10 @@ fn enter_namespaces() -> Result<PathBuf> {
     let pins = folder.join("packet-tests");
     fs::create_dir_all(&pins)?;
     Ok(pins)
+}
+
+fn colons(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn ip(arguments: &str) -> Result<()> {

@@ -88,6 +88,21 @@ pub const NEXT_HOP: [u8; 6] = [2, 0, 0, 0, 0, 0x12];
 /// See [`NEXT_HOP`].
 pub const UPLINK: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 
+/// The way from this node to [`CLIENT`] by the routes and neighbours of the kernel's namespace.
+pub const CLIENT_ROUTE: ClientRoute =
+    ClientRoute { next_hop: [2, 0, 0, 0, 0, 0x64], source: UPLINK, mtu: 1500 };
+
+/// See [`CLIENT_ROUTE`].
+#[derive(Debug)]
+pub struct ClientRoute {
+    /// Ethernet address of the next hop.
+    pub next_hop: [u8; 6],
+    /// Ethernet address of the interface, which is not the one that packets come in by.
+    pub source: [u8; 6],
+    /// MTU, bytes.
+    pub mtu: u16,
+}
+
 /// What the tables hold.
 #[derive(Debug)]
 pub struct World {

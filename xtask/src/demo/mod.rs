@@ -158,6 +158,7 @@ fn follow_the_caller(stage: &mut Stage, nodes: &[Host]) -> Result<()> {
     let caller = tasks.first().context("caller has no task")?;
     let host = nodes.iter().find(|node| node.name == caller.node).context("caller runs nowhere")?;
     let log = host.state_dir().join("tasks").join(&caller.id).join("log");
+    command(&format!("grep ^task: {}", log.display()));
     let answers = bounded::until("the caller reached every task", TASKS_LIMIT, || {
         let text = std::fs::read(&log).unwrap_or_default();
         let answers = Answer::all(&String::from_utf8_lossy(&text));
