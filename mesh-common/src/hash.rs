@@ -36,6 +36,14 @@ pub const fn place(hash: u32, len: u32) -> u32 {
     ((hash as u64 * len as u64) >> 32) as u32
 }
 
+/// What spreads a flow's tunnel packets over the underlay's paths: cheap, and the same for all of the flow's packets.
+#[inline(always)]
+pub const fn path_entropy(tuple: &Tuple) -> u16 {
+    const GOLDEN_RATIO: u32 = 0x9e37_79b1;
+    let ports = (tuple.src_port.get() as u32) << 16 | tuple.dst_port.get() as u32;
+    ((tuple.src.get() ^ tuple.dst.get().rotate_left(16) ^ ports).wrapping_mul(GOLDEN_RATIO) >> 16) as u16
+}
+
 /// Another port for the client's end of a flow with `hash`, for the `attempt`th time: none below 1024.
 #[inline(always)]
 pub const fn other_port(hash: u32, attempt: u32) -> u16 {
@@ -56,6 +64,8 @@ pub const fn mix(mut value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
 
     fn tuple(src_port: u16) -> Tuple {
@@ -76,6 +86,13 @@ mod tests {
         }
         let mean = (u16::MAX - 1023) as u32 / 7;
         assert!(counts.iter().all(|count| count.abs_diff(mean) < mean / 20), "{counts:?}");
+    }
+
+    #[test]
+    fn consecutive_source_ports_take_different_paths() {
+        let paths: std::collections::BTreeSet<u16> =
+            (1024..2048).map(|port| path_entropy(&tuple(port)) & 0x3fff).collect();
+        assert!(paths.len() > 900, "{}", paths.len());
     }
 
     #[test]

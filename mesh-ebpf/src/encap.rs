@@ -62,7 +62,7 @@ pub fn encapsulate<P: Resize>(
             ethernet: Ethernet { dst: peer.next_hop, src: peer.source, ethertype: ETHERTYPE_IPV4 },
             ip,
             udp: Udp {
-                src: Be16::new(SOURCE_PORT_MIN | (remote.hash as u16 & 0x3fff)),
+                src: Be16::new(SOURCE_PORT_MIN | (remote.entropy & 0x3fff)),
                 dst: config.vxlan_port,
                 len: Be16::new(udp_len),
                 checksum: Be16::new(0),

@@ -5,7 +5,7 @@
 
 use mesh_common::be::{Be16, Be32};
 use mesh_common::counter::Counter;
-use mesh_common::hash::{Tuple, flow_hash, other_port};
+use mesh_common::hash::{Tuple, flow_hash, other_port, path_entropy};
 use mesh_common::map::{Backend, Flow, FlowKey, FlowKind, PROTO_UDP, PortKey};
 use mesh_common::vxlan::VNI_MESH_REQUEST;
 
@@ -38,8 +38,8 @@ pub struct Remote {
     pub peer: u32,
     /// The backend's address, which the inner frame is addressed to.
     pub addr: Be32,
-    /// The flow's hash, for the outer source port.
-    pub hash: u32,
+    /// What the flow's outer source port is made of.
+    pub entropy: u16,
     /// DSCP and ECN of the packet.
     pub tos: u8,
 }
@@ -87,7 +87,7 @@ pub fn decide<'t>(packet: &impl Packet, tables: &'t impl Tables) -> Decision<'t>
     {
         let known = flow.vtep == Be32::default() && !parsed.opens;
         let client_port = known.then_some(flow.client_port);
-        return towards(chosen, parsed, tuple, flow.port, client_port, config.hash_seed);
+        return towards(chosen, parsed, tuple, flow.port, client_port);
     }
     let Some(port) = tables.port(&PortKey::new(tuple.protocol, tuple.dst_port)) else {
         return Decision::Pass;
@@ -101,7 +101,7 @@ pub fn decide<'t>(packet: &impl Packet, tables: &'t impl Tables) -> Decision<'t>
     if chosen.backend.peer != 0 {
         tables.insert_flow(&key, &forward_flow(chosen, port.target, tuple.src_port, Be32::default()));
     }
-    towards(chosen, parsed, tuple, port.target, None, config.hash_seed)
+    towards(chosen, parsed, tuple, port.target, None)
 }
 
 #[inline(always)]
@@ -111,13 +111,12 @@ fn towards(
     tuple: Tuple,
     target: Be16,
     client_port: Option<Be16>,
-    seed: u64,
 ) -> Decision<'_> {
     let Backend { addr, peer, .. } = *chosen.backend;
     if peer == 0 {
         return Decision::Local(Local { parsed, tuple, chosen, target, vtep: Be32::default(), client_port });
     }
-    Decision::Remote(Remote { peer, addr, hash: flow_hash(&tuple, seed), tos: parsed.tos })
+    Decision::Remote(Remote { peer, addr, entropy: path_entropy(&tuple), tos: parsed.tos })
 }
 
 /// Decides on, and rewrites, a packet that came in by an uplink: all that TC does.
