@@ -235,7 +235,10 @@ impl World {
         let mut incarnations = std::collections::BTreeSet::new();
         for task in state.tasks.values() {
             assert!(task.incarnation > 0 && incarnations.insert(task.incarnation));
-            let endpoints = task.endpoints.iter().filter(|_| !task.has_ended());
+            // A task that is only left to end doesn't hold its networks back.
+            let stays = |network| task.desired <= TaskState::Running || state.networks.contains_key(network);
+            let endpoints =
+                task.endpoints.iter().filter(|endpoint| !task.has_ended() && stays(&endpoint.network));
             for endpoint in endpoints {
                 endpoint.addr.into_iter().for_each(|addr| take(&endpoint.network, addr));
             }

@@ -54,6 +54,24 @@ pub(crate) fn scaling_under_load_fails_no_request(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn rolling_update_under_load_fails_no_request(lab: &Lab) -> Result<()> {
+    let before = create_web(lab, 3, &[])?;
+    let load = Load::start(&targets(lab), "/slow/50");
+    let began = Instant::now();
+    engine::docker_ok(lab.manager(), &["service", "update", "--env-add", "VERSION=2", "web"])?;
+    let seconds = began.elapsed().as_secs_f32();
+    let requests = load.finish()?;
+    let errors: Vec<&String> = requests.iter().filter_map(|request| request.error.as_ref()).collect();
+    figure!("updated in {seconds:.1} s: {} requests, {} failed {errors:?}", requests.len(), errors.len());
+    let after = engine::until_running(lab, "web", 3)?;
+    ensure!(
+        after.iter().all(|task| before.iter().all(|old| old.id != task.id)),
+        "not all tasks were replaced"
+    );
+    ensure!(errors.is_empty(), "{errors:?}");
+    Ok(())
+}
+
 pub(crate) fn killed_task_is_replaced(lab: &Lab) -> Result<()> {
     let before = create_web(lab, 3, &[])?;
     let victim = &before[0];

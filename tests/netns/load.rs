@@ -12,7 +12,7 @@ use crate::client;
 use crate::lab::as_client;
 
 /// Connections at a time.
-const THREADS: usize = 4;
+const THREADS: usize = 8;
 /// Between two requests of a thread.
 const PAUSE: Duration = Duration::from_millis(10);
 

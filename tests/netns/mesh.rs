@@ -120,6 +120,18 @@ pub(crate) fn one_source_port_dials_the_nodes_in_turn(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// The same for a socket of the client that talks to several nodes: each answers under its own address.
+pub(crate) fn one_socket_asks_the_nodes_in_turn(lab: &Lab) -> Result<()> {
+    create_web(lab, 1, &["--constraint", "node.hostname==n1"])?;
+    let source = SocketAddrV4::new(CLIENT, 23_901);
+    for (turn, to) in (1..).zip(targets(lab).into_iter().cycle().take(12)) {
+        let answer =
+            as_client(|| client::udp(source, to, b"turn")).with_context(|| format!("turn {turn}"))?;
+        ensure!(answer.client.starts_with(&format!("{CLIENT}:")), "turn {turn}: {to} saw {}", answer.client);
+    }
+    Ok(())
+}
+
 pub(crate) fn datagrams_of_every_size_come_back_unchanged(lab: &Lab) -> Result<()> {
     create_web(lab, 1, &["--constraint", "node.hostname==n1"])?;
     // By the task's own node and by another; up to what fits the overlay with headers and the echo's own line.

@@ -186,7 +186,7 @@ fn build() -> Result<()> {
 
 fn cargo_test(packages: &[&str]) -> Command {
     let mut command = workspace::cargo();
-    command.args(["test", "--locked", "--quiet"]).args(packages);
+    command.args(["test", "--locked", "--quiet", "--no-fail-fast"]).args(packages);
     command
 }
 
