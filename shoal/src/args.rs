@@ -18,8 +18,24 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Runs the agent: one on every host, managers and workers alike.
     Agent(Box<AgentArgs>),
+    /// Shows how many packets this node dropped, and why.
+    Drops(DropsArgs),
     /// Shows the version.
     Version,
+}
+
+/// Which counts to show, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DropsArgs {
+    /// The agent's folder on a BPF file system.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/shoal", env = "SHOAL_BPFFS")]
+    pub(crate) bpffs: PathBuf,
+    /// Shows every way that a packet can end, not drops alone.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Prints JSON: `{"<name>": <packets>, …}`.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How the agent runs.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod args;
+mod drops;
 mod facts;
 mod host;
 mod interfaces;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     }
     let result = match args::Args::parse().command {
         args::Command::Agent(args) => agent::run(&args),
+        args::Command::Drops(args) => drops::run(&args),
         args::Command::Version => {
             println!("shoal {}", facts::version_line());
             Ok(())

@@ -21,6 +21,14 @@ pub enum DataplaneError {
         /// The folder.
         path: PathBuf,
     },
+    /// No dataplane is pinned there.
+    #[error(
+        "no dataplane of this version under {path}: this node is in no cluster, or its agent has another --bpffs"
+    )]
+    NotSetUp {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The folder for pins can't be used.
     #[error("can't use {path} for pinned programs and maps")]
     PinFolder {

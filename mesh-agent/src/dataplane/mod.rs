@@ -4,6 +4,7 @@
 //! Everything is pinned: programs, attachments and maps outlive the agent, and the next one takes them over.
 
 pub mod attach;
+mod counters;
 mod error;
 pub mod layout;
 pub mod maglev;
@@ -17,9 +18,11 @@ use std::path::PathBuf;
 use aya::programs::xdp::XdpMode as AyaXdpMode;
 use mesh_api::table::Table;
 use mesh_common::be::{Be16, Be32};
+pub use mesh_common::counter::Counter;
 use mesh_common::map::Config;
 
 use self::attach::{Links, TcHook, xdp_pin_name};
+pub use self::counters::read_counters;
 pub use self::error::DataplaneError;
 use self::layout::Layout;
 use self::object::Maps;
