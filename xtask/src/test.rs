@@ -122,7 +122,8 @@ fn suites(options: &Options, report: &mut Report) -> Result<()> {
         counted(command.arg("--").args(&filter), UNIT_LIMIT)
     })?;
     report.suite("packet", || {
-        let mut command = cargo_test(&["--package", "shoal-tests", "--lib", "--test", "packet"]);
+        let mut command =
+            cargo_test(&["--package", "shoal-tests", "--lib", "--test", "packet", "--test", "attach"]);
         // The figures of the verifier, and why something was skipped.
         counted(command.args(["--", "--show-output"]).args(&filter), PACKET_LIMIT)
     })?;

@@ -212,7 +212,7 @@ impl KernelOutcome {
 
 /// Gives the calling thread new network and mount namespaces: interfaces 2 and 3, a default route for `Route`
 /// verdicts, and a BPF file system. Returns the folder to pin in.
-fn enter_namespaces() -> Result<PathBuf> {
+pub fn enter_namespaces() -> Result<PathBuf> {
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
 

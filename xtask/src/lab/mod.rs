@@ -38,7 +38,7 @@ pub(crate) enum Action {
     Up(Up),
     /// Shows the nodes
     Status,
-    /// Runs a command on a node, on the client or on the switch (`sw`); DOCKER_HOST is the node's
+    /// Runs a command on a node, on the client or on the switch (`sw`); DOCKER_HOST and `shoal` are the node's
     Exec {
         /// `n1`, `client`, `sw`
         host: String,
@@ -213,6 +213,9 @@ fn exec(host: &str, command: &[String]) -> Result<()> {
             let node = lab.node(node)?;
             let mut inside = in_netns(&node.netns(), &command[0]);
             inside.env("DOCKER_HOST", node.docker_host()).env_remove("DOCKER_CONTEXT");
+            let path = std::env::var("PATH").unwrap_or_default();
+            let bin = Path::new(BINARY).parent().unwrap_or(Path::new("/"));
+            inside.env("SHOAL_BPFFS", node.bpffs()).env("PATH", format!("{}:{path}", bin.display()));
             inside
         }
     };
