@@ -154,6 +154,7 @@ fn on_labs() -> Result<Vec<Case>> {
 
 fn on_lab(binary: &Path, xdp: Xdp) -> Result<Vec<Case>> {
     let up = lab::Up { nodes: 3, xdp, mtu: 1500, swarm: true, binary: Some(binary.to_owned()) };
+    let _claim = lab::claim()?;
     let lab = lab::up(&up)?;
     let measured = netns::run(&lab, xdp);
     sys::forget_interrupt();

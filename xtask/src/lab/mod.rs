@@ -4,6 +4,7 @@
 //! leaves nothing of it.
 
 mod agents;
+mod claim;
 mod down;
 mod engine;
 mod layout;
@@ -22,6 +23,7 @@ use clap::{Args, Subcommand};
 
 use crate::{build, setup, sys};
 
+pub(crate) use claim::claim;
 pub(crate) use down::down;
 pub(crate) use engine::{docker, get_json};
 pub(crate) use layout::{BINARY, Host, Lab, ROUTED_CLIENT, Xdp};
@@ -108,6 +110,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     require_root()?;
     match action {
         Action::Up(options) => {
+            let _claim = claim()?;
             let lab = up(options)?;
             status::show(&lab);
             Ok(())
@@ -128,6 +131,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
         Action::Logs { node, follow } => logs(&Lab::current()?.node(node)?, *follow),
         Action::Down => {
             sys::catch_interrupts();
+            let _claim = claim()?;
             let removed = down()?;
             if removed == down::Removed::default() {
                 println!("lab: there was none");

@@ -111,18 +111,16 @@ fn netns_of(pid: u32) -> PathBuf {
 }
 
 fn runs_the_labs_binary(pid: u32) -> bool {
-    let exe = format!("/proc/{pid}/exe");
-    let Ok(path) = fs::read_link(&exe) else { return false };
+    let Ok(path) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
     // The kernel adds a word to the name of a file that was removed or replaced.
     let path = path.to_string_lossy();
-    path.strip_suffix(" (deleted)").unwrap_or(&path) == BINARY && is_on_the_labs_mount(&exe)
+    path.strip_suffix(" (deleted)").unwrap_or(&path) == BINARY && sees_our_run(pid)
 }
 
-/// Another mount namespace (a container's) may hold a lab of its own, whose binary has the same path: each lab's is on a
-/// mount of its own. Where ours is unmounted already, the path has to do.
-fn is_on_the_labs_mount(exe: &str) -> bool {
-    let Ok(ours) = fs::metadata(BINARY) else { return true };
-    fs::metadata(exe).is_ok_and(|exe| exe.dev() == ours.dev())
+/// A container may hold a lab of its own, whose binary has the same path, but in another file system.
+fn sees_our_run(pid: u32) -> bool {
+    let identity = |path: &str| fs::metadata(path).map(|folder| (folder.dev(), folder.ino())).ok();
+    identity("/run").is_some_and(|ours| identity(&format!("/proc/{pid}/root/run")) == Some(ours))
 }
 
 fn arguments(pid: u32) -> Vec<String> {
