@@ -34,15 +34,17 @@ pub(super) fn allocate(
             owners.insert((port.protocol, port.published), owner);
         }
     }
+    let data_path_port = draft.cluster()?.data_path_port;
     let mut ports = spec.ports.clone();
     for port in &ports {
-        check(draft, &owners, port)?;
+        check(data_path_port, &owners, port)?;
     }
     for at in 0..ports.len() {
         if ports[at].published == 0 {
             let free = |port: &u16| {
                 let key = (ports[at].protocol, *port);
-                !owners.contains_key(&key)
+                reserved_for(key, data_path_port).is_none()
+                    && !owners.contains_key(&key)
                     && !ports.iter().any(|other| (other.protocol, other.published) == key)
             };
             let before = kept.iter().find(|old| PortConfig { published: 0, ..(*old).clone() } == ports[at]);
@@ -55,24 +57,29 @@ pub(super) fn allocate(
     Ok(ports)
 }
 
+/// Who among the cluster's own parts answers on a port.
+fn reserved_for(port: (Protocol, u16), data_path_port: u16) -> Option<&'static str> {
+    match port {
+        (Protocol::Tcp, session::DEFAULT_PORT) => Some("the cluster's managers"),
+        (Protocol::Udp, port) if port == data_path_port => Some("the overlay between nodes"),
+        (Protocol::Tcp | Protocol::Udp, _) => None,
+    }
+}
+
 fn check(
-    draft: &Draft,
+    data_path_port: u16,
     owners: &BTreeMap<(Protocol, u16), Owner<'_>>,
     port: &PortConfig,
 ) -> Result<(), Refusal> {
     if port.published == 0 {
         return Ok(());
     }
-    let cluster = draft.cluster()?;
-    let reserved = |protocol, owner| Err(Refusal::PortReserved { port: port.published, protocol, owner });
-    match port.protocol {
-        Protocol::Tcp if port.published == session::DEFAULT_PORT => {
-            return reserved("tcp", "the cluster's managers");
-        }
-        Protocol::Udp if port.published == cluster.data_path_port => {
-            return reserved("udp", "the overlay between nodes");
-        }
-        Protocol::Tcp | Protocol::Udp => {}
+    if let Some(owner) = reserved_for((port.protocol, port.published), data_path_port) {
+        let protocol = match port.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        return Err(Refusal::PortReserved { port: port.published, protocol, owner });
     }
     match owners.get(&(port.protocol, port.published)) {
         Some(owner) if !(owner.host && port.mode == PublishMode::Host) => Err(Refusal::PortInUse {

@@ -2,12 +2,13 @@
 
 use std::net::Ipv4Addr;
 
+use mesh_api::id::ServiceId;
 use mesh_api::table::{EndpointMode, NodeState, Protocol, PublishMode, Role, TaskState};
 use proptest::prelude::*;
 
 use super::apply;
-use crate::command::{Action, Command, Step};
-use crate::model::{IpamConfig, Lookup, Mode, NodeSpec, State, UpdateState};
+use crate::command::{Action, Command, Genesis, Step};
+use crate::model::{IpamConfig, Lookup, Mode, NodeSpec, PortConfig, State, UpdateState};
 use crate::refusal::{Code, Refusal};
 use crate::testing::{World, attachment, ingress_port, network, service};
 
@@ -84,6 +85,18 @@ fn automatic_ports_stay_over_updates() {
 
 /// Makes a specification wrong.
 type Change = Box<dyn Fn(&mut crate::model::ServiceSpec)>;
+
+#[test]
+fn an_automatic_port_is_never_the_overlays_own() {
+    let genesis = Genesis { data_path_port: 30000, ..crate::testing::genesis() };
+    let command = Command { at_ns: 1, action: Action::Initialize(Box::new(genesis)) };
+    let (state, _) = apply(&State::empty(), 1, &command).unwrap();
+    let mut dns = service("dns", 1);
+    dns.endpoint.ports.push(PortConfig { protocol: Protocol::Udp, ..ingress_port(0, 53) });
+    let action = Action::CreateService { id: "dns".into(), spec: Box::new(dns) };
+    let (state, _) = apply(&state, 2, &Command { at_ns: 2, action }).unwrap();
+    assert_eq!(state.services[&ServiceId::from("dns")].endpoint.ports[0].published, 30001);
+}
 
 #[test]
 fn wrong_specifications_are_refused_by_field() {

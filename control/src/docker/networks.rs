@@ -169,7 +169,12 @@ fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
             "{name} is a pre-defined network and cannot be created: choose another Name"
         )));
     }
-    names::check("Name", &name)?;
+    // As `apply` has it: what names a service, or several with dots between them.
+    if name.split('.').any(|part| names::check("Name", part).is_err()) {
+        return Err(ApiError::invalid(format!(
+            "invalid Name '{name}': name must be valid as a DNS name (parts of letters, digits, and - or _ between them)"
+        )));
+    }
     if !matches!(scope.as_deref(), None | Some("" | "swarm" | "global")) {
         return Err(ApiError::invalid(format!(
             "Scope: '{}' is not an overlay's: expected swarm",

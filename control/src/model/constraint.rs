@@ -1,6 +1,7 @@
 //! Placement constraints: `node.role==worker`, `node.labels.disk != ssd`. Only `==` and `!=`, all of which must hold.
 //!
-//! Syntax and matching are SwarmKit's (`manager/constraint`): keys are exact, values compare without regard to case.
+//! Syntax and matching are SwarmKit's (`manager/constraint`): keys and values compare without regard to case, except for
+//! the names of labels.
 
 use std::net::IpAddr;
 
@@ -79,13 +80,13 @@ fn parse_key(name: &str) -> Result<Key, MalformedConstraint> {
             .then(|| rest.to_owned())
             .ok_or_else(|| MalformedConstraint::Key(name.to_owned()))
     };
-    if let Some(rest) = name.strip_prefix(NODE_LABEL) {
+    if let Some(rest) = strip_prefix(name, NODE_LABEL) {
         return Ok(Key::NodeLabel(label(rest)?));
     }
-    if let Some(rest) = name.strip_prefix(ENGINE_LABEL) {
+    if let Some(rest) = strip_prefix(name, ENGINE_LABEL) {
         return Ok(Key::EngineLabel(label(rest)?));
     }
-    match name {
+    match name.to_ascii_lowercase().as_str() {
         "node.id" => Ok(Key::Id),
         "node.hostname" => Ok(Key::Hostname),
         "node.ip" => Ok(Key::Ip),
@@ -94,6 +95,11 @@ fn parse_key(name: &str) -> Result<Key, MalformedConstraint> {
         "node.platform.arch" => Ok(Key::Arch),
         _ => Err(MalformedConstraint::Key(name.to_owned())),
     }
+}
+
+fn strip_prefix<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, rest) = name.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
 impl Constraint {
@@ -161,6 +167,9 @@ mod tests {
             ("node.hostname != n1", false),
             ("node.role==worker", true),
             ("node.role==manager", false),
+            ("Node.Role==worker", true),
+            ("NODE.LABELS.disk==ssd", true),
+            ("node.labels.Disk==ssd", false),
             ("node.labels.disk==ssd", true),
             ("node.labels.absent!=x", true),
             ("node.labels.absent==x", false),

@@ -26,6 +26,8 @@ enum Event {
     Orchestrate,
     Nodes,
     Wait { seconds: u64 },
+    Constrain { name: u64, at: usize },
+    History { limit: u64 },
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -38,7 +40,9 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(name, replicas, global, knobs)| Event::Create { name, replicas, global, knobs }),
         2 => (name.clone(), 0..7_u64).prop_map(|(name, replicas)| Event::Scale { name, replicas }),
         2 => (name.clone(), 0..4_usize, any::<u8>()).prop_map(|(name, image, knobs)| Event::Image { name, image, knobs }),
-        1 => name.prop_map(|name| Event::Remove { name }),
+        1 => name.clone().prop_map(|name| Event::Remove { name }),
+        1 => (name, 0..=NODES.len()).prop_map(|(name, at)| Event::Constrain { name, at }),
+        1 => (0..3_u64).prop_map(|limit| Event::History { limit }),
         2 => (0..NODES.len(), states).prop_map(|(at, state)| Event::Node { at, state }),
         1 => (0..NODES.len(), availabilities).prop_map(|(at, availability)| Event::Availability { at, availability }),
         3 => any::<usize>().prop_map(|at| Event::Kill { at }),
@@ -110,6 +114,20 @@ fn happen(world: &mut World, event: &Event) {
         Event::Orchestrate => drop(world.orchestrate()),
         Event::Nodes => drop(world.run_nodes()),
         Event::Wait { seconds } => world.run_for(seconds * SECOND),
+        Event::Constrain { name, at } => {
+            if world.state.services.contains_key(&id(name)) {
+                let constraints = NODES.get(at).map(|node| format!("node.hostname!={node}"));
+                world.update_service(&id(name), |spec| {
+                    spec.task.placement.constraints = constraints.into_iter().collect();
+                });
+            }
+        }
+        Event::History { limit } => {
+            let Some(cluster) = world.state.cluster.clone() else { return };
+            let spec = crate::model::ClusterSpec { task_history: limit, ..cluster.spec.clone() };
+            let (version, worker_secret, manager_secret) = (cluster.meta.version, None, None);
+            world.must(Action::UpdateCluster { version, spec, worker_secret, manager_secret });
+        }
     }
 }
 
@@ -124,6 +142,7 @@ fn heal(world: &mut World) {
         world.update_service(&id, |spec| {
             spec.task.container.image = "good".into();
             spec.task.restart = crate::model::RestartPolicy::default();
+            spec.task.placement.constraints.clear();
             spec.update.parallelism = 2;
         });
     }

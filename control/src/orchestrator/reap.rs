@@ -1,4 +1,5 @@
 //! Tasks that have ended are forgotten: those to be removed at once, others when their slot has newer ones enough.
+//! A slot's newest task stays, however short the history: it shows that the slot has had its last run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(super) fn reap(pass: &mut Pass<'_>) {
         for mut tasks in slots.into_values().filter(|tasks| tasks.len() as u64 > history) {
             tasks.sort_by_key(|task| task.incarnation);
             let surplus = tasks.len() - history as usize;
+            tasks.pop();
             let ended = tasks.into_iter().filter(|task| task.has_ended() && !task.is_wanted());
             for task in ended.take(surplus) {
                 pass.take(Step::DeleteTask { task: task.id.clone() });

@@ -36,11 +36,18 @@ fn attempts(policy: &RestartPolicy, task: &Task) -> u64 {
 }
 
 /// Whether a task's node can keep it.
+///
+/// A replica that fits the constraints it was made with, but not today's, is left to the update, which moves the
+/// service's tasks a few at a time.
 pub(super) fn node_keeps(state: &State, service: &Service, task: &Task) -> bool {
     let Some(node) = &task.node else { return true };
     let fits =
         |node: &Arc<crate::model::Node>| !node.is_down() && node.spec.availability != Availability::Drain;
-    state.nodes.get(node).is_some_and(fits) && is_placed_well(state, &service.spec.task.placement, task)
+    let is_left_to_update = task.slot > 0
+        && task.spec_version != service.spec_version
+        && is_placed_well(state, &task.template.placement, task);
+    state.nodes.get(node).is_some_and(fits)
+        && (is_left_to_update || is_placed_well(state, &service.spec.task.placement, task))
 }
 
 /// Ends a wanted task that has ended or whose node can't keep it, and makes its replacement if the policy has one.
@@ -74,6 +81,8 @@ fn counted_restarts(policy: &RestartPolicy, task: &Task, service: &Service, now_
     }
     let mut restarts_ns =
         if task.spec_version == service.spec_version { task.restarts_ns.clone() } else { Vec::new() };
+    // Those that have left the window never count again.
+    restarts_ns.retain(|at_ns| policy.window_ns == 0 || at_ns.saturating_add(policy.window_ns) > now_ns);
     restarts_ns.push(now_ns);
     let superfluous =
         restarts_ns.len().saturating_sub(usize::try_from(policy.max_attempts).unwrap_or(usize::MAX));

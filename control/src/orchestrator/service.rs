@@ -88,23 +88,24 @@ fn scale(pass: &mut Pass<'_>, service: &Service, replicas: u64) {
 
 /// The slots to give up: first those without a place, then those that don't run, then from the nodes that have most;
 /// the youngest first.
-fn surplus(mut held: Vec<Slot>, count: u64) -> Vec<Slot> {
-    let mut per_node: BTreeMap<NodeId, usize> = BTreeMap::new();
-    let node_of = |slot: &Slot| slot.wanted().last().and_then(|task| task.node.clone());
-    for node in held.iter().filter_map(node_of) {
-        *per_node.entry(node).or_default() += 1;
+fn surplus(held: Vec<Slot>, count: u64) -> Vec<Slot> {
+    let youth = |slot: &Slot| (!slot.is_running(), slot.newest().map(|task| task.incarnation));
+    let mut by_node: BTreeMap<Option<NodeId>, Vec<Slot>> = BTreeMap::new();
+    for slot in held {
+        let node = slot.wanted().last().and_then(|task| task.node.clone());
+        by_node.entry(node).or_default().push(slot);
+    }
+    for slots in by_node.values_mut() {
+        slots.sort_by_cached_key(youth);
     }
     let mut chosen = Vec::new();
     for _ in 0..count {
-        let rank = |slot: &Slot| {
-            let crowd = node_of(slot).and_then(|node| per_node.get(&node).copied()).unwrap_or_default();
-            (node_of(slot).is_none(), !slot.is_running(), crowd, slot.newest().map(|task| task.incarnation))
+        let rank = |node: &Option<NodeId>, slots: &[Slot]| {
+            let (idle, incarnation) = slots.last().map(youth)?;
+            Some((node.is_none(), idle, if node.is_none() { 0 } else { slots.len() }, incarnation))
         };
-        let Some(at) = (0..held.len()).max_by_key(|at| rank(&held[*at])) else { break };
-        let slot = held.swap_remove(at);
-        if let Some(crowd) = node_of(&slot).and_then(|node| per_node.get_mut(&node)) {
-            *crowd -= 1;
-        }
+        let next = by_node.iter_mut().max_by_key(|(node, slots)| rank(node, slots));
+        let Some(slot) = next.and_then(|(_, slots)| slots.pop()) else { break };
         chosen.push(slot);
     }
     chosen

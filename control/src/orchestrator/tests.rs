@@ -443,3 +443,72 @@ fn many_tasks_come_in_several_commands() {
     assert_eq!(placed.count(), 2500);
     world.check_invariants();
 }
+
+#[test]
+fn tasks_that_ran_for_the_last_time_are_not_run_again_for_lack_of_history() {
+    for history in [0, 1] {
+        let mut world = World::new(&["n1", "n2"]);
+        let cluster = world.state.cluster.clone().unwrap();
+        let mut spec = cluster.spec.clone();
+        spec.task_history = history;
+        let version = cluster.meta.version;
+        world.must(Action::UpdateCluster { version, spec, worker_secret: None, manager_secret: None });
+        let mut job = service("job", 2);
+        job.task.container.image = COMPLETES.to_owned();
+        job.task.restart.condition = RestartCondition::OnFailure;
+        let id = world.create_service(job);
+        let mut sweep = service("sweep", 1);
+        sweep.mode = Mode::Global;
+        sweep.task.container.image = COMPLETES.to_owned();
+        sweep.task.restart.condition = RestartCondition::None;
+        world.create_service(sweep);
+        let mut web = service("web", 1);
+        web.task.restart.condition = RestartCondition::None;
+        web.update.order = UpdateOrder::StartFirst;
+        web.update.failure_action = FailureAction::Continue;
+        let web = world.create_service(web);
+        world.run_for(10 * SECOND);
+        world.update_service(&web, |spec| FAILS.clone_into(&mut spec.task.container.image));
+        world.run_for(60 * SECOND);
+        assert_eq!(world.state.counters.incarnation, 6, "{history}: each ran once");
+        assert_eq!(world.state.tasks_of_service(&id).count(), 2, "{history}");
+    }
+}
+
+#[test]
+fn other_constraints_move_tasks_at_the_updates_pace() {
+    let mut world = World::new(&["n1", "n2"]);
+    let mut web = service("web", 4);
+    web.task.placement.constraints = vec!["node.hostname==n1".to_owned()];
+    let id = world.create_service(web);
+    world.settle();
+    world.update_service(&id, |spec| {
+        spec.task.placement.constraints = vec!["node.hostname==n2".to_owned()];
+        spec.update.delay_ns = 10 * SECOND;
+    });
+    world.settle();
+    let moved = |world: &World| {
+        world
+            .running(&id)
+            .iter()
+            .filter(|task| task.node.as_ref().is_some_and(|it| it.as_str() == "n2"))
+            .count()
+    };
+    assert_eq!((world.running(&id).len(), moved(&world)), (4, 1), "one at a time");
+    world.run_for(60 * SECOND);
+    assert_eq!((world.running(&id).len(), moved(&world)), (4, 4));
+}
+
+#[test]
+fn scaling_down_by_thousands_takes_no_time() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    let id = world.create_service(service("web", 10_000));
+    while world.orchestrate().0 {}
+    world.update_service(&id, |spec| spec.mode = Mode::Replicated { replicas: 1 });
+    let start = std::time::Instant::now();
+    while world.orchestrate().0 {}
+    assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+    let wanted: Vec<_> = world.state.tasks.values().filter(|task| task.is_wanted()).collect();
+    assert_eq!(wanted.len(), 1);
+    assert!(wanted[0].node.is_some(), "those without a place go first");
+}

@@ -7,7 +7,8 @@ use mesh_api::token::JoinToken;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use crate::cluster::{Cluster, ProposeError};
+use super::Server;
+use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
 use crate::model::State;
 use crate::refusal::Refusal;
@@ -49,15 +50,15 @@ impl From<ProposeError> for Denied {
 }
 
 /// Decides on a peer by its first message.
-pub(super) async fn admit(cluster: &Cluster, message: AgentMessage) -> Result<Admitted, Denied> {
+pub(super) async fn admit(server: &Server, message: AgentMessage) -> Result<Admitted, Denied> {
     match message {
         AgentMessage::Join { protocol, token, node } => {
             check_protocol(protocol)?;
-            join(cluster, &token, node).await
+            join(server, &token, node).await
         }
         AgentMessage::Resume { protocol, node_id, secret, node } => {
             check_protocol(protocol)?;
-            resume(cluster, node_id, &secret, node).await
+            resume(server, node_id, &secret, node).await
         }
         AgentMessage::Applied { .. }
         | AgentMessage::Tasks { .. }
@@ -85,7 +86,8 @@ fn cluster_id(state: &State) -> Result<ClusterId, Denied> {
         .ok_or_else(|| Denied::new(RefusalReason::Unavailable, "the cluster is being made"))
 }
 
-async fn join(cluster: &Cluster, token: &str, node: NodeDescription) -> Result<Admitted, Denied> {
+async fn join(server: &Server, token: &str, node: NodeDescription) -> Result<Admitted, Denied> {
+    let cluster = &server.cluster;
     let cluster_id = cluster_id(&cluster.state())?;
     let invalid = || {
         let message = "invalid join token: it is not this cluster's, or was rotated; `docker swarm join-token` prints it";
@@ -105,6 +107,7 @@ async fn join(cluster: &Cluster, token: &str, node: NodeDescription) -> Result<A
         description: node,
         secret_sha256: Sha256::digest(secret.as_bytes()).into(),
     };
+    server.registry().expect(&node_id);
     cluster.propose(Command::now(action)).await?;
     tracing::info!(node = %node_id, ?role, "a node joined");
     let answer = ManagerMessage::Joined { cluster_id, node_id: node_id.clone(), secret, role };
@@ -117,11 +120,12 @@ fn same(a: &JoinToken, b: &JoinToken) -> bool {
 }
 
 async fn resume(
-    cluster: &Cluster,
+    server: &Server,
     node_id: NodeId,
     secret: &str,
     description: NodeDescription,
 ) -> Result<Admitted, Denied> {
+    let cluster = &server.cluster;
     let state = cluster.state();
     let unknown = || {
         let message =
@@ -137,6 +141,7 @@ async fn resume(
         message: String::new(),
         description: Some(description),
     };
+    server.registry().expect(&node_id);
     cluster.propose(Command::now(action)).await?;
     tracing::info!(node = %node_id, "a node is back");
     let answer = ManagerMessage::Resumed { cluster_id: cluster_id(&state)?, role };

@@ -50,7 +50,7 @@ impl Server {
     }
 
     /// The state that a node should be in, where it is in another.
-    fn verdict(&self, node: &Node) -> Option<(NodeState, &'static str)> {
+    pub(super) fn verdict(&self, node: &Node) -> Option<(NodeState, &'static str)> {
         let registry = self.registry();
         let state = node.status.state;
         if registry.is_connected(&node.id) {

@@ -65,7 +65,7 @@ where
         let message = "the manager serves as many nodes as it can".to_owned();
         return Err(writer.deny(Denied { reason: RefusalReason::Unavailable, message }).await);
     };
-    let Admitted { node, answer, is_fresh } = match admit(&server.cluster, first).await {
+    let Admitted { node, answer, is_fresh } = match admit(server, first).await {
         Ok(admitted) => admitted,
         Err(denied) => return Err(writer.deny(denied).await),
     };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::id::NodeId;
+use mesh_api::session::SESSION_TIMEOUT_MS;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -15,6 +16,9 @@ use crate::model::{Node, State};
 
 /// How long a node can hold up the settled index: agents wait no longer for it either.
 const LAG_MAX: Duration = Duration::from_secs(5);
+
+/// How long a session may be about to begin.
+const EXPECTED_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
 
 /// Tells the sessions of one node apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub(super) struct Registry {
     /// When this manager began to listen: a node is not missed earlier than counted from here.
     since: Instant,
     nodes: BTreeMap<NodeId, Entry>,
+    /// Nodes that have proved themselves and are about to have a session, since when.
+    expected: BTreeMap<NodeId, Instant>,
     epochs: u64,
     settled: u64,
 }
@@ -59,11 +65,24 @@ impl Entry {
 
 impl Registry {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now(), nodes: BTreeMap::new(), epochs: 0, settled: 0 }
+        Self {
+            since: Instant::now(),
+            nodes: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            epochs: 0,
+            settled: 0,
+        }
+    }
+
+    /// A session of the node is about to begin: the node counts as heard of, so that it is not given up between
+    /// the command that says it is ready and [`Registry::connect`].
+    pub(super) fn expect(&mut self, node: &NodeId) {
+        self.expected.insert(node.clone(), Instant::now());
     }
 
     /// A session begins; the node's former one, if any, ends. The receiver resolves when this one is to end.
     pub(super) fn connect(&mut self, node: &NodeId) -> (Epoch, oneshot::Receiver<()>) {
+        self.expected.remove(node);
         self.epochs += 1;
         let epoch = Epoch(self.epochs);
         let (kill, killed) = oneshot::channel();
@@ -146,6 +165,7 @@ impl Registry {
     /// Forgets nodes that are not in the cluster any more.
     pub(super) fn retain(&mut self, state: &State) {
         self.nodes.retain(|id, entry| entry.kill.is_some() || state.nodes.contains_key(id));
+        self.expected.retain(|_, since| since.elapsed() < EXPECTED_MAX);
     }
 
     /// The node's session is up.
@@ -155,7 +175,8 @@ impl Registry {
 
     /// How long nothing was heard of a node.
     pub(super) fn silence(&self, node: &NodeId) -> Duration {
-        self.nodes.get(node).map_or(self.since, |entry| entry.heard).elapsed()
+        let heard = self.nodes.get(node).map_or(self.since, |entry| entry.heard);
+        self.expected.get(node).map_or(heard, |expected| heard.max(*expected)).elapsed()
     }
 
     /// The settled index; it never goes back.

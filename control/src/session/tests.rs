@@ -407,3 +407,16 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
         table.index = 0;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_not_given_up_between_its_admission_and_its_session() {
+    let (_dir, server) = server_in_memory(&World::new(&[]));
+    tokio::time::advance(Duration::from_mins(1)).await;
+    let token = server.cluster.join_token(Role::Worker).to_string();
+    let join = AgentMessage::Join { protocol: PROTOCOL_VERSION, token, node: description("n1") };
+    let node = super::handshake::admit(&server, join).await.unwrap().node;
+    assert_eq!(server.verdict(&server.cluster.state().nodes[&node]), None);
+    tokio::time::advance(Duration::from_secs(20)).await;
+    let given_up = server.verdict(&server.cluster.state().nodes[&node]);
+    assert_eq!(given_up.map(|(state, _)| state), Some(NodeState::Down));
+}

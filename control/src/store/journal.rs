@@ -5,7 +5,8 @@
 //! <dir>/snapshot-<index>.json      the state at that index
 //! ```
 
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,10 +52,17 @@ impl Journal {
 
     /// Opens the log in `dir`, which is made if it does not exist, and the state that it leads to.
     pub fn open(dir: &Path) -> Result<(Self, State), StoreError> {
-        // The state holds the join tokens' secrets.
+        // The state holds the join tokens' secrets, and the folder may have been there before.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let made = made.and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)));
         made.map_err(StoreError::io("making the store's folder"))?;
-        let kv = SledKv::open(&dir.join(LOG_DIR))?;
+        let log = dir.join(LOG_DIR);
+        // Whoever made a snapshot had a log: without it, the snapshot alone would pass for the latest state.
+        if !log.exists() && snapshot::latest(dir).map_err(StoreError::io("looking for snapshots"))?.is_some()
+        {
+            return Err(StoreError::Damaged { path: log, problem: "the log is missing".to_owned() });
+        }
+        let kv = SledKv::open(&log)?;
         Self::recover(dir, Box::new(kv), SNAPSHOT_EVERY)
     }
 
@@ -64,6 +72,10 @@ impl Journal {
         let snapshot_at = AtomicU64::new(state.index);
         let journal = Self { kv, dir: dir.to_owned(), snapshot_every, snapshot_at };
         let Some(last) = journal.last_index()? else { return Ok((journal, state)) };
+        // Compaction goes from the front, so that the snapshot's own entry is the last of its entries to go.
+        if last < state.index {
+            return Err(journal.damaged(format!("it ends at {last}, before its snapshot's {}", state.index)));
+        }
         while state.index < last {
             let from = state.index + 1;
             for entry in journal.read(from, last.min(from + CHUNK - 1) + 1)? {
@@ -105,17 +117,17 @@ impl Journal {
     pub fn snapshot(&self, state: &State) -> Result<(), StoreError> {
         self.snapshot_at.store(state.index, Ordering::Relaxed);
         snapshot::save(&self.dir, state)?;
-        loop {
-            let pairs = self
-                .kv
-                .range(key(0, 0), key(state.index + 1, 0))
-                .map_err(StoreError::io("reading the log"))?;
-            if pairs.is_empty() {
-                return Ok(());
-            }
-            let ops = pairs.into_iter().take(CHUNK as usize).map(|(key, _)| Op::Del(key)).collect();
+        let end = state.index + 1;
+        while let Some((first, _)) =
+            self.kv.first(key(0, 0), key(end, 0)).map_err(StoreError::io("reading the log"))?
+        {
+            let from = self.index_of(&first)?;
+            let to = end.min(from.saturating_add(CHUNK));
+            let pairs = self.kv.range(key(from, 0), key(to, 0)).map_err(StoreError::io("reading the log"))?;
+            let ops = pairs.into_iter().map(|(key, _)| Op::Del(key)).collect();
             self.kv.commit(ops).map_err(StoreError::io("compacting the log"))?;
         }
+        Ok(())
     }
 
     fn last_index(&self) -> Result<Option<u64>, StoreError> {

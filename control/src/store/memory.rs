@@ -49,6 +49,10 @@ impl LogKv for MemoryKv {
         Ok(self.lock().range(from..to).map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
+    fn first(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>> {
+        Ok(self.lock().range(from..to).next().map(|(key, value)| (key.clone(), value.clone())))
+    }
+
     fn last(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>> {
         Ok(self.lock().range(from..to).next_back().map(|(key, value)| (key.clone(), value.clone())))
     }

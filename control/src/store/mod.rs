@@ -74,6 +74,8 @@ pub trait LogKv: std::fmt::Debug + Send + Sync + 'static {
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
     /// Keys from `from` up to, but without, `to`, in order.
     fn range(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Vec<Pair>>;
+    /// The first of what [`LogKv::range`] gives.
+    fn first(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>>;
     /// The last of what [`LogKv::range`] gives.
     fn last(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>>;
 }

@@ -150,6 +150,10 @@ impl LogKv for SledKv {
         self.db.range(from..to).map(|pair| pair.map(to_pair).map_err(io::Error::other)).collect()
     }
 
+    fn first(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>> {
+        self.db.range(from..to).next().transpose().map(|pair| pair.map(to_pair)).map_err(io::Error::other)
+    }
+
     fn last(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>> {
         self.db
             .range(from..to)

@@ -2,8 +2,9 @@
 //!
 //! A snapshot becomes visible by a rename once it is on disk, so a crash leaves the one before it.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,9 @@ pub(super) fn save(dir: &Path, state: &State) -> Result<(), StoreError> {
 
 fn write(dir: &Path, path: &Path, body: &[u8]) -> io::Result<()> {
     let unfinished = dir.join("snapshot.tmp");
-    let mut file = File::create(&unfinished)?;
+    // The state holds the join tokens' secrets.
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
     file.write_all(hex(&Sha256::digest(body)).as_bytes())?;
     file.write_all(b"\n")?;
     file.write_all(body)?;

@@ -16,6 +16,51 @@ fn put(key: &str, value: &str) -> Op {
     Op::Put(key.into(), value.into())
 }
 
+/// An engine in memory that counts the pairs read.
+#[derive(Debug, Default)]
+struct CountingKv {
+    kv: MemoryKv,
+    read: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl LogKv for CountingKv {
+    fn commit(&self, ops: Vec<Op>) -> std::io::Result<()> {
+        self.kv.commit(ops)
+    }
+
+    fn get(&self, key: &[u8]) -> std::io::Result<Option<Vec<u8>>> {
+        self.kv.get(key)
+    }
+
+    fn range(&self, from: Vec<u8>, to: Vec<u8>) -> std::io::Result<Vec<super::Pair>> {
+        let pairs = self.kv.range(from, to)?;
+        self.read.fetch_add(pairs.len(), std::sync::atomic::Ordering::Relaxed);
+        Ok(pairs)
+    }
+
+    fn first(&self, from: Vec<u8>, to: Vec<u8>) -> std::io::Result<Option<super::Pair>> {
+        self.kv.first(from, to)
+    }
+
+    fn last(&self, from: Vec<u8>, to: Vec<u8>) -> std::io::Result<Option<super::Pair>> {
+        self.kv.last(from, to)
+    }
+}
+
+#[test]
+fn compaction_reads_each_entry_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = CountingKv::default();
+    let (log, read) = (kv.kv.clone(), kv.read.clone());
+    let (journal, _) = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap();
+    let entries = entries(1000);
+    journal.append(&entries).unwrap();
+    let pairs = log.len();
+    journal.snapshot(&state_of(&entries[..990])).unwrap();
+    assert_eq!(read.load(std::sync::atomic::Ordering::Relaxed), pairs - log.len());
+    assert_eq!(Journal::recover(dir.path(), Box::new(log), 1000).unwrap().1, state_of(&entries));
+}
+
 fn engine_keeps_order_and_atomicity(kv: &dyn LogKv) {
     kv.commit(vec![put("b", "2"), put("a", "1"), put("c", "3")]).unwrap();
     kv.commit(vec![Op::Del("b".into()), put("d", "4")]).unwrap();
@@ -181,4 +226,34 @@ fn a_world_with_history_survives() {
     journal.append(&entries).unwrap();
     drop(journal);
     assert_eq!(Journal::open(dir.path()).unwrap().1, world.state);
+}
+
+#[test]
+fn only_the_owner_reads_what_holds_the_tokens() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    journal.snapshot(&World::new(&[]).state).unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(dir.path()), 0o700);
+    let mut files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let snapshot = files.find(|path| path.extension().is_some_and(|it| it == "json")).unwrap();
+    assert_eq!(mode(&snapshot), 0o600);
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_not_taken_for_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = MemoryKv::default();
+    let (journal, _) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
+    let entries = entries(20);
+    journal.snapshot(&state_of(&entries)).unwrap();
+    journal.append(&entries[..10]).unwrap();
+    let error = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap_err();
+    assert!(error.to_string().contains("it ends at 10, before its snapshot's 20"), "{error}");
+
+    let error = Journal::open(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("the log is missing"), "{error}");
+    assert!(!dir.path().join("log").exists());
 }

@@ -124,7 +124,9 @@ fn container(spec: wire::ContainerSpec) -> ApiResult<ContainerSpec> {
             return Err(ApiError::invalid(format!("ContainerSpec.{field}: contains a NUL byte")));
         }
     }
-    let kept = [("Init", spec.init), ("Healthcheck", spec.healthcheck)];
+    // What is kept has a shape of our own choosing: the store can't read back what is nested too deeply.
+    let kept =
+        [("Init", spec.init.map(Value::Bool)), ("Healthcheck", spec.healthcheck.filter(refuse::is_no_check))];
     Ok(ContainerSpec {
         image,
         labels: spec.labels.unwrap_or_default(),

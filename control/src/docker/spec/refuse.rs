@@ -28,11 +28,14 @@ fn unset(field: &str, flag: &str, value: Option<&Value>) -> ApiResult<()> {
     )))
 }
 
+/// `--no-healthcheck`, which asks for what is the case.
+pub(super) fn is_no_check(health: &Value) -> bool {
+    *health == serde_json::json!({ "Test": ["NONE"] })
+}
+
 /// Refuses what a container would have and a process has not.
 pub(super) fn container(spec: &ContainerSpec) -> ApiResult<()> {
-    // `--no-healthcheck` asks for what is the case.
-    let no_check = serde_json::json!({ "Test": ["NONE"] });
-    let health = spec.healthcheck.as_ref().filter(|health| **health != no_check);
+    let health = spec.healthcheck.as_ref().filter(|health| !is_no_check(health));
     let fields = [
         ("Mounts", "--mount", &spec.mounts),
         ("Secrets", "--secret", &spec.secrets),

@@ -73,7 +73,7 @@ fn container_spec(spec: &model::ContainerSpec) -> wire::ContainerSpec {
         user: text(user),
         stop_signal: text(stop_signal),
         stop_grace_period: stop_grace_ns.map(clamped),
-        init: other.get("Init").cloned(),
+        init: other.get("Init").and_then(Value::as_bool),
         dns_config: Some(Value::Object(serde_json::Map::new())),
         healthcheck: other.get("Healthcheck").cloned(),
         isolation: Some("default".to_owned()),

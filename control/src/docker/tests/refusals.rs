@@ -5,7 +5,7 @@ use axum::http::{Method, StatusCode};
 use mesh_api::token::JoinToken;
 
 use super::host::{Client, FakeHost};
-use crate::docker::local::Interface;
+use crate::docker::local::{Interface, LocalNode as _};
 
 /// Asks each (method, path, body) and expects a status and a part of the message.
 async fn refused(client: &Client, cases: &[(&str, &str, &str, u16, &str)]) {
@@ -255,6 +255,7 @@ async fn every_wrong_field_of_a_service_is_named() {
         (r#""Hostname":"a b""#, 400, "ContainerSpec.Hostname"),
         (r#""StopSignal":"SIGNOPE""#, 400, "ContainerSpec.StopSignal"),
         (r#""StopGracePeriod":-1"#, 400, "ContainerSpec.StopGracePeriod"),
+        (r#""Init":{}"#, 400, "TaskTemplate.ContainerSpec.Init"),
         (r#""Isolation":"hyperv""#, 400, "ContainerSpec.Isolation"),
     ];
     let good = r#""Image":"shoal/whoami""#;
@@ -289,7 +290,11 @@ async fn every_wrong_field_of_a_service_is_named() {
 async fn every_wrong_field_of_a_network_is_named() {
     let client = Client::manager().await;
     let create = "/networks/create";
-    assert_eq!(client.post(create, r#"{"Name":"taken","Driver":"overlay"}"#).await.0, StatusCode::CREATED);
+    for accepted in
+        [r#"{"Name":"taken","Driver":"overlay"}"#, r#"{"Name":"shop.example","Driver":"overlay"}"#]
+    {
+        assert_eq!(client.post(create, accepted).await.0, StatusCode::CREATED, "{accepted}");
+    }
     let ipam = |config: &str| format!(r#"{{"Name":"a","IPAM":{{"Config":[{config}]}}}}"#);
     refused(
         &client,
@@ -303,6 +308,7 @@ async fn every_wrong_field_of_a_network_is_named() {
             ),
             ("POST", create, r#"{"Driver":"overlay"}"#, 400, "Name"),
             ("POST", create, r#"{"Name":"a b"}"#, 400, "Name 'a b'"),
+            ("POST", create, r#"{"Name":"a..b"}"#, 400, "Name 'a..b'"),
             ("POST", create, r#"{"Name":"host"}"#, 403, "pre-defined network"),
             ("POST", create, r#"{"Name":"a","Driver":"bridge"}"#, 501, "--driver overlay"),
             ("POST", create, r#"{"Name":"a","Scope":"local"}"#, 400, "Scope"),
@@ -432,4 +438,17 @@ async fn what_belongs_to_an_engine_says_so() {
     {
         assert_eq!(client.get(path).await.0, StatusCode::OK, "{path}");
     }
+}
+
+#[tokio::test]
+async fn what_is_accepted_reads_back_from_the_store_however_deep_it_was() {
+    let client = Client::manager().await;
+    let health = format!("{}null{}", r#"{"a":"#.repeat(122), "}".repeat(122));
+    let spec =
+        r#"{"Name":"deep","TaskTemplate":{"ContainerSpec":{"Image":"shoal/whoami","Healthcheck":HEALTH}}}"#;
+    let (status, answer) = client.post("/services/create", &spec.replace("HEALTH", &health)).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let state = client.host.cluster().unwrap().state();
+    let stored = serde_json::to_vec(&state).unwrap();
+    serde_json::from_slice::<crate::model::State>(&stored).unwrap();
 }

@@ -237,3 +237,19 @@ async fn events_tell_what_happens() {
     client.ask(Method::DELETE, "/services/web", "").await;
     assert_eq!(next().await, "service remove web");
 }
+
+#[tokio::test]
+async fn the_modes_of_docker_py_are_understood() {
+    let client = Client::manager().await;
+    let spec = r#"{"Name":"NAME","TaskTemplate":{"ContainerSpec":{"Image":"shoal/whoami"}},"Mode":MODE}"#;
+    for (name, mode, shown) in [
+        ("web", r#"{"replicated":{"Replicas":3}}"#, serde_json::json!({ "Replicated": { "Replicas": 3 } })),
+        ("each", r#"{"global":{}}"#, serde_json::json!({ "Global": {} })),
+    ] {
+        let body = spec.replace("NAME", name).replace("MODE", mode);
+        let (status, answer) = client.post("/services/create", &body).await;
+        assert_eq!(status, axum::http::StatusCode::CREATED, "{answer}");
+        let (_, service) = client.get(&format!("/services/{name}")).await;
+        assert_eq!(service["Spec"]["Mode"], shown);
+    }
+}

@@ -48,7 +48,7 @@ optional_fields! {
         user: String,
         groups: Value,
         privileges: Value,
-        init: Value,
+        init: bool,
         stop_signal: String,
         #[serde(rename = "TTY")]
         tty: Value,
@@ -109,9 +109,11 @@ optional_fields! {
         driver_opts: BTreeMap<String, String>,
     }
 
-    /// `ServiceMode`.
+    /// `ServiceMode`. docker-py writes the modes' names in lower case, which Go reads as well.
     Mode {
+        #[serde(alias = "replicated")]
         replicated: Replicated,
+        #[serde(alias = "global")]
         global: Global,
         replicated_job: Value,
         global_job: Value,
