@@ -10,7 +10,6 @@ use mesh_api::session::{AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_
 use mesh_api::table::Table;
 use mesh_api::token::JoinToken;
 use tokio::sync::{Mutex as AsyncMutex, watch};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -20,7 +19,7 @@ use crate::facts::Describe;
 use crate::node::{Node, NodeError, NodeInputs};
 use crate::runtime::Runtime;
 use crate::session::{
-    ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, connect,
+    ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, TableKeeper, connect,
 };
 
 /// How long a join waits for the first table and for the dataplane to hold it.
@@ -30,7 +29,10 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The state folder.
-    #[error("cannot read the membership in the state folder {}", dir.display())]
+    #[error(
+        "cannot read membership.json in the state folder {}: restore it, or remove it to give the node's place in the cluster up",
+        dir.display()
+    )]
     State {
         /// The folder.
         dir: PathBuf,
@@ -111,7 +113,7 @@ struct Active {
     session: Session,
     node: Node,
     tables: watch::Receiver<Option<Arc<Table>>>,
-    keeper: JoinHandle<()>,
+    keeper: TableKeeper,
 }
 
 impl Agent {
@@ -160,7 +162,7 @@ impl Agent {
         );
         let (node, ready) = Node::start::<Dataplane>(inputs);
         let tables = session.tables.clone();
-        let keeper = tokio::spawn(self.store.clone().keep_tables(tables.clone()));
+        let keeper = self.store.clone().keep_tables(tables.clone());
         (Active { credentials, session, node, tables, keeper }, ready)
     }
 
@@ -220,9 +222,8 @@ impl Agent {
         let Active { session, node, keeper, .. } = active;
         session.leave().await;
         let mut leftovers = node.tear_down().await;
-        keeper.abort();
-        // Waited for, so that it does not write a table after they are forgotten.
-        let _ = keeper.await;
+        // Before they are forgotten, so that it does not write a table after that.
+        keeper.stop().await;
         leftovers.extend(self.store.forget().iter().map(ToString::to_string));
         self.describe.set_dataplane("none");
         leftovers
@@ -262,8 +263,7 @@ impl Agent {
         let Some(Active { node, session, tables, keeper, .. }) = active else { return };
         drop(node);
         drop(session);
-        keeper.abort();
-        let _ = keeper.await;
+        keeper.stop().await;
         let table = tables.borrow().clone();
         if let Some(table) = table
             && let Err(error) = self.store.save_table(&table)

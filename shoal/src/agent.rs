@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use control::docker::{self, LocalNode, Membership};
+use mesh_agent::sys::limits;
 use mesh_agent::{Agent, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -23,6 +24,7 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     start_log(&args.log)?;
     preflight::check_host(&args.bpffs)?;
     let _lock = preflight::take_folders(&args.state_dir, &args.run_dir)?;
+    limits::raise_open_files().context("can't raise the limit of open files")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -53,7 +55,7 @@ async fn serve(args: &AgentArgs) -> anyhow::Result<()> {
     };
     let socket = args.run_dir.join(SOCKET);
     let listener = docker::bind(&socket).await?;
-    let host = Arc::new(bring_up(args).await?);
+    let host = bring_up(args).await?;
     tracing::info!(socket = %socket.display(), version = facts::version_line(), "the agent is up");
     let stopped = async {
         let signal = stop.await;
@@ -69,7 +71,7 @@ async fn serve(args: &AgentArgs) -> anyhow::Result<()> {
 }
 
 /// The manager first, if this host is one: its own agent's session goes to it like any other's.
-async fn bring_up(args: &AgentArgs) -> anyhow::Result<Host> {
+async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
     let AgentArgs { state_dir, run_dir, bpffs, hostname, xdp, uplinks, flows_max, log: _ } = args;
     let id = facts::installation_id(state_dir)?;
     let hostname = match hostname {

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use control::cluster::{Cluster, InitRequest as ClusterRequest};
@@ -26,6 +26,8 @@ const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
 
 /// This host.
 pub(crate) struct Host {
+    /// For what goes on without the call that asked for it.
+    own: Weak<Host>,
     agent: Mutex<Option<Arc<Agent>>>,
     manager: Mutex<Option<Manager>>,
     /// Held while the host joins or leaves.
@@ -67,8 +69,9 @@ impl Host {
         id: String,
         hostname: String,
         state_dir: PathBuf,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            own: own.clone(),
             agent: Mutex::new(Some(Arc::new(agent))),
             manager: Mutex::new(manager),
             changing: AsyncMutex::new(()),
@@ -77,7 +80,20 @@ impl Host {
             state_dir,
             kernel: facts::kernel_release(),
             os: facts::os_name(),
-        }
+        })
+    }
+
+    /// Does `work` to its end, also when the call is dropped because its client went away: half a join or half a leave
+    /// is neither.
+    fn to_its_end<T, F>(&self, work: impl FnOnce(Arc<Self>) -> F) -> BoxFuture<'static, Result<T, SwarmError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, SwarmError>> + Send + 'static,
+    {
+        let Some(own) = self.own.upgrade() else { return async { Err(stopping()) }.boxed() };
+        let work = work(own);
+        let ended = async { tokio::spawn(work).await.unwrap_or_else(|_| Err(stopping())) };
+        ended.boxed()
     }
 
     fn agent(&self) -> Option<Arc<Agent>> {
@@ -242,15 +258,15 @@ impl LocalNode for Host {
     }
 
     fn swarm_init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
-        self.init(request).boxed()
+        self.to_its_end(|host| async move { host.init(request).await })
     }
 
     fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
-        self.join(request).boxed()
+        self.to_its_end(|host| async move { host.join(request).await })
     }
 
     fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {
-        self.leave().boxed()
+        self.to_its_end(|host| async move { host.leave().await })
     }
 }
 
@@ -298,5 +314,81 @@ fn join_error(error: JoinError, remotes: &[SocketAddr]) -> SwarmError {
         }
         JoinError::Connect(error) => SwarmError::Unreachable { remotes: list(remotes), cause: chain(&error) },
         JoinError::State { .. } | JoinError::Node(_) | JoinError::NoTable => SwarmError::Host(chain(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_agent::{Config, XdpMode};
+
+    use super::*;
+
+    #[test]
+    fn an_init_whose_client_goes_away_comes_to_its_end() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        // In a network namespace of its own: what a failed init clears away is not this host's.
+        let test = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            for line in ["link set lo up", "address add 192.0.2.1/32 dev lo"] {
+                let done = std::process::Command::new("ip").args(line.split(' ')).status();
+                assert!(done.unwrap().success(), "{line}");
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(abandoned_init());
+        });
+        if let Err(panic) = test.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    async fn abandoned_init() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            state_dir: dir.path().to_owned(),
+            run_dir: dir.path().to_owned(),
+            bpffs: dir.path().join("bpf"),
+            hostname: "h".to_owned(),
+            xdp: XdpMode::Off,
+            uplinks: vec!["no-such-uplink".to_owned()],
+            flows_max: 1024,
+        };
+        let agent = Agent::start(config).await.unwrap();
+        let host = Host::new(agent, None, "id".to_owned(), "h".to_owned(), dir.path().to_owned());
+        let addr = Ipv4Addr::new(192, 0, 2, 1);
+        let free = std::net::TcpListener::bind((addr, 0)).unwrap().local_addr().unwrap();
+        let request = || InitRequest {
+            listen: free,
+            advertise: addr,
+            advertise_port: free.port(),
+            data_path: addr,
+            data_path_port: 4789,
+            address_pools: vec!["10.0.0.0/8".parse().unwrap()],
+            subnet_size: 24,
+            task_history: None,
+            availability: Availability::Active,
+        };
+        let mut init = LocalNode::swarm_init(&*host, request());
+        let made = dir.path().join("manager");
+        while !made.exists() {
+            let waited = tokio::time::timeout(Duration::from_millis(1), &mut init).await;
+            assert!(waited.is_err(), "it is over already: {waited:?}");
+        }
+        drop(init);
+        // The uplink is missing, so its end is that nothing is left, the port included.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while made.exists() || std::net::TcpListener::bind(free).is_err() {
+            assert!(tokio::time::Instant::now() < deadline, "the init was left half-way");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!dir.path().join("membership.json").exists());
+        let again = host.init(request()).await;
+        assert!(
+            matches!(&again, Err(SwarmError::Host(text)) if text.contains("no-such-uplink")),
+            "{again:?}"
+        );
+        host.shutdown().await;
     }
 }

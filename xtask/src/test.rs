@@ -21,6 +21,9 @@ const UNIT_LIMIT: Duration = Duration::from_mins(10);
 const PACKET_LIMIT: Duration = Duration::from_mins(10);
 const NETNS_LIMIT: Duration = Duration::from_mins(15);
 
+/// The lab's profile: a fresh machine builds the dependencies once, not once for tests and once for the lab.
+const CARGO_OPTIONS: [&str; 4] = ["--locked", "--quiet", "--profile", lab::PROFILE];
+
 /// What to test.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -177,7 +180,7 @@ fn netns(xdp: Xdp, filter: &[&str], keep: bool) -> Result<Counts> {
 /// Builds all tests and the lab's binary: what takes long shows, and counts for no suite's time.
 fn build() -> Result<()> {
     let mut command = workspace::cargo();
-    command.args(["test", "--workspace", "--locked", "--no-run", "--quiet"]).process_group(0);
+    command.args(["test", "--workspace", "--no-run"]).args(CARGO_OPTIONS).process_group(0);
     let mut child = command.spawn().with_context(|| format!("could not start {}", run::line(&command)))?;
     let status = wait(&mut child, BUILD_LIMIT)?;
     if !status.success() {
@@ -188,7 +191,7 @@ fn build() -> Result<()> {
 
 fn cargo_test(packages: &[&str]) -> Command {
     let mut command = workspace::cargo();
-    command.args(["test", "--locked", "--quiet", "--no-fail-fast"]).args(packages);
+    command.args(["test", "--no-fail-fast"]).args(CARGO_OPTIONS).args(packages);
     command
 }
 

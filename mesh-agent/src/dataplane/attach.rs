@@ -195,6 +195,15 @@ fn attach_classic(program: &mut SchedClassifier, ifindex: u32) -> Result<(), Box
     Ok(())
 }
 
+/// Removes a program from every interface that it hangs on by a filter.
+pub fn detach_classic_everywhere(name: &str) {
+    let interfaces = nix::net::if_::if_nameindex();
+    for interface in interfaces.iter().flat_map(|interfaces| interfaces.iter()) {
+        // Most have no such filter, which is an error.
+        let _ = tc::qdisc_detach_program(&interface.name().to_string_lossy(), TcAttachType::Ingress, name);
+    }
+}
+
 fn classic_options() -> TcAttachOptions {
     TcAttachOptions::Netlink(NlOptions { priority: CLASSIC_PRIORITY, handle: CLASSIC_HANDLE, classid: None })
 }

@@ -23,7 +23,7 @@ pub struct Contents {
     pub peers: BTreeMap<u32, Be32>,
     /// `shoal_backends`.
     pub backends: BTreeMap<u32, Backend>,
-    /// What changed in `shoal_maglev`: places from the given one on.
+    /// What is to be written to `shoal_maglev`: places from the given one on.
     pub maglev: Vec<(u32, Vec<u32>)>,
     /// `shoal_services`.
     pub services: BTreeMap<u32, Service>,
@@ -57,8 +57,10 @@ pub struct Layout {
     peers: Slots<Be32>,
     ranges: Ranges,
     tables: HashMap<BalancerKey, PlacedTable>,
-    /// Ranges that the programs may still read until the layout to come is written.
+    /// Ranges that the programs may still read until a layout without them is written.
     retired: Vec<u32>,
+    /// Tables that no layout has been written with: they are in every layout until one is.
+    unwritten: Vec<(u32, Vec<u32>)>,
     /// Ranges that a former agent's tables lie in.
     adopted: Vec<u32>,
 }
@@ -80,6 +82,7 @@ impl Default for Layout {
             ranges: Ranges::new(MAGLEV_MAX),
             tables: HashMap::new(),
             retired: Vec::new(),
+            unwritten: Vec::new(),
             adopted: Vec::new(),
         }
     }
@@ -111,11 +114,8 @@ impl Layout {
         }
     }
 
-    /// The contents of the maps for `plan`.
+    /// The contents of the maps for `plan`. [`Layout::written`] is to be told once the maps hold them.
     pub fn lay_out(&mut self, plan: &Plan) -> Result<Contents, TooMany> {
-        for start in std::mem::take(&mut self.retired) {
-            self.ranges.free(start);
-        }
         // The tables of a former agent are in use until this layout is written.
         self.retired.append(&mut self.adopted);
         self.forget(plan);
@@ -144,7 +144,16 @@ impl Layout {
             contents.vips.extend(self.services.get(balancer).map(|service| (*key, service)));
         }
         self.lay_out_endpoints(plan, &mut contents);
+        contents.maglev.clone_from(&self.unwritten);
         Ok(contents)
+    }
+
+    /// The maps hold the last layout: no program finds the ranges that it left out any more.
+    pub fn written(&mut self) {
+        self.unwritten.clear();
+        for start in std::mem::take(&mut self.retired) {
+            self.ranges.free(start);
+        }
     }
 
     /// Frees the numbers of what the plan doesn't have.
@@ -152,11 +161,12 @@ impl Layout {
         self.services.retain(|key| plan.balancers.contains_key(key));
         self.backends.retain(|key| plan.backends.contains_key(key));
         self.peers.retain(|vtep| plan.peers.contains(vtep));
-        let retired = &mut self.retired;
+        let (retired, unwritten) = (&mut self.retired, &mut self.unwritten);
         self.tables.retain(|key, table| {
             let kept = plan.balancers.contains_key(key);
             if !kept {
                 retired.push(table.start);
+                unwritten.retain(|(start, _)| *start != table.start);
             }
             kept
         });
@@ -195,13 +205,16 @@ impl Layout {
         let slot = self.services.assign(key).map_err(|Exhausted| too_many("services", SERVICES_MAX))?;
         let unchanged = self.tables.get(key).is_some_and(|table| table.candidates == candidates);
         if !unchanged {
-            self.retired.extend(self.tables.remove(key).map(|table| table.start));
+            if let Some(former) = self.tables.remove(key) {
+                self.retired.push(former.start);
+                self.unwritten.retain(|(start, _)| *start != former.start);
+            }
             let table = maglev::build(&candidates);
             let len = table.len() as u32;
             if len > 0 {
                 let start = self.ranges.allocate(len);
                 let start = start.map_err(|Exhausted| too_many("places in Maglev tables", MAGLEV_MAX))?;
-                contents.maglev.push((start, table));
+                self.unwritten.push((start, table));
                 self.tables.insert(key.clone(), PlacedTable { start, candidates, len });
             }
         }
@@ -286,9 +299,39 @@ mod tests {
         let plan = plan(&table(), &local());
         let mut layout = Layout::default();
         let first = layout.lay_out(&plan).unwrap();
+        layout.written();
         let second = layout.lay_out(&plan).unwrap();
         assert!(second.maglev.is_empty());
         assert_eq!(first.services, second.services);
+    }
+
+    #[test]
+    fn tables_of_a_layout_that_was_not_written_are_in_the_next_one() {
+        let mut table = table();
+        let mut layout = Layout::default();
+        let in_use = layout.lay_out(&plan(&table, &local())).unwrap();
+        layout.written();
+        table.tasks.remove(&"t3".into());
+        let failed = layout.lay_out(&plan(&table, &local())).unwrap();
+        assert!(!failed.maglev.is_empty());
+        let again = layout.lay_out(&plan(&table, &local())).unwrap();
+        assert_eq!(again.maglev, failed.maglev);
+        // What the programs still read is not given to others meanwhile, however often it fails.
+        for number in [1, 2] {
+            table.tasks.remove(&format!("t{number}").as_str().into());
+            let next = layout.lay_out(&plan(&table, &local())).unwrap();
+            for (start, places) in &next.maglev {
+                let new =
+                    Service { maglev_start: *start, maglev_len: places.len() as u32, ..Service::default() };
+                assert!(in_use.services.values().all(|old| disjoint(new, *old)));
+            }
+            let named = next.services.values().filter(|service| service.maglev_len > 0);
+            assert!(
+                named
+                    .filter(|new| !in_use.services.values().any(|old| old == *new))
+                    .all(|new| table_of(&next, new).is_some())
+            );
+        }
     }
 
     #[test]
@@ -296,6 +339,7 @@ mod tests {
         let mut table = table();
         let mut layout = Layout::default();
         let before = layout.lay_out(&plan(&table, &local())).unwrap();
+        layout.written();
         table.tasks.remove(&"t3".into());
         let after = layout.lay_out(&plan(&table, &local())).unwrap();
         for (slot, service) in &after.services {

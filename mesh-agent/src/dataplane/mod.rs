@@ -13,7 +13,7 @@ pub mod object;
 pub mod plan;
 pub mod slots;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::programs::xdp::XdpMode as AyaXdpMode;
 use mesh_api::table::Table;
@@ -83,6 +83,7 @@ impl Dataplane {
     pub fn open(config: DataplaneConfig) -> Result<Self, DataplaneError> {
         let folder = object::pin_folder(&config.pin_dir)?;
         let (mut programs, maps) = object::load(&folder, config.flows_max)?;
+        object::remove_other_versions(&config.pin_dir)?;
         let links = Links::open(folder.join("links"), TcHook::of_this_kernel())?;
         let mode = attach_all(&config, &mut programs, &links)?;
         Ok(Self { config, programs, maps, links, layout: Layout::default(), adopted: false, mode })
@@ -97,7 +98,9 @@ impl Dataplane {
         }
         let contents = self.layout.lay_out(&plan)?;
         let config = self.node_config(table, local);
-        self.maps.write(&config, &contents)
+        self.maps.write(&config, &contents)?;
+        self.layout.written();
+        Ok(())
     }
 
     /// Attaches to the host side of a task's interface.
@@ -136,6 +139,21 @@ impl Dataplane {
         }
         let folder = self.config.pin_dir.join(object::version_folder());
         errors.extend(std::fs::remove_dir_all(&folder).err().map(|source| at(&folder, source)));
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// Removes what [`Dataplane::open`] may have pinned and attached, also where it failed half-way.
+    pub fn clear_away(pin_dir: &Path) -> Result<(), Vec<DataplaneError>> {
+        let folder = pin_dir.join(object::version_folder());
+        let at = |source| DataplaneError::PinFolder { path: folder.clone(), source };
+        let mut errors = Vec::new();
+        if TcHook::of_this_kernel() == TcHook::Classic {
+            attach::detach_classic_everywhere(object::UPLINK_INGRESS);
+        }
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => errors.push(at(error)),
+            _ => {}
+        }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 

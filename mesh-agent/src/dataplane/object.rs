@@ -56,8 +56,7 @@ impl Programs {
     }
 }
 
-/// The folder of pins of this version under `pin_dir`, made if need be. Those of other versions are removed: their
-/// programs don't understand these maps.
+/// The folder of pins of this version under `pin_dir`, made if need be.
 pub fn pin_folder(pin_dir: &Path) -> Result<PathBuf, DataplaneError> {
     let at = |path: &Path, source| DataplaneError::PinFolder { path: path.to_owned(), source };
     let mount = pin_dir.ancestors().find(|path| path.exists()).unwrap_or(pin_dir);
@@ -67,6 +66,14 @@ pub fn pin_folder(pin_dir: &Path) -> Result<PathBuf, DataplaneError> {
     }
     let folder = pin_dir.join(version_folder());
     fs::create_dir_all(&folder).map_err(|source| at(&folder, source))?;
+    Ok(folder)
+}
+
+/// Removes the pins of other versions, whose programs and maps these don't understand. Their attachments end with them:
+/// only once this version's programs have loaded.
+pub fn remove_other_versions(pin_dir: &Path) -> Result<(), DataplaneError> {
+    let at = |path: &Path, source| DataplaneError::PinFolder { path: path.to_owned(), source };
+    let folder = pin_dir.join(version_folder());
     for entry in fs::read_dir(pin_dir).map_err(|source| at(pin_dir, source))?.flatten() {
         // The file system's root also holds files of the kernel's own.
         let name = entry.file_name();
@@ -76,7 +83,7 @@ pub fn pin_folder(pin_dir: &Path) -> Result<PathBuf, DataplaneError> {
             fs::remove_dir_all(entry.path()).map_err(|source| at(&entry.path(), source))?;
         }
     }
-    Ok(folder)
+    Ok(())
 }
 
 /// The name of the folder of pins of this version.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use hickory_server::proto::op::Message;
+use hickory_server::proto::op::{Message, ResponseCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -21,8 +21,8 @@ const CONCURRENT_MAX: usize = 512;
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// How many resolvers are asked, as in resolv.conf(5).
 const SERVERS_MAX: usize = 3;
-/// Longest answer taken by UDP, bytes.
-const UDP_BYTES_MAX: usize = 4096;
+/// Longest answer taken by UDP, bytes: how much the asker takes is in the question, and passed on with it.
+const UDP_BYTES_MAX: usize = 65_535;
 
 /// Passes questions on.
 #[derive(Debug)]
@@ -49,15 +49,10 @@ impl Forwarder {
         }
     }
 
-    /// The first resolver's answer to `question`, a DNS message; `None` when there is none to be had.
+    /// The answer to `question`, a DNS message, of the first resolver that has one; `None` when no resolver answers.
     pub(super) async fn ask(&self, question: &[u8]) -> Option<Message> {
         let _permit = self.permits.try_acquire().ok()?;
-        for server in self.servers() {
-            if let Ok(Ok(answer)) = timeout(ATTEMPT, ask_one(server, question)).await {
-                return Some(answer);
-            }
-        }
-        None
+        ask_each(self.servers(), question).await
     }
 
     fn servers(&self) -> Vec<SocketAddr> {
@@ -80,6 +75,19 @@ fn parse(text: &str) -> Vec<SocketAddr> {
     });
     let others = servers.filter(|addr| *addr != IpAddr::V4(HOST_ADDR));
     others.map(|addr| SocketAddr::new(addr, 53)).take(SERVERS_MAX).collect()
+}
+
+/// Asks one after the other, as resolv.conf(5) has it: a resolver that fails or refuses leaves it to the next one.
+async fn ask_each(servers: Vec<SocketAddr>, question: &[u8]) -> Option<Message> {
+    let mut last = None;
+    for server in servers {
+        let Ok(Ok(answer)) = timeout(ATTEMPT, ask_one(server, question)).await else { continue };
+        match answer.metadata.response_code {
+            ResponseCode::ServFail | ResponseCode::NotImp | ResponseCode::Refused => last = Some(answer),
+            _ => return Some(answer),
+        }
+    }
+    last
 }
 
 async fn ask_one(server: SocketAddr, question: &[u8]) -> io::Result<Message> {
@@ -183,5 +191,38 @@ mod tests {
         });
         let answer = ask_one(server, &question(1, "example.com.").to_vec().unwrap()).await.unwrap();
         assert!(!answer.metadata.truncation);
+    }
+
+    /// The address of a resolver that answers every question with `code`.
+    async fn resolver(code: ResponseCode) -> SocketAddr {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = udp.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            loop {
+                let (len, client) = udp.recv_from(&mut buffer).await.unwrap();
+                let mut answer = Message::from_vec(&buffer[..len]).unwrap().into_response();
+                answer.metadata.response_code = code;
+                udp.send_to(&answer.to_vec().unwrap(), client).await.unwrap();
+            }
+        });
+        addr
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_fails_or_refuses_leaves_it_to_the_next_one() {
+        use ResponseCode::{NXDomain, NoError, Refused, ServFail};
+        let question = question(1, "example.com.").to_vec().unwrap();
+        let code = async |codes: &[ResponseCode]| {
+            let mut servers = Vec::new();
+            for code in codes {
+                servers.push(resolver(*code).await);
+            }
+            ask_each(servers, &question).await.map(|answer| answer.metadata.response_code)
+        };
+        assert_eq!(code(&[ServFail, Refused, NoError]).await, Some(NoError));
+        assert_eq!(code(&[NXDomain, NoError]).await, Some(NXDomain));
+        assert_eq!(code(&[Refused, ServFail]).await, Some(ServFail));
+        assert_eq!(code(&[]).await, None);
     }
 }

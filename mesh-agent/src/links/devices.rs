@@ -77,6 +77,11 @@ impl Links {
         nft::install(vxlan_port).await
     }
 
+    /// Whether Shoal's netfilter table is there.
+    pub async fn rules_are_there(&self) -> Result<bool, LinkError> {
+        nft::is_installed().await
+    }
+
     /// Removes the node's own devices and the netfilter table; goes on past failures and returns them all.
     pub async fn remove_node_devices(&self) -> Vec<LinkError> {
         let mut errors = Vec::new();
@@ -87,8 +92,11 @@ impl Links {
         errors
     }
 
-    /// Whether the node's own devices are there, up to their MTU: what an audit looks at.
+    /// Whether the node's own devices are there, up to their MTU, and the host forwards: what an audit looks at.
     pub async fn node_devices_are_intact(&self, mtu: u32) -> Result<bool, LinkError> {
+        if !sysctl::is(&["net", "ipv4", "ip_forward"], "1") {
+            return Ok(false);
+        }
         for (name, mtu) in [(HOST_LINK, mtu), (HOST_PEER_LINK, mtu), (VXLAN_LINK, VXLAN_MTU)] {
             match self.get(name).await? {
                 Some(link) if mtu_of(&link) == Some(mtu) && is_up(&link) && has_its_mac(&link, name) => {}

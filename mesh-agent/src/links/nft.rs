@@ -18,6 +18,14 @@ pub(super) async fn remove() -> Result<(), LinkError> {
     run("table ip shoal\ndelete table ip shoal\n").await
 }
 
+/// Whether the table is there, with the rule that the tasks' way out depends on.
+pub(super) async fn is_installed() -> Result<bool, LinkError> {
+    let mut command = Command::new("nft");
+    command.args(["list", "chain", "ip", "shoal", "postrouting"]).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.map_err(LinkError::NftRun)?;
+    Ok(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("masquerade"))
+}
+
 fn ruleset(vxlan_port: u16) -> String {
     let range = format!("{HOST_ADDR}/{HOST_PREFIX}");
     // `delete table` fails where there is none, so it is declared first. VXLAN between nodes would fill the

@@ -13,12 +13,21 @@ use super::LinkError;
 ///
 /// Parts are given one by one since an interface's name may hold what a dotted path would be cut at.
 pub fn set(parts: &[&str], value: &str) -> Result<(), LinkError> {
-    let path: PathBuf = ["/proc/sys"].iter().chain(parts).collect();
     // A container's /proc/sys is often read-only but set right by whoever started it.
-    if fs::read_to_string(&path).is_ok_and(|current| current.trim() == value) {
+    if is(parts, value) {
         return Ok(());
     }
+    let path = path_of(parts);
     fs::write(&path, value).map_err(|source| LinkError::Sysctl { path, source })
+}
+
+/// Whether a sysctl has this value.
+pub fn is(parts: &[&str], value: &str) -> bool {
+    fs::read_to_string(path_of(parts)).is_ok_and(|current| current.trim() == value)
+}
+
+fn path_of(parts: &[&str]) -> PathBuf {
+    ["/proc/sys"].iter().chain(parts).collect()
 }
 
 /// Like [`set`], where a kernel built without the feature has nothing to write to.

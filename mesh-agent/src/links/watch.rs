@@ -4,6 +4,7 @@ use futures::StreamExt as _;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Duration, sleep};
 
 use super::LinkError;
 
@@ -32,11 +33,15 @@ impl Watch {
         Ok(Self { changes, _handle: handle, connection: tokio::spawn(connection), counter })
     }
 
-    /// Waits for a change since the last call. Pending for ever when the socket is lost: the audit still looks.
-    pub async fn changed(&mut self) {
-        if self.changes.changed().await.is_err() {
+    /// Waits for a change since the last call, and then for `burst`: interfaces come with several messages each.
+    /// Cancel-safe. Pending for ever when the socket is lost: the audit still looks.
+    pub async fn changed(&mut self, burst: Duration) {
+        // On a copy: a change counts as seen only at the end.
+        if self.changes.clone().changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+        sleep(burst).await;
+        self.changes.mark_unchanged();
     }
 }
 
@@ -44,5 +49,27 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.connection.abort();
         self.counter.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::sys::testing::{in_netns, run};
+
+    #[test]
+    fn a_change_that_was_not_waited_for_to_the_end_is_told_again() {
+        in_netns(|| async {
+            let mut watch = Watch::open().unwrap();
+            run("ip link add x type veth peer name y");
+            let cancelled = timeout(Duration::from_millis(100), watch.changed(Duration::from_mins(1))).await;
+            assert!(cancelled.is_err());
+            let told = timeout(Duration::from_secs(5), watch.changed(Duration::from_millis(1))).await;
+            assert!(told.is_ok());
+            let again = timeout(Duration::from_millis(100), watch.changed(Duration::from_millis(1))).await;
+            assert!(again.is_err());
+        });
     }
 }

@@ -13,7 +13,7 @@ use super::assign::Assignment;
 use crate::dataplane::LocalEndpoint;
 use crate::links::{LinkError, Links};
 use crate::runtime::layout::{EndpointFile, Exit};
-use crate::runtime::{Prepared, Running, Runtime, RuntimeError, parse_signal};
+use crate::runtime::{Found, Prepared, Running, Runtime, RuntimeError, parse_signal};
 
 /// Tasks that are made at once: each takes a few processor-milliseconds, and a node may be given hundreds.
 const STARTS_MAX: usize = 8;
@@ -79,6 +79,8 @@ enum BringUpError {
     Dataplane,
     #[error("the agent is stopping")]
     Agent,
+    #[error("the task was told to stop before it ran")]
+    Stopped,
 }
 
 impl Drivers {
@@ -95,10 +97,14 @@ impl Drivers {
         stop: watch::Receiver<bool>,
     ) {
         let plan = StopPlan::new(&assignment.spec.stop_signal, assignment.spec.stop_grace_ns);
-        match self.bring_up(&task, &assignment, &aliases).await {
+        match self.bring_up(&task, &assignment, &aliases, &stop).await {
             Ok(running) => self.watch(task, running, plan, stop).await,
             // The loop is gone; the shim goes with its pipe.
             Err(BringUpError::Agent) => {}
+            Err(BringUpError::Stopped) => {
+                let (state, err) = (TaskState::Shutdown, String::new());
+                self.end(task, End::NotStarted { state, err, exit_code: None }).await;
+            }
             Err(error) => {
                 let exit_code = match &error {
                     BringUpError::Runtime(RuntimeError::Start { code, .. }) => Some(*code),
@@ -124,6 +130,8 @@ impl Drivers {
         }
         let told = async { stop.wait_for(|stop| *stop).await.is_ok() };
         let end = tokio::select! {
+            // A program that has ended is no longer to be stopped, though its links go with it and are missed.
+            biased;
             exit = running.wait() => End::Exited { exit, told: false },
             told = told => {
                 // Without word, the loop has dropped its end: the agent stops, the task goes on.
@@ -145,8 +153,13 @@ impl Drivers {
         task: &TaskId,
         assignment: &Assignment,
         aliases: &[Ipv4Addr],
+        stop: &watch::Receiver<bool>,
     ) -> Result<Running, BringUpError> {
         let _turn = self.starts.acquire().await.map_err(|_| BringUpError::Agent)?;
+        // It may have waited long for its turn.
+        if *stop.borrow() {
+            return Err(BringUpError::Stopped);
+        }
         self.progress(task, TaskState::Preparing, "preparing").await?;
         let Assignment { spec, init, links, .. } = assignment;
         let files = links.iter().zip(aliases).map(|((network, link), alias)| EndpointFile {
@@ -159,6 +172,10 @@ impl Drivers {
         if let Err(error) = self.connect(task, assignment, aliases, &prepared).await {
             prepared.abandon();
             return Err(error);
+        }
+        if *stop.borrow() {
+            prepared.abandon();
+            return Err(BringUpError::Stopped);
         }
         self.progress(task, TaskState::Starting, "starting").await?;
         Ok(prepared.start().await?)
@@ -204,6 +221,22 @@ impl Drivers {
             Err(_) => Err(BringUpError::Agent),
         }
     }
+}
+
+/// Stops the tasks of an earlier run, which no loop has taken on, and removes their folders; returns what went wrong.
+pub(super) async fn stop_all(runtime: &Runtime) -> Vec<String> {
+    let found = match runtime.find() {
+        Ok(found) => found,
+        Err(error) => return vec![chain(&error)],
+    };
+    let stopped = found.into_iter().map(async |Found { file, state }| {
+        if let Ok(running) = state {
+            let plan = StopPlan::new(&file.stop_signal, file.stop_grace_ns);
+            running.stop(plan.signal, plan.grace).await;
+        }
+        runtime.remove(&file.task).err().map(|error| chain(&error))
+    });
+    futures::future::join_all(stopped).await.into_iter().flatten().collect()
 }
 
 /// An error and what it came from, in one line.

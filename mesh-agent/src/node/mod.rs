@@ -137,12 +137,7 @@ async fn run<P: Plane>(
         };
         let brought_up = tokio::select! {
             brought_up = attempt => brought_up,
-            command = commands.recv() => {
-                if let Some(Command::TearDown(reply)) = command {
-                    let _ = reply.send(Vec::new());
-                }
-                return;
-            }
+            command = commands.recv() => return clear_away::<P>(&inputs, command).await,
         };
         match brought_up {
             Some(Ok(worker)) => break worker,
@@ -154,12 +149,23 @@ async fn run<P: Plane>(
             }
             None => return,
         }
-        sleep(RETRY).await;
+        tokio::select! {
+            () = sleep(RETRY) => {}
+            command = commands.recv() => return clear_away::<P>(&inputs, command).await,
+        }
     };
     if let Some(ready) = ready.take() {
         let _ = ready.send(Ok(()));
     }
     worker.run(inputs, commands).await;
+}
+
+/// Tears down a node that has not come up: what the attempts made, and what is left of an earlier run.
+async fn clear_away<P: Plane>(inputs: &NodeInputs, command: Option<Command>) {
+    let Some(Command::TearDown(reply)) = command else { return };
+    let mut errors = driver::stop_all(&inputs.runtime).await;
+    errors.extend(setup::clear_away::<P>(&inputs.config).await);
+    let _ = reply.send(errors);
 }
 
 /// The loop's state.
@@ -340,11 +346,7 @@ async fn at(deadline: Option<Instant>) {
 
 async fn changed(watch: &mut Option<Watch>) {
     match watch {
-        Some(watch) => {
-            watch.changed().await;
-            // Interfaces come with a burst of messages each.
-            sleep(DEBOUNCE).await;
-        }
+        Some(watch) => watch.changed(DEBOUNCE).await,
         None => std::future::pending().await,
     }
 }

@@ -1,6 +1,7 @@
 //! The dataplane as the node's loop uses it: the real one, and a fake that the loop's tests look into.
 
 use std::error::Error;
+use std::path::Path;
 
 use mesh_api::table::Table;
 
@@ -23,6 +24,8 @@ pub(crate) trait Plane: Sized + Send + 'static {
     fn mode(&self) -> &'static str;
     /// Removes everything, going on past failures.
     fn uninstall(self) -> Result<(), Vec<Self::Error>>;
+    /// Removes what there is under `pin_dir` without opening it first, going on past failures.
+    fn clear_away(pin_dir: &Path) -> Result<(), Vec<Self::Error>>;
 }
 
 impl Plane for Dataplane {
@@ -50,5 +53,9 @@ impl Plane for Dataplane {
 
     fn uninstall(self) -> Result<(), Vec<DataplaneError>> {
         self.uninstall()
+    }
+
+    fn clear_away(pin_dir: &Path) -> Result<(), Vec<DataplaneError>> {
+        Self::clear_away(pin_dir)
     }
 }

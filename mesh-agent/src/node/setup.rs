@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use mesh_api::table::Table;
@@ -20,6 +21,9 @@ use crate::links::{Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, Links, VX
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The least MTU that an overlay can work with: what IPv4 asks of every host (RFC 791).
 const MTU_MIN: u32 = 576;
+
+/// How often the netfilter rules are looked at: whoever reloads the host's firewall may flush ours with it.
+const RULES_AUDIT: Duration = Duration::from_secs(5);
 
 /// Why a node can't be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,7 @@ pub(super) struct Setup<P> {
     /// MTU of tasks' links, bytes.
     pub(super) mtu: u32,
     vxlan_port: u16,
+    rules_seen: Instant,
 }
 
 impl<P: Plane> Setup<P> {
@@ -87,7 +92,8 @@ impl<P: Plane> Setup<P> {
         let address = SocketAddr::from((HOST_ADDR, 53));
         let dns = Dns::start(address, Path::new(RESOLV_CONF)).await.map_err(NodeError::Dns)?;
         info!(mode = plane.mode(), mtu, "dataplane up");
-        Ok(Self { links, facts, plane, plane_config, dns, mtu, vxlan_port })
+        let rules_seen = Instant::now();
+        Ok(Self { links, facts, plane, plane_config, dns, mtu, vxlan_port, rules_seen })
     }
 
     /// Looks at the host again, and repairs what drifted; true if the dataplane was opened anew, or the node's
@@ -120,6 +126,13 @@ impl<P: Plane> Setup<P> {
             devices(&self.links, vxlan_port, mtu).await?
         };
         self.vxlan_port = vxlan_port;
+        if self.rules_seen.elapsed() >= RULES_AUDIT {
+            self.rules_seen = Instant::now();
+            if !self.links.rules_are_there().await? {
+                warn!("Shoal's netfilter table was removed or changed; installing it again");
+                self.links.ensure_rules(vxlan_port).await?;
+            }
+        }
         let resized = mtu != self.mtu;
         self.mtu = mtu;
         let wanted = plane_config(config, uplinks, vxlan_ifindex, pair);
@@ -157,6 +170,20 @@ impl<P: Plane> Setup<P> {
         errors.extend(links.remove_node_devices().await.iter().map(|error| chain(error)));
         errors
     }
+}
+
+/// Removes what a node that did not come up, or an earlier run of the agent, may have left.
+pub(super) async fn clear_away<P: Plane>(config: &Config) -> Vec<String> {
+    let mut errors = Vec::new();
+    if let Err(failures) = P::clear_away(&config.bpffs) {
+        errors.extend(failures.iter().map(|error| chain(error)));
+    }
+    // Tasks' links have gone with the tasks.
+    match Links::open() {
+        Ok(links) => errors.extend(links.remove_node_devices().await.iter().map(|error| chain(error))),
+        Err(error) => errors.push(chain(&error)),
+    }
+    errors
 }
 
 fn open<P: Plane>(config: &DataplaneConfig) -> Result<P, NodeError> {

@@ -193,7 +193,9 @@ impl<P: Plane> Worker<P> {
         let failure = self.tasks.get(id).and_then(|task| task.failure);
         let reported = match end {
             End::NotStarted { state, err, exit_code } => {
-                let mut status = status(id, state, "starting", err);
+                let message =
+                    if state == TaskState::Shutdown { "shutdown before it started" } else { "starting" };
+                let mut status = status(id, state, message, err);
                 status.exit_code = exit_code;
                 status
             }

@@ -75,7 +75,11 @@ impl Plane for Fake {
     }
 
     fn uninstall(self) -> Result<(), Vec<Self::Error>> {
-        self.note(|notes| notes.installed = false);
+        Self::clear_away(&self.pins)
+    }
+
+    fn clear_away(pin_dir: &Path) -> Result<(), Vec<Self::Error>> {
+        Self { pins: pin_dir.to_owned() }.note(|notes| notes.installed = false);
         Ok(())
     }
 }
@@ -122,6 +126,11 @@ impl Host {
     }
 
     async fn start(&self) -> Result<Node, NodeError> {
+        let (node, came_up) = self.try_start().await;
+        came_up.map(|()| node)
+    }
+
+    async fn try_start(&self) -> (Node, Result<(), NodeError>) {
         let vtep = Ipv4Addr::new(192, 0, 2, 1);
         let membership = Membership {
             cluster_id: "c".into(),
@@ -142,7 +151,7 @@ impl Host {
             statuses: self.statuses.clone(),
         };
         let (node, ready) = Node::start::<Fake>(inputs);
-        ready.await.unwrap().map(|()| node)
+        (node, ready.await.unwrap())
     }
 
     fn notes(&self) -> Notes {
@@ -314,6 +323,13 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
                 && run("ip address show").contains("169.254.64.1/18")
         })
         .await;
+        run("nft flush ruleset");
+        until("the rules are back", || run("nft list ruleset").contains("masquerade")).await;
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+        until("the host forwards", || {
+            std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim() == "1"
+        })
+        .await;
         run("ip address add 192.0.2.77/24 dev up0");
         until("the address counts as the node's", || {
             host.notes().local.unwrap().addresses.contains(&Ipv4Addr::new(192, 0, 2, 77))
@@ -327,6 +343,47 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         // Again, where nothing is left.
         assert!(Links::open().unwrap().remove_node_devices().await.is_empty());
+    });
+}
+
+#[test]
+fn a_node_that_does_not_come_up_is_torn_down_at_once_with_what_an_earlier_run_left() {
+    in_netns(|| async {
+        let host = Host::new(with([task(T1, "shoal/exec", &["sleep", "1000"], &["front"])]));
+        let before = (links().lines().count(), run("nft list tables"));
+        let node = host.start().await.unwrap();
+        let pid = host.reaches(T1, TaskState::Running).await.pid.unwrap();
+        drop(node);
+        until("its name server is gone", || UdpSocket::bind((HOST_ADDR, 53)).is_ok()).await;
+        let _taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap();
+        let (node, came_up) = host.try_start().await;
+        assert!(matches!(came_up, Err(NodeError::Dns(_))), "{came_up:?}");
+        assert!(host.notes().installed);
+
+        let started = Instant::now();
+        assert_eq!(node.tear_down().await, Vec::<String>::new());
+        assert!(started.elapsed() < RETRY, "it did not wait for the next attempt");
+        assert!(!host.notes().installed);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        // The kernel takes the task's link down in its own time.
+        until("no link is left", || links().lines().count() == before.0).await;
+        assert_eq!(run("nft list tables"), before.1);
+        assert_eq!(std::fs::read_dir(host.folder.path().join("tasks")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn a_task_that_is_stopped_while_it_waits_for_its_turn_never_runs() {
+    in_netns(|| async {
+        let ids: Vec<_> = (0..24).map(|number| format!("q{number:02}aaaaaaaaaaaaaaaaaaaaaa")).collect();
+        let host = Host::new(with(ids.iter().map(|id| task(id, "shoal/exec", &["sleep", "1000"], &[]))));
+        let node = host.start().await.unwrap();
+        until("all are accepted", || ids.iter().all(|id| host.status(id).is_some())).await;
+        let errors = node.tear_down().await;
+        assert_eq!(errors, Vec::<String>::new());
+        let ends: Vec<_> = ids.iter().map(|id| host.status(id).unwrap()).collect();
+        assert!(ends.iter().all(|end| end.state == TaskState::Shutdown), "{ends:?}");
+        assert!(ends.iter().any(|end| end.exit_code.is_none()), "the last ones were never started");
     });
 }
 

@@ -4,6 +4,7 @@
 //! what there is to know after a restart. Networks are configured by the caller, between [`Runtime::prepare`] and
 //! [`Prepared::start`].
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -22,6 +23,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::files;
+use crate::sys::limits;
 use crate::sys::netns::Netns;
 use crate::sys::pidfd::{PidFd, WatchedPid};
 use crate::sys::process;
@@ -40,6 +42,8 @@ const SHIM_TIMEOUT: Duration = Duration::from_secs(10);
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Characters of a task's id in its host name, as in Docker's container ids.
 pub const SHORT_ID_LEN: usize = 12;
+/// How the shim is started, with the task's folder after it.
+const COMMAND: [&str; 2] = ["internal", "task-init"];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What can go wrong with a task's process.
@@ -127,6 +131,8 @@ pub struct Found {
 impl Runtime {
     /// A runtime that keeps its tasks' folders in `root` and starts `program internal task-init` for each.
     pub fn new(root: PathBuf, program: PathBuf) -> Self {
+        // Tasks' first processes have another working directory. It fails for an empty path alone.
+        let root = std::path::absolute(&root).unwrap_or(root);
         Self { root, program }
     }
 
@@ -176,6 +182,8 @@ impl Runtime {
         let pidfd = PidFd::open(shim).map_err(wrap)?;
         reap_when_ended(pidfd.try_clone().map_err(wrap)?).map_err(wrap)?;
         let missing = || wrap(io::Error::from(io::ErrorKind::BrokenPipe));
+        // Before it is told to go on: what it starts inherits it.
+        limits::restore_open_files(shim).map_err(wrap)?;
         let stdin = child.stdin.take().ok_or_else(missing)?;
         let stdout = child.stdout.take().ok_or_else(missing)?;
         let mut prepared = Prepared {
@@ -206,7 +214,7 @@ impl Runtime {
         let log = fs::File::create(&path);
         let log = log.map_err(|source| RuntimeError::File { operation: "create", path, source })?;
         let mut command = Command::new(&self.program);
-        command.args(["internal", "task-init"]).arg(&layout.dir).current_dir("/").env_clear();
+        command.args(COMMAND).arg(&layout.dir).current_dir("/").env_clear();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::from(log));
         Ok(command)
     }
@@ -229,7 +237,10 @@ impl Runtime {
                 }
                 // The agent died before it had anything to remember; the shim died with it.
                 Ok(None) => remove_dir(&layout.dir)?,
-                Err(error) => warn!(folder = %layout.dir.display(), %error, "a task's folder can't be read"),
+                Err(error) => {
+                    warn!(folder = %layout.dir.display(), %error, "a task's folder can't be read; the task is ended");
+                    kill_unknown(&layout)?;
+                }
             }
         }
         Ok(found)
@@ -254,15 +265,20 @@ impl Prepared {
         let line = self.line().await?;
         let inner_pid = line.strip_prefix("started ").and_then(|text| text.parse().ok());
         let Some(inner_pid) = inner_pid else { return Err(self.failed(&line)) };
-        let wrap = |source| RuntimeError::Shim { operation: "watch", source };
-        // A program that has ended already has no number any more; its end is about to be read.
-        let pid = process::child_in_namespace(self.shim, inner_pid).map_err(wrap)?.unwrap_or(self.shim);
-        Ok(Running {
-            layout: self.layout,
-            shim: WatchedPid::new(self.pidfd).map_err(wrap)?,
-            pid,
-            since_ns: now_ns(),
-        })
+        match self.watch(inner_pid) {
+            Ok((pid, shim)) => Ok(Running { layout: self.layout, shim, pid, since_ns: now_ns() }),
+            Err(source) => {
+                // What can't be watched must not run on unknown to anybody.
+                self.abandon();
+                Err(RuntimeError::Shim { operation: "watch", source })
+            }
+        }
+    }
+
+    fn watch(&self, inner_pid: u32) -> io::Result<(u32, WatchedPid)> {
+        // Where the shim has ended already, the program has no number any more; its end is about to be read.
+        let pid = process::child_in_namespace(self.shim, inner_pid)?.unwrap_or(self.shim);
+        Ok((pid, WatchedPid::new(self.pidfd.try_clone()?)?))
     }
 
     /// Ends a task whose program has not been started.
@@ -377,7 +393,7 @@ impl Running {
     fn signal(&self, signal: Signal) {
         let Ok(raw) = i32::try_from(self.pid) else { return };
         let pid = Pid::from_raw(raw);
-        // The program's number is its own as long as the shim has not ended: the shim waits for it, then ends.
+        // The program's number is its own as long as the shim has not ended: the shim never takes its zombie away.
         if self.shim.pidfd().signal_zero().is_err() {
             return;
         }
@@ -398,6 +414,17 @@ pub fn parse_signal(name: &str) -> Result<Signal, ImageError> {
         return Signal::try_from(number).map_err(|_| ImageError::UnknownSignal(name.to_owned()));
     }
     Signal::from_str(&full).map_err(|_| ImageError::UnknownSignal(name.to_owned()))
+}
+
+/// Kills a task of which only the folder is known: started again, it would run twice.
+fn kill_unknown(layout: &Layout) -> Result<(), RuntimeError> {
+    let wrap = |source| RuntimeError::Shim { operation: "look for", source };
+    let [internal, task_init] = COMMAND.map(OsStr::new);
+    for pid in process::with_arguments(&[internal, task_init, layout.dir.as_os_str()]).map_err(wrap)? {
+        // Gone meanwhile is as good.
+        let _ = PidFd::open(pid).and_then(|pidfd| pidfd.signal(Signal::SIGKILL));
+    }
+    Ok(())
 }
 
 /// Takes the zombie away once the process has ended, whoever else watches it.

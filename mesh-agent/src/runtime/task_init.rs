@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Gid, Group, Pid, Uid, User, pipe2, sethostname, setsid};
 
 use super::layout::{Exit, InitSpec, Layout, StartedFile, now_ns};
@@ -160,13 +160,17 @@ fn start(spec: &InitSpec, layout: &Layout) -> Result<(Child, mpsc::Receiver<()>)
 }
 
 /// Waits until the program has ended, taking away on the way whatever orphans end, and returns its exit code.
+///
+/// The program itself stays a zombie until this process ends: the agent signals it by its number, which must not
+/// become another's meanwhile.
 fn wait_for(program: u32) -> i32 {
     let is_program = |pid: Pid| u32::try_from(pid.as_raw()) == Ok(program);
     loop {
-        match waitpid(None, None) {
+        match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
             Ok(WaitStatus::Exited(pid, code)) if is_program(pid) => return code,
             Ok(WaitStatus::Signaled(pid, signal, _)) if is_program(pid) => return 128 + signal as i32,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(orphan) => drop(waitpid(orphan.pid(), None)),
+            Err(nix::errno::Errno::EINTR) => {}
             Err(error) => {
                 eprintln!("task-init: cannot wait for the program: {error}");
                 return 125;

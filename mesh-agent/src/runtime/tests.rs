@@ -124,6 +124,46 @@ fn exists(pid: u32) -> bool {
 }
 
 #[test]
+fn a_task_has_the_open_files_that_the_agent_was_started_with() {
+    in_netns(|| async {
+        let limit = || run("sh -c ulimit${IFS}-n");
+        let before = limit();
+        limits::raise_open_files().unwrap();
+        assert_eq!(limit(), run("sh -c ulimit${IFS}-Hn"));
+        let fixture = Fixture::new();
+        fixture.expect_exit(&spec("shoal/exec", &["sh", "-c", "ulimit -n"])).await;
+        assert_eq!(fixture.log(), before);
+    });
+}
+
+#[test]
+fn folders_are_the_same_from_any_working_directory() {
+    let runtime = Runtime::new("tasks".into(), program());
+    assert!(runtime.dir(&TASK.into()).is_absolute());
+}
+
+#[test]
+fn a_programs_number_stays_its_own_until_its_first_process_has_ended() {
+    in_netns(|| async {
+        let fixture = Fixture::new();
+        // What it leaves behind holds the pipe of its output, which the first process waits for a little.
+        let script = "setsid sleep 1000 & exit 3";
+        let running = fixture.start(&spec("shoal/exec", &["sh", "-c", script])).await.unwrap();
+        let exit = fixture.runtime.dir(&TASK.into()).join("exit.json");
+        let mut ended_before_the_shim = false;
+        until("the program is a zombie, or all is over", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", running.pid())).unwrap_or_default();
+            ended_before_the_shim = stat.contains(") Z ");
+            ended_before_the_shim || exit.exists()
+        })
+        .await;
+        assert!(ended_before_the_shim);
+        assert_eq!(running.wait().await.code, 3);
+        assert!(!exists(running.pid()));
+    });
+}
+
+#[test]
 fn whoami_answers_by_its_link_and_stops_when_told() {
     in_netns(|| async {
         let fixture = Fixture::new();
@@ -215,6 +255,18 @@ fn a_task_outlives_its_agent_and_is_found_again() {
         assert_eq!(ended.code, 128 + 15);
         fixture.runtime.remove(&TASK.into()).unwrap();
         assert!(fixture.runtime.find().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_task_whose_file_is_spoilt_does_not_run_on_unknown_to_the_agent() {
+    in_netns(|| async {
+        let fixture = Fixture::new();
+        let running = fixture.start(&spec("shoal/exec", &["sleep", "1000"])).await.unwrap();
+        fs::write(fixture.runtime.dir(&TASK.into()).join("task.json"), "{}").unwrap();
+        assert!(fixture.runtime.find().unwrap().is_empty());
+        assert_eq!(timeout(Duration::from_secs(5), running.wait()).await.unwrap().code, 137);
+        assert!(!exists(running.pid()));
     });
 }
 

@@ -26,7 +26,7 @@ mod store;
 pub use connect::ConnectError;
 pub(crate) use connect::{Connection, connect};
 pub use store::Membership;
-pub(crate) use store::{Credentials, Store};
+pub(crate) use store::{Credentials, Store, TableKeeper};
 
 use crate::facts::Describe;
 

@@ -9,7 +9,8 @@ use std::time::Instant;
 use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::table::{Role, Table};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::files;
@@ -102,19 +103,51 @@ impl Store {
         removed.into_iter().filter_map(Result::err).collect()
     }
 
-    /// Writes the tables that come, leaving out those that others replace meanwhile; ends with the sender.
-    pub(crate) async fn keep_tables(self, mut tables: watch::Receiver<Option<Arc<Table>>>) {
-        while tables.changed().await.is_ok() {
-            let started = Instant::now();
-            let Some(table) = tables.borrow_and_update().clone() else { continue };
-            let store = self.clone();
-            match tokio::task::spawn_blocking(move || store.save_table(&table)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "the table can't be written to the state folder"),
-                // The runtime is shutting down.
-                Err(_) => return,
-            }
-            tokio::time::sleep(started.elapsed() * TABLE_PAUSE_FACTOR).await;
+    /// Writes the tables that come, leaving out those that others replace meanwhile.
+    pub(crate) fn keep_tables(self, tables: watch::Receiver<Option<Arc<Table>>>) -> TableKeeper {
+        let (stop, stopped) = oneshot::channel();
+        TableKeeper { stop, task: tokio::spawn(keep(self, tables, stopped)) }
+    }
+}
+
+/// What writes tables as they come; it ends with the sender of tables, and when dropped.
+#[derive(Debug)]
+pub(crate) struct TableKeeper {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl TableKeeper {
+    /// Ends it; nothing is written any more once this returns.
+    pub(crate) async fn stop(self) {
+        drop(self.stop);
+        // Not aborted: a write that is on its way would go on without it.
+        let _ = self.task.await;
+    }
+}
+
+async fn keep(
+    store: Store,
+    mut tables: watch::Receiver<Option<Arc<Table>>>,
+    mut stop: oneshot::Receiver<()>,
+) {
+    loop {
+        tokio::select! {
+            changed = tables.changed() => if changed.is_err() { return },
+            _ = &mut stop => return,
+        }
+        let started = Instant::now();
+        let Some(table) = tables.borrow_and_update().clone() else { continue };
+        let store = store.clone();
+        match tokio::task::spawn_blocking(move || store.save_table(&table)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the table can't be written to the state folder"),
+            // The runtime is shutting down.
+            Err(_) => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(started.elapsed() * TABLE_PAUSE_FACTOR) => {}
+            _ = &mut stop => return,
         }
     }
 }
@@ -150,6 +183,24 @@ mod tests {
         assert!(store.forget().is_empty());
         assert!(store.load_credentials().unwrap().is_none());
         assert!(store.load_table().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_keeper_that_was_stopped_writes_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 7, data_path_port: 4789 });
+        for _ in 0..50 {
+            let (tables, receiver) = watch::channel(None);
+            let keeper = store.clone().keep_tables(receiver);
+            tables.send_replace(Some(Arc::new(table.clone())));
+            // Far enough for a write to be on its way.
+            tokio::task::yield_now().await;
+            keeper.stop().await;
+            assert!(store.forget().is_empty());
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! Small functions that are safe to call; no policy.
 
+pub mod limits;
 pub mod netns;
 pub mod pidfd;
 pub mod process;

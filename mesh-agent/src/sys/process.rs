@@ -1,7 +1,9 @@
 //! Processes: starting one as the init of a fresh PID namespace, and what /proc says of those that run.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Child, Command};
 
 use nix::sched::{CloneFlags, unshare};
@@ -45,6 +47,25 @@ pub fn child_in_namespace(parent: u32, inner: u32) -> io::Result<Option<u32>> {
         }
     }
     Ok(None)
+}
+
+/// The processes whose command line ends in `arguments`.
+pub fn with_arguments(arguments: &[&OsStr]) -> io::Result<Vec<u32>> {
+    let mut end = Vec::new();
+    for argument in arguments {
+        end.push(0);
+        end.extend_from_slice(argument.as_bytes());
+    }
+    end.push(0);
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(&end)) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
 }
 
 fn is_child_in_namespace(status: &str, parent: u32, inner: u32) -> bool {

@@ -31,7 +31,7 @@ pub(crate) use status::table;
 pub(crate) use topology::in_netns;
 
 /// The profile of Cargo.toml that the lab's binary is built with.
-const PROFILE: &str = "lab";
+pub(crate) const PROFILE: &str = "lab";
 
 /// What to do with the lab.
 #[derive(Subcommand)]

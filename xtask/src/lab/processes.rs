@@ -119,8 +119,9 @@ fn runs_the_labs_binary(pid: u32) -> bool {
 
 /// A container may hold a lab of its own, whose binary has the same path, but in another file system.
 fn sees_our_run(pid: u32) -> bool {
-    let identity = |path: &str| fs::metadata(path).map(|folder| (folder.dev(), folder.ino())).ok();
-    identity("/run").is_some_and(|ours| identity(&format!("/proc/{pid}/root/run")) == Some(ours))
+    let identity = |path: &Path| fs::metadata(path).map(|folder| (folder.dev(), folder.ino())).ok();
+    let theirs = Path::new("/proc").join(pid.to_string()).join("root").join("run");
+    identity(Path::new("/run")).is_some_and(|ours| identity(&theirs) == Some(ours))
 }
 
 fn arguments(pid: u32) -> Vec<String> {
