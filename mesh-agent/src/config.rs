@@ -26,7 +26,7 @@ pub struct Config {
 /// Whether and how XDP runs on the uplinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum XdpMode {
-    /// Native where the driver has it, generic otherwise, none where neither loads.
+    /// Native where the driver has it and the uplink is no veth; TC alone otherwise.
     #[default]
     Auto,
     /// In the driver, or fail.
