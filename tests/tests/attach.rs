@@ -1,5 +1,7 @@
 //! Attaching programs to interfaces: they outlive the agent, are replaced rather than doubled, and leave when told.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't set itself up has failed")]
+
 use std::path::Path;
 use std::process::Command;
 
@@ -39,7 +41,7 @@ fn attach(links: &Links, programs: &mut Programs) {
 /// The programs on the interface's TCX hook, by id.
 fn on_tcx() -> Vec<u32> {
     let (_, programs) = SchedClassifier::query_tcx(INTERFACE, TcAttachType::Ingress).unwrap();
-    programs.iter().map(|program| program.id()).collect()
+    programs.iter().map(aya::programs::ProgramInfo::id).collect()
 }
 
 /// The BPF filters on the interface's `clsact` qdisc.

@@ -125,8 +125,7 @@ fn suites(options: &Options, report: &mut Report) -> Result<()> {
         counted(command.arg("--").args(&filter), UNIT_LIMIT)
     })?;
     report.suite("packet", || {
-        let mut command =
-            cargo_test(&["--package", "shoal-tests", "--lib", "--test", "packet", "--test", "attach"]);
+        let mut command = cargo_test(&["--workspace", "--test", "packet", "--test", "attach"]);
         // The figures of the verifier, and why something was skipped.
         counted(command.args(["--", "--show-output"]).args(&filter), PACKET_LIMIT)
     })?;
@@ -148,7 +147,7 @@ fn suites(options: &Options, report: &mut Report) -> Result<()> {
 fn netns(xdp: Xdp, filter: &[&str], keep: bool) -> Result<Counts> {
     let _claim = lab::claim()?;
     let lab = lab::up(&lab::Up { nodes: 3, xdp, mtu: 1500, swarm: true, binary: None })?;
-    let mut command = cargo_test(&["--package", "shoal-tests", "--test", "netns"]);
+    let mut command = cargo_test(&["--workspace", "--test", "netns"]);
     command.arg("--").args(filter).env("SHOAL_XTASK", std::env::current_exe()?);
     let result = counted(&mut command, NETNS_LIMIT);
     let failed = result.as_ref().map_or(true, |counts| counts.failed > 0);
@@ -189,6 +188,7 @@ fn build() -> Result<()> {
     if lab::is_root() { lab::build().map(drop) } else { Ok(()) }
 }
 
+/// Always with the whole workspace: a part of it has other features in common, and cargo would build everything again.
 fn cargo_test(packages: &[&str]) -> Command {
     let mut command = workspace::cargo();
     command.args(["test", "--no-fail-fast"]).args(CARGO_OPTIONS).args(packages);

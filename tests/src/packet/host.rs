@@ -182,12 +182,11 @@ impl Tables for HostTables<'_> {
 pub fn run(hook: Hook, world: &World, packet: Bytes) -> Outcome {
     let tables = HostTables::new(world);
     let mut packet = packet;
-    let (end, counter) = match hook {
-        Hook::UplinkXdp => xdp(&mut packet, &tables),
-        _ => {
-            let Verdict { action, counter } = tc(hook, &mut packet, &tables);
-            (End::Tc(action), Some(counter))
-        }
+    let (end, counter) = if hook == Hook::UplinkXdp {
+        xdp(&mut packet, &tables)
+    } else {
+        let Verdict { action, counter } = tc(hook, &mut packet, &tables);
+        (End::Tc(action), Some(counter))
     };
     let flows = changed(&world.flows, &tables.flows());
     Outcome { end, output: packet.into_inner(), counter, flows }

@@ -108,32 +108,14 @@ impl Kernel {
     pub fn run(&mut self, hook: Hook, world: &World, input: &[u8]) -> Result<(u32, KernelOutcome)> {
         self.set_up(world)?;
         let mut output = vec![0; OUTPUT_MAX];
-        let mut context = [0_u8; SKB_LEN];
-        let result = match hook {
-            Hook::UplinkXdp => {
-                let options = TestRunOptions {
-                    data_in: Some(input),
-                    data_out: Some(&mut output),
-                    ..TestRunOptions::new()
-                };
-                self.programs.xdp()?.test_run(options)?
-            }
-            _ => {
-                if let Hook::Task(ifindex) = hook {
-                    context[SKB_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
-                }
-                if let Hook::Overlay(arrival) = hook {
-                    context[SKB_CB..][..4].copy_from_slice(&arrival.vni.to_ne_bytes());
-                    context[SKB_CB + 4..][..4].copy_from_slice(&arrival.vtep.get().to_ne_bytes());
-                }
-                let options = TestRunOptions {
-                    data_in: Some(input),
-                    data_out: Some(&mut output),
-                    ctx_in: Some(&context),
-                    ..TestRunOptions::new()
-                };
-                self.classifier(hook)?.test_run(options)?
-            }
+        let context = skb_context(hook);
+        let mut options =
+            TestRunOptions { data_in: Some(input), data_out: Some(&mut output), ..TestRunOptions::new() };
+        let result = if hook == Hook::UplinkXdp {
+            self.programs.xdp()?.test_run(options)?
+        } else {
+            options.ctx_in = Some(&context);
+            self.classifier(hook)?.test_run(options)?
         };
         output.truncate(result.data_size_out as usize);
         let outcome = KernelOutcome {
@@ -186,6 +168,21 @@ impl Kernel {
         }
         Ok(moved)
     }
+}
+
+/// The `struct __sk_buff` that a packet comes with at a hook.
+fn skb_context(hook: Hook) -> [u8; SKB_LEN] {
+    let mut context = [0; SKB_LEN];
+    let mut set = |offset: usize, value: u32| context[offset..][..4].copy_from_slice(&value.to_ne_bytes());
+    match hook {
+        Hook::Task(ifindex) => set(SKB_IFINDEX, ifindex),
+        Hook::Overlay(arrival) => {
+            set(SKB_CB, arrival.vni);
+            set(SKB_CB + 4, arrival.vtep.get());
+        }
+        Hook::UplinkXdp | Hook::Uplink | Hook::Host => {}
+    }
+    context
 }
 
 /// What the kernel left behind.
