@@ -44,7 +44,8 @@ fn reply(frame: &mut Frame, outer: &Parsed) -> u32 {
     let Some(reply) = mesh_reply(frame, &Maps, outer) else {
         return XDP_PASS;
     };
-    let Some(route) = next_hop::route(frame.ctx.as_ptr(), frame.ingress_ifindex(), reply.src, reply.dst) else {
+    let Some(route) = next_hop::route(frame.ctx.as_ptr(), frame.ingress_ifindex(), reply.src, reply.dst)
+    else {
         return XDP_PASS;
     };
     // As in `forward`: TC sends what XDP can't.
