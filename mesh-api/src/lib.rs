@@ -5,6 +5,7 @@
 //! that managers replicate is `control`'s, the ABI with the BPF programs is `mesh-common`'s; neither appears here.
 
 pub mod codec;
+pub mod error;
 pub mod id;
 pub mod session;
 pub mod table;

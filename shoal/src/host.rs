@@ -12,6 +12,7 @@ use control::model::{Availability, ClusterSpec, NodeSpec};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use mesh_agent::{Agent, ConnectError, JoinError, LeaveError};
+use mesh_api::error::chain;
 use mesh_api::id::NodeId;
 use mesh_api::session::RefusalReason;
 use mesh_api::table::{Role, Table};
@@ -37,18 +38,6 @@ pub(crate) struct Host {
     state_dir: PathBuf,
     kernel: String,
     os: String,
-}
-
-/// Writes an error and its sources on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// What the host says of itself while it shuts down.

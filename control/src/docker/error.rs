@@ -81,15 +81,3 @@ impl IntoResponse for ApiError {
         (self.status, Json(Body { message: self.message })).into_response()
     }
 }
-
-/// Writes `error` and its sources on one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}

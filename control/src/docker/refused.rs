@@ -1,6 +1,8 @@
 //! What the cluster and the host refuse, as answers of the API.
 
-use super::error::{ApiError, chain};
+use mesh_api::error::chain;
+
+use super::error::ApiError;
 use super::local::SwarmError;
 use crate::cluster::ProposeError;
 use crate::refusal::{Code, Refusal};

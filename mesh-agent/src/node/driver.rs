@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::error::chain;
 use mesh_api::id::TaskId;
 use mesh_api::table::TaskState;
 use nix::sys::signal::Signal;
@@ -237,16 +238,4 @@ pub(super) async fn stop_all(runtime: &Runtime) -> Vec<String> {
         runtime.remove(&file.task).err().map(|error| chain(&error))
     });
     futures::future::join_all(stopped).await.into_iter().flatten().collect()
-}
-
-/// An error and what it came from, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

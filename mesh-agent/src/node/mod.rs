@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::error::chain;
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::TaskStatus;
 use mesh_api::table::{Table, TaskState};
@@ -24,7 +25,7 @@ mod setup;
 mod tasks;
 
 use alias::Aliases;
-use driver::{Drivers, Event, chain};
+use driver::{Drivers, Event};
 use plan::{TaskAction, TaskView, plan_tasks};
 pub(crate) use plane::Plane;
 pub use setup::NodeError;

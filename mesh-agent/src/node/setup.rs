@@ -7,10 +7,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use mesh_api::error::chain;
 use mesh_api::table::Table;
 use tracing::{info, warn};
 
-use super::driver::chain;
 use super::plane::Plane;
 use crate::config::Config;
 use crate::dataplane::{DataplaneConfig, Uplink};

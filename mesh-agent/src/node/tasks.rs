@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use mesh_api::error::chain;
 use mesh_api::id::TaskId;
 use mesh_api::table::TaskState;
 use tokio::sync::watch;
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::assign::{AssignError, assign};
-use super::driver::{End, Event, StopPlan, chain};
+use super::driver::{End, Event, StopPlan};
 use super::plan::{Drain, Phase, TaskView};
 use super::plane::Plane;
 use super::setup::NodeError;
