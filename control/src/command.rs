@@ -191,6 +191,13 @@ pub enum Step {
         /// `Running`, `Shutdown` or `Remove`.
         desired: TaskState,
     },
+    /// Moves a task's slow start on; only ever forward.
+    Warm {
+        /// The task.
+        task: TaskId,
+        /// How far it is, in [`crate::model::WARM`]ths.
+        warmth: u8,
+    },
     /// Tries again to find addresses for a task that has none.
     AllocateTask {
         /// The task.

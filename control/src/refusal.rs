@@ -1,6 +1,9 @@
 //! Why a command is refused, in SwarmKit's words, with SwarmKit's codes.
 
+use ipnet::IpNet;
 use mesh_api::id::{NetworkId, NodeId, ServiceId};
+
+use crate::model::labels::LabelError;
 
 /// SwarmKit's (gRPC's) code of a refusal, which Docker turns into an HTTP status and a prefix of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,14 @@ pub enum Refusal {
         /// What is wrong with it.
         problem: String,
     },
+    /// A label of Shoal's own can't be.
+    #[error("{field}: {problem}")]
+    Label {
+        /// The field that holds it, in the API's words.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: LabelError,
+    },
     /// Another service publishes the port.
     #[error("port '{port}' is already in use by service '{name}' ({service}) as {}", as_published(*.host))]
     PortInUse {
@@ -86,6 +97,9 @@ pub enum Refusal {
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
     )]
     SubnetsExhausted,
+    /// No automatic IPv6 subnet is left.
+    #[error("the cluster has given out all of its IPv6 subnets: name one with --subnet")]
+    Subnets6Exhausted,
     /// No VNI is left.
     #[error("no VXLAN identifier is free")]
     VnisExhausted,
@@ -95,9 +109,9 @@ pub enum Refusal {
     )]
     SubnetOverlaps {
         /// The subnet asked for.
-        subnet: ipnet::Ipv4Net,
+        subnet: IpNet,
         /// The one that exists.
-        other: ipnet::Ipv4Net,
+        other: IpNet,
     },
     /// A service uses the network.
     #[error("network {network} is in use by service {service}")]
@@ -159,6 +173,11 @@ impl Refusal {
         Self::Invalid { field, problem: problem.into() }
     }
 
+    /// A label of Shoal's own in `field` that can't be.
+    pub(crate) fn label(field: &'static str) -> impl FnOnce(LabelError) -> Self {
+        move |problem| Self::Label { field, problem }
+    }
+
     /// SwarmKit's code for the refusal.
     pub fn code(&self) -> Code {
         match self {
@@ -166,6 +185,7 @@ impl Refusal {
             Self::NodeNotFound(_) | Self::NetworkNotFound(_) | Self::ServiceNotFound(_) => Code::NotFound,
             Self::NameTaken { .. } | Self::IdTaken(_) | Self::IngressExists(_) => Code::AlreadyExists,
             Self::Invalid { .. }
+            | Self::Label { .. }
             | Self::PortInUse { .. }
             | Self::PortReserved { .. }
             | Self::SubnetOverlaps { .. }
@@ -173,6 +193,7 @@ impl Refusal {
             Self::NotInitialized
             | Self::PortsExhausted
             | Self::SubnetsExhausted
+            | Self::Subnets6Exhausted
             | Self::VnisExhausted
             | Self::NetworkUsedByService { .. }
             | Self::NetworkUsedByTask { .. }

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 use mesh_api::session::{self, NodeDescription};
-use mesh_api::table::{NodeState, Protocol, PublishMode, Role, TaskState};
+use mesh_api::table::{NodeState, Protocol, PublishMode, Role, Subnet6Record, TaskState};
 
 use crate::apply::{Reply, apply};
 use crate::command::{Action, Command, Genesis};
 use crate::model::{
     Availability, ClusterSpec, EndpointSpec, JoinSecrets, Lookup, Meta, Mode, NetworkAttachment, NetworkSpec,
-    Node, NodeSpec, NodeStatus, PortConfig, ServiceSpec, State, Task, TaskTemplate, UpdateConfig,
+    Node, NodeSpec, NodeStatus, PortConfig, ServiceSpec, State, Task, TaskTemplate, UpdateConfig, WARM,
 };
 use crate::refusal::Refusal;
 
@@ -21,15 +21,15 @@ pub(crate) fn description(hostname: &str) -> NodeDescription {
     let host = hostname.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte)).max(1);
     NodeDescription {
         hostname: hostname.to_owned(),
-        addr: Ipv4Addr::new(192, 0, 2, host),
-        vtep: Ipv4Addr::new(192, 0, 2, host),
+        addr: Ipv4Addr::new(192, 0, 2, host).into(),
+        vtep: Ipv4Addr::new(192, 0, 2, host).into(),
         os: "linux".to_owned(),
         architecture: "x86_64".to_owned(),
         nano_cpus: 2_000_000_000,
         memory_bytes: 1 << 30,
         version: "0.1.0".to_owned(),
         labels: Vec::new(),
-        dataplane: "tc".to_owned(),
+        dataplane: "eth0=xdp-native,eth1=tc".to_owned(),
     }
 }
 
@@ -76,6 +76,7 @@ pub(crate) fn network(name: &str) -> NetworkSpec {
         attachable: false,
         ingress: false,
         ipam: Vec::new(),
+        ipam6: None,
     }
 }
 
@@ -153,13 +154,13 @@ impl World {
     }
 
     pub(crate) fn create_network(&mut self, name: &str) -> NetworkId {
-        let id = NetworkId(format!("net-{name}"));
+        let id = NetworkId::from(format!("net-{name}"));
         self.must(Action::CreateNetwork { id: id.clone(), spec: network(name) });
         id
     }
 
     pub(crate) fn create_service(&mut self, spec: ServiceSpec) -> ServiceId {
-        let id = ServiceId(format!("svc-{}", spec.name));
+        let id = ServiceId::from(format!("svc-{}", spec.name));
         self.must(Action::CreateService { id: id.clone(), spec: Box::new(spec) });
         id
     }
@@ -170,6 +171,12 @@ impl World {
         let mut spec = service.spec.clone();
         change(&mut spec);
         self.must(Action::UpdateService { id: id.clone(), version, spec: Box::new(spec) });
+    }
+
+    pub(crate) fn label_node(&mut self, id: &str, label: &str, value: &str) {
+        let mut node = self.node(id).clone();
+        node.spec.labels.insert(label.to_owned(), value.to_owned());
+        self.must(Action::UpdateNode { id: id.into(), version: node.meta.version, spec: node.spec });
     }
 
     pub(crate) fn set_node_state(&mut self, id: &str, state: NodeState) {
@@ -196,7 +203,7 @@ impl World {
         let mut ids = self.ids;
         let plan = crate::orchestrator::reconcile(&self.state, self.now_ns, &mut || {
             ids += 1;
-            TaskId(format!("id{ids:05}"))
+            TaskId::from(format!("id{ids:05}"))
         });
         self.ids = ids;
         let busy = !plan.steps.is_empty();
@@ -234,6 +241,7 @@ impl World {
         }
         let mut incarnations = std::collections::BTreeSet::new();
         for task in state.tasks.values() {
+            assert!(task.warmth <= WARM);
             assert!(task.incarnation > 0 && incarnations.insert(task.incarnation));
             // A task that is only left to end doesn't hold its networks back.
             let stays = |network| task.desired <= TaskState::Running || state.networks.contains_key(network);
@@ -245,12 +253,19 @@ impl World {
         }
         let mut vnis = std::collections::BTreeSet::new();
         let mut subnets: Vec<Ipv4Net> = Vec::new();
+        let mut subnets6: Vec<Ipv6Net> = Vec::new();
         for network in state.networks.values() {
             assert!(network.vni >= 4096 && vnis.insert(network.vni));
             for subnet in &network.subnets {
                 let cidr = subnet.cidr;
                 assert!(!subnets.iter().any(|other| other.contains(&cidr) || cidr.contains(other)));
                 subnets.push(cidr);
+            }
+            assert_eq!(network.subnet6.is_some(), network.spec.ipam6.is_some());
+            if let Some(Subnet6Record { cidr, gateway }) = network.subnet6 {
+                assert!(!subnets6.iter().any(|other| other.contains(&cidr) || cidr.contains(other)));
+                assert!(cidr.prefix_len() <= Subnet6Record::PREFIX_LEN_MAX && cidr.contains(&gateway));
+                subnets6.push(cidr);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The agent as the `shoal` binary uses it: a host that is in no cluster, or a node of one.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,21 +13,27 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::claim::{ClaimError, NetnsClaim};
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::facts::Describe;
 use crate::node::{Node, NodeError, NodeInputs};
 use crate::runtime::Runtime;
 use crate::session::{
-    ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, TableKeeper, connect,
+    ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, connect,
 };
 
 /// How long a join waits for the first table and for the dataplane to hold it.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a node that starts waits for its uplinks and their addresses; a host that joins has them.
+const UPLINK_PATIENCE: Duration = Duration::from_mins(2);
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The host has an agent.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The state folder.
     #[error(
         "cannot read membership.json in the state folder {}: restore it, or remove it to give the node's place in the cluster up",
@@ -52,9 +58,9 @@ pub struct JoinRequest {
     /// The cluster's token for the role to join as.
     pub token: JoinToken,
     /// The address to advertise to the others.
-    pub advertise: Ipv4Addr,
+    pub advertise: IpAddr,
     /// The VXLAN address; mostly the same.
-    pub data_path: Ipv4Addr,
+    pub data_path: IpAddr,
 }
 
 /// Why the host can't join.
@@ -98,6 +104,8 @@ pub enum LeaveError {
 /// An agent.
 #[derive(Debug)]
 pub struct Agent {
+    /// Held for as long as this is the host's agent.
+    _claim: NetnsClaim,
     config: Config,
     store: Store,
     runtime: Runtime,
@@ -113,18 +121,18 @@ struct Active {
     session: Session,
     node: Node,
     tables: watch::Receiver<Option<Arc<Table>>>,
-    keeper: TableKeeper,
 }
 
 impl Agent {
     /// Comes up with what the state folder says: in no cluster, or a node with its last table, whose dataplane is up
     /// before the managers are asked.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let claim = NetnsClaim::take()?;
         let store = Store::new(&config.state_dir);
         let runtime = Runtime::new(store.tasks(), PathBuf::from("/proc/self/exe"));
         let describe = Describe::new(config.hostname.clone());
         let (active, current) = (AsyncMutex::new(()), Mutex::new(None));
-        let agent = Self { config, store, runtime, describe, active, current };
+        let agent = Self { _claim: claim, config, store, runtime, describe, active, current };
         let wrap = |source| StartError::State { dir: agent.config.state_dir.clone(), source };
         let Some(credentials) = agent.store.load_credentials().map_err(wrap)? else {
             info!("in no cluster");
@@ -133,7 +141,7 @@ impl Agent {
         let table = agent.store.load_table().map(Arc::new);
         info!(node = %credentials.membership.node_id, index = table.as_ref().map(|table| table.index), "node of a cluster");
         let has_table = table.is_some();
-        let (active, ready) = agent.activate(credentials, table, None);
+        let (active, ready) = agent.activate(credentials, table, None, UPLINK_PATIENCE);
         // Without a table there is nothing to wait for until the managers answer.
         if has_table {
             // The loop answers before it does anything else, unless the runtime is shutting down.
@@ -148,6 +156,7 @@ impl Agent {
         credentials: Credentials,
         table: Option<Arc<Table>>,
         connection: Option<Connection>,
+        patience: Duration,
     ) -> (Active, tokio::sync::oneshot::Receiver<Result<(), NodeError>>) {
         let membership = credentials.membership.clone();
         let credentials = Arc::new(Mutex::new(credentials));
@@ -159,11 +168,11 @@ impl Agent {
             self.runtime.clone(),
             self.describe.clone(),
             &session,
+            patience,
         );
         let (node, ready) = Node::start::<Dataplane>(inputs);
         let tables = session.tables.clone();
-        let keeper = self.store.clone().keep_tables(tables.clone());
-        (Active { credentials, session, node, tables, keeper }, ready)
+        (Active { credentials, session, node, tables }, ready)
     }
 
     /// Joins a cluster by one of its managers; returns once the dataplane holds the first table.
@@ -173,19 +182,16 @@ impl Agent {
             return Err(JoinError::AlreadyMember);
         }
         let JoinRequest { remotes, token, advertise, data_path } = request;
-        let hello = AgentMessage::Join {
-            protocol: PROTOCOL_VERSION,
-            token: token.to_string(),
-            node: self.description(advertise, data_path),
-        };
-        let connection = connect(&remotes, &hello).await?;
+        let (protocol, token) = (PROTOCOL_VERSION, token.to_string());
+        let node = self.description(advertise, data_path);
+        let connection = connect(&remotes, node, |node| AgentMessage::Join { protocol, token, node }).await?;
         let ManagerMessage::Joined { cluster_id, node_id, secret, role } = connection.greeting.clone() else {
             return Err(ConnectError::Unexpected { remote: connection.remote }.into());
         };
         let membership = Membership { cluster_id, node_id, role, advertise, data_path, remotes };
         let credentials = Credentials { membership: membership.clone(), secret };
         let saved = self.store.save_credentials(&credentials);
-        let (active, ready) = self.activate(credentials, None, Some(connection));
+        let (active, ready) = self.activate(credentials, None, Some(connection), Duration::ZERO);
         let result = match saved {
             Err(source) => Err(JoinError::State { dir: self.config.state_dir.clone(), source }),
             Ok(()) => match timeout(JOIN_TIMEOUT, ready).await {
@@ -219,13 +225,11 @@ impl Agent {
     }
 
     async fn deactivate(&self, active: Active) -> Vec<String> {
-        let Active { session, node, keeper, .. } = active;
+        let Active { session, node, .. } = active;
         session.leave().await;
         let mut leftovers = node.tear_down().await;
-        // Before they are forgotten, so that it does not write a table after that.
-        keeper.stop().await;
         leftovers.extend(self.store.forget().iter().map(ToString::to_string));
-        self.describe.set_dataplane("none");
+        self.describe.set_dataplane(&[]);
         leftovers
     }
 
@@ -253,23 +257,16 @@ impl Agent {
     }
 
     /// The host, as it describes itself when it advertises `advertise` and does VXLAN from `data_path`.
-    pub fn description(&self, advertise: Ipv4Addr, data_path: Ipv4Addr) -> NodeDescription {
+    pub fn description(&self, advertise: IpAddr, data_path: IpAddr) -> NodeDescription {
         self.describe.describe(advertise, data_path)
     }
 
     /// Ends the agent; tasks and dataplane go on.
     pub async fn shutdown(self) {
         let active = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Active { node, session, tables, keeper, .. }) = active else { return };
+        let Some(Active { node, session, .. }) = active else { return };
         drop(node);
-        drop(session);
-        keeper.stop().await;
-        let table = tables.borrow().clone();
-        if let Some(table) = table
-            && let Err(error) = self.store.save_table(&table)
-        {
-            warn!(%error, "the table can't be written to the state folder");
-        }
+        session.end().await;
     }
 
     fn set(&self, active: Option<Active>) {

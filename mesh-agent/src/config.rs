@@ -17,7 +17,7 @@ pub struct Config {
     pub hostname: String,
     /// Whether and how XDP runs on the uplinks.
     pub xdp: XdpMode,
-    /// Names of the uplinks; empty for those that hold the VXLAN address.
+    /// Names of the uplinks; empty for those that hold the advertised address or the VXLAN address.
     pub uplinks: Vec<String>,
     /// Capacity of the flow table.
     pub flows_max: u32,

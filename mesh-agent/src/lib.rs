@@ -5,6 +5,7 @@
 //! two meet in `mesh-api`.
 
 mod agent;
+mod claim;
 pub mod config;
 pub mod dataplane;
 pub mod dns;
@@ -15,8 +16,11 @@ mod node;
 pub mod runtime;
 mod session;
 pub mod sys;
+mod uninstall;
 
 pub use agent::{Agent, JoinError, JoinRequest, LeaveError, StartError};
+pub use claim::ClaimError;
 pub use config::{Config, XdpMode};
 pub use node::NodeError;
 pub use session::{ConnectError, Membership, SessionState};
+pub use uninstall::{Item, Uninstalled, uninstall};

@@ -5,23 +5,25 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use mesh_agent::dataplane::cgroup;
 use mesh_agent::runtime::{task_init, whoami};
 use mesh_agent::sys::netns::Netns;
 use mesh_agent::sys::process::spawn_as_init;
-use mesh_agent::{Agent, Config, JoinRequest, XdpMode};
+use mesh_agent::{Agent, ClaimError, Config, Item, JoinRequest, StartError, XdpMode, uninstall};
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{AgentMessage, ManagerMessage};
 use mesh_api::table::{
-    ClusterRecord, EndpointMode, EndpointRecord, NetworkRecord, NodeRecord, NodeState, PortRecord, Protocol,
-    PublishMode, Role, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord,
+    BalancingRecord, ClusterRecord, EndpointMode, EndpointRecord, NetworkRecord, NodeRecord, NodeState,
+    PortRecord, Protocol, PublishMode, ReturnPath, Role, ServiceRecord, Subnet6Record, SubnetRecord, Table,
+    TaskRecord, TaskSpec, TaskState, VipRecord, WEIGHT_MAX,
 };
 use mesh_api::token::JoinToken;
 use nix::mount::{MsFlags, mount};
@@ -29,10 +31,11 @@ use nix::sched::{CloneFlags, setns, unshare};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// The scenario's names, and how XDP runs on the uplinks in each.
-const TESTS: [(&str, &str); 2] = [
-    ("two_agents_make_a_mesh_that_outlives_them_and_leave_nothing", "off"),
-    ("the_same_with_generic_xdp", "generic"),
+/// The scenario's names; how XDP runs on the uplinks in each, and the underlay's address family.
+const TESTS: [(&str, &str, &str); 3] = [
+    ("two_agents_make_a_mesh_that_outlives_them_and_leave_nothing", "off", "ipv4"),
+    ("the_same_with_generic_xdp", "generic", "ipv4"),
+    ("the_same_on_an_ipv6_underlay", "generic", "ipv6"),
 ];
 const MANAGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
@@ -44,12 +47,12 @@ fn main() -> ExitCode {
     match args.as_slice() {
         ["internal", "task-init", dir] => task_init::main(Path::new(dir)),
         ["internal", "whoami", ..] => whoami::main(),
-        ["internal", "scenario", dir, xdp] => {
-            scenario(Path::new(dir), xdp.parse().unwrap());
+        ["internal", "scenario", dir, xdp, underlay] => {
+            scenario(Path::new(dir), xdp.parse().unwrap(), *underlay == "ipv6");
             ExitCode::SUCCESS
         }
         _ if args.contains(&"--list") => {
-            for (name, _) in TESTS {
+            for (name, ..) in TESTS {
                 println!("{name}: test");
             }
             ExitCode::SUCCESS
@@ -60,15 +63,15 @@ fn main() -> ExitCode {
 
 /// Runs the scenarios, and reports as the standard harness does.
 fn harness(filter: Option<&str>) -> ExitCode {
-    let wanted = TESTS.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter)));
+    let wanted = TESTS.iter().filter(|(name, ..)| filter.is_none_or(|filter| name.contains(filter)));
     let wanted: Vec<_> = wanted.collect();
     let (mut passed, mut failed, mut ignored) = (0, 0, 0);
     println!("\nrunning {} test{}", wanted.len(), if wanted.len() == 1 { "" } else { "s" });
-    for (name, xdp) in &wanted {
+    for (name, xdp, underlay) in &wanted {
         let outcome = if !nix::unistd::Uid::effective().is_root() {
             ignored += 1;
             "ignored, needs root"
-        } else if passes(xdp) {
+        } else if passes(xdp, underlay) {
             passed += 1;
             "ok"
         } else {
@@ -86,10 +89,10 @@ fn harness(filter: Option<&str>) -> ExitCode {
 }
 
 /// Runs the scenario in a process of its own.
-fn passes(xdp: &str) -> bool {
+fn passes(xdp: &str, underlay: &str) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("/proc/self/exe");
-    command.args(["internal", "scenario"]).arg(folder.path()).arg(xdp);
+    command.args(["internal", "scenario"]).arg(folder.path()).args([xdp, underlay]);
     spawn_as_init(command).and_then(|mut child| child.wait()).unwrap().success()
 }
 
@@ -133,9 +136,16 @@ impl Host {
     fn plug(&self, switch: &Host, port: &str, addr: Ipv4Addr) {
         switch.command(&format!("ip link add {port} type veth peer name up0 netns {}", self.path()));
         switch.command(&format!("ip link set {port} master br0 up"));
-        self.command(&format!("ip address add {addr}/24 dev up0"));
         self.command("ip link set up0 up");
+        self.command(&format!("ip address add {addr}/24 dev up0"));
+        self.command(&format!("ip address add {}/64 dev up0 nodad", v6(addr)));
     }
+}
+
+/// The IPv6 address of the host at `addr`.
+fn v6(addr: Ipv4Addr) -> Ipv6Addr {
+    let [.., number] = addr.octets();
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into())
 }
 
 fn try_run(line: &str) -> Result<String, String> {
@@ -167,6 +177,8 @@ fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
 struct Manager {
     table: watch::Sender<Table>,
     applied: Arc<Mutex<BTreeMap<NodeId, u64>>>,
+    /// How each node's dataplane is attached, as it said last.
+    attached: Arc<Mutex<BTreeMap<NodeId, String>>>,
     settled: watch::Sender<u64>,
 }
 
@@ -196,7 +208,7 @@ impl Manager {
         let mut writer = FrameWriter::<_, ManagerMessage>::new(write);
         let (id, greeting) = match reader.next().await.unwrap().unwrap() {
             AgentMessage::Join { node, .. } => {
-                let id = NodeId(format!("node-{}", node.hostname));
+                let id = NodeId::from(format!("node-{}", node.hostname));
                 let record = NodeRecord {
                     id: id.clone(),
                     hostname: node.hostname,
@@ -259,6 +271,9 @@ impl Manager {
                     }
                 }
             })),
+            AgentMessage::Described { node } => {
+                self.attached.lock().unwrap().insert(id.clone(), node.dataplane);
+            }
             AgentMessage::Leave => {
                 self.applied.lock().unwrap().remove(id);
                 self.change(|table| drop(table.nodes.remove(id)));
@@ -273,7 +288,12 @@ impl Manager {
 }
 
 fn table() -> Table {
-    let cluster = ClusterRecord { id: "c".into(), hash_seed: 0x5eed, data_path_port: 4789 };
+    let cluster = ClusterRecord {
+        id: "c".into(),
+        hash_seed: 0x5eed,
+        data_path_port: 4789,
+        return_path: ReturnPath::Tunnel,
+    };
     let mut table = Table::new(cluster);
     for (number, id) in ["ingress", "front"].into_iter().enumerate() {
         let subnet = SubnetRecord {
@@ -285,6 +305,10 @@ fn table() -> Table {
             name: id.to_owned(),
             vni: 4096 + number as u32,
             subnets: vec![subnet],
+            subnet6: Some(Subnet6Record {
+                cidr: format!("fd00:{number}::/64").parse().unwrap(),
+                gateway: format!("fd00:{number}::1").parse().unwrap(),
+            }),
             internal: false,
             ingress: id == "ingress",
         };
@@ -298,29 +322,31 @@ fn table() -> Table {
         endpoint_mode: EndpointMode::Vip,
         vips: vec![vip("ingress", Ipv4Addr::new(10, 0, 0, 2)), vip("front", VIP)],
         ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+        balancing: BalancingRecord::default(),
     };
     table.services.insert(web.id.clone(), web);
     table
 }
 
 fn task(number: u8) -> TaskRecord {
-    let id = TaskId(format!("{number}taskaaaaaaaaaaaaaaaaaaaa"));
+    let id = TaskId::from(format!("{number}taskaaaaaaaaaaaaaaaaaaaa"));
     let endpoint = |network: &str, third| EndpointRecord {
         network: network.into(),
         addr: Ipv4Addr::new(10, 0, third, 10 + number),
     };
     let empty = String::new;
     TaskRecord {
-        name: format!("web.{number}.{id}"),
+        name: format!("web.{number}.{id}").into(),
         id,
         service: "web".into(),
         slot: number.into(),
-        node: NodeId(format!("node-n{number}")),
+        node: NodeId::from(format!("node-n{number}")),
         incarnation: number.into(),
         desired: TaskState::Running,
         observed: TaskState::Assigned,
-        endpoints: vec![endpoint("ingress", 0), endpoint("front", 1)],
-        spec: Some(TaskSpec {
+        weight: WEIGHT_MAX,
+        endpoints: Box::new([endpoint("ingress", 0), endpoint("front", 1)]),
+        spec: Some(Box::new(TaskSpec {
             image: "shoal/whoami".to_owned(),
             command: vec![],
             args: vec![],
@@ -331,7 +357,7 @@ fn task(number: u8) -> TaskRecord {
             stop_grace_ns: 5_000_000_000,
             stop_signal: empty(),
             service_name: "web".to_owned(),
-        }),
+        })),
     }
 }
 
@@ -368,7 +394,7 @@ fn shims(folder: &Path, number: u8) -> Vec<String> {
     files.filter_map(shim).collect()
 }
 
-fn scenario(folder: &Path, xdp: XdpMode) {
+fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
@@ -382,8 +408,12 @@ fn scenario(folder: &Path, xdp: XdpMode) {
     switch.command(&format!("ip address add {MANAGER}/24 dev br0"));
     client.plug(&switch, "port100", CLIENT);
     let hosts: Vec<Host> = (1..=2).map(|_| Host::new()).collect();
-    let manager =
-        Manager { table: watch::channel(table()).0, applied: Arc::default(), settled: watch::channel(0).0 };
+    let manager = Manager {
+        table: watch::channel(table()).0,
+        applied: Arc::default(),
+        attached: Arc::default(),
+        settled: watch::channel(0).0,
+    };
     let serving = manager.clone();
     switch.block_on(async move {
         let listener = TcpListener::bind((MANAGER, 2377)).await.unwrap();
@@ -394,6 +424,7 @@ fn scenario(folder: &Path, xdp: XdpMode) {
     for (number, host) in (1..).zip(&hosts) {
         let addr = Ipv4Addr::new(192, 0, 2, number);
         host.plug(&switch, &format!("port{number}"), addr);
+        let addr: IpAddr = if ipv6_underlay { v6(addr).into() } else { addr.into() };
         let config = config(folder, number, xdp);
         let request = JoinRequest {
             remotes: vec![SocketAddr::from((MANAGER, 2377))],
@@ -407,10 +438,13 @@ fn scenario(folder: &Path, xdp: XdpMode) {
             let membership = agent.join(request).await.unwrap();
             assert_eq!(agent.membership(), Some(membership));
             assert!(agent.applied().is_some());
-            let mode = agent.description(addr, addr).dataplane;
-            assert_eq!(mode, if xdp == XdpMode::Generic { "xdp-generic" } else { "tc" });
             agent
         }));
+        let attached = if xdp == XdpMode::Generic { "up0=xdp-generic" } else { "up0=tc" };
+        until("the manager knows how the dataplane is attached", || {
+            let known = manager.attached.lock().unwrap();
+            known.get(&NodeId::from(format!("node-n{number}"))).filter(|known| *known == attached).map(drop)
+        });
     }
     println!("  both joined");
     manager.change(|table| {
@@ -423,32 +457,47 @@ fn scenario(folder: &Path, xdp: XdpMode) {
     manager.settles(index);
 
     let outside = format!("--net={}", client.path());
-    for addr in ["192.0.2.1:8080", "192.0.2.2:8080"] {
+    for host in ["192.0.2.1", "192.0.2.2", "[2001:db8::1]", "[2001:db8::2]"] {
+        let addr = format!("{host}:8080");
+        let expected =
+            if host.starts_with('[') { format!("[{}]:", v6(CLIENT)) } else { format!("{CLIENT}:") };
         let mut seen = BTreeMap::<String, u32>::new();
         for _ in 0..20 {
-            let (task, client) = ask(&outside, addr).unwrap_or_else(|| panic!("no answer on {addr}"));
-            assert!(client.starts_with("192.0.2.100:"), "{client}");
+            let (task, client) = ask(&outside, &addr).unwrap_or_else(|| panic!("no answer on {addr}"));
+            assert!(client.starts_with(&expected), "{client}");
             *seen.entry(task).or_default() += 1;
         }
         assert_eq!(seen.len(), 2, "both tasks answer on {addr}: {seen:?}");
     }
-    println!("  published port answers on both nodes, by both tasks");
+    println!("  published port answers on both nodes, by both tasks, in both families");
 
     // From inside a task: by name, to the VIP and its tasks.
     let shim = shims(folder, 1).pop().unwrap();
     let inside = format!("--net=/proc/{shim}/ns/net --mount=/proc/{shim}/ns/mnt");
-    let resolved = run(&format!("nsenter {inside} getent ahostsv4 web"));
-    assert!(resolved.starts_with(&VIP.to_string()), "{resolved}");
-    let mut seen: Vec<String> = (0..20).filter_map(|_| ask(&inside, "web")).map(|(task, _)| task).collect();
-    assert_eq!(seen.len(), 20);
-    seen.sort();
-    seen.dedup();
-    assert_eq!(seen.len(), 2, "the VIP balances over both: {seen:?}");
-    let direct = run(&format!("nsenter {inside} getent ahostsv4 tasks.web"));
-    assert!(direct.contains("10.0.1.11") && direct.contains("10.0.1.12"), "{direct}");
+    for (database, vip) in [("ahostsv4", VIP.to_string()), ("ahostsv6", "fd00:1::a00:102".to_owned())] {
+        let resolved = run(&format!("nsenter {inside} getent {database} web"));
+        assert!(resolved.starts_with(&vip), "{resolved}");
+        let url = if vip.contains(':') { format!("[{vip}]") } else { vip };
+        let mut seen: Vec<String> =
+            (0..20).filter_map(|_| ask(&inside, &url)).map(|(task, _)| task).collect();
+        assert_eq!(seen.len(), 20);
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 2, "the VIP balances over both: {seen:?}");
+    }
+    let direct = run(&format!("nsenter {inside} getent ahosts tasks.web"));
+    for addr in ["10.0.1.11", "10.0.1.12", "fd00:1::a00:10b", "fd00:1::a00:10c"] {
+        assert!(direct.contains(addr), "{direct}");
+    }
     // The way out, masqueraded.
     run(&format!("nsenter {inside} ping -c 1 -W 3 {CLIENT}"));
+    run(&format!("nsenter {inside} ping -c 1 -W 3 {}", v6(CLIENT)));
     println!("  names, VIP and the way out work inside a task");
+
+    // A host has one agent.
+    let second = Agent::start(config(folder, 3, xdp));
+    let refused = hosts[0].block_on(async { second.await.unwrap_err() });
+    assert!(matches!(refused, StartError::Claim(ClaimError::InUse)), "{refused}");
 
     // Without its agent the node goes on; a new agent finds everything.
     let agent = agents.remove(0);
@@ -477,11 +526,40 @@ fn scenario(folder: &Path, xdp: XdpMode) {
     until("its folder is cleared away", || shims(folder, 1).is_empty().then_some(()));
     println!("  a task was drained without a failed request");
 
-    for (number, (agent, host)) in (1..).zip(agents.into_iter().zip(&hosts)) {
-        host.block_on(async move {
-            agent.leave().await.unwrap();
-            assert!(agent.membership().is_none());
-        });
+    // One leaves the cluster, the other is removed without it.
+    let remaining = agents.remove(1);
+    let agent = agents.remove(0);
+    hosts[0].block_on(async move {
+        agent.leave().await.unwrap();
+        assert!(agent.membership().is_none());
+    });
+    let remove = |folder: &Path| {
+        let (state, pins) = (folder.join("n2/state"), bpffs(folder, 2));
+        hosts[1].block_on(async move { uninstall(&state, &pins).await })
+    };
+    assert!(matches!(remove(folder), Err(ClaimError::InUse)));
+    hosts[1].block_on(remaining.shutdown());
+    let done = remove(folder).unwrap();
+    assert_eq!((&done.left[..], &done.errors[..]), (&[][..], &[][..]));
+    assert_eq!(done.node, Some(NodeId::from("node-n2".to_owned())));
+    for item in [
+        Item::Task(task(2).id.to_string()),
+        Item::Link("shoal0".to_owned()),
+        Item::Table("ip6 shoal".to_owned()),
+        Item::File(folder.join("n2/state/membership.json")),
+    ] {
+        assert!(done.removed.contains(&item), "{item:?} in {:?}", done.removed);
+    }
+    let of_processes = cgroup::root().ok().map(|_| "links/sock_connect6-0");
+    for pin in of_processes.into_iter().chain(["links/from_task-"]) {
+        let pin = bpffs(folder, 2).join(pin).into_os_string();
+        let is_it = |item: &Item| matches!(item, Item::Pin(path) if path.as_os_str().as_encoded_bytes().starts_with(pin.as_encoded_bytes()));
+        assert!(done.removed.iter().any(is_it), "{} in {:?}", pin.display(), done.removed);
+    }
+    let again = remove(folder).unwrap();
+    assert_eq!((again.removed, again.left, again.errors), (vec![], vec![], vec![]));
+
+    for (number, host) in (1..).zip(&hosts) {
         let links = host.command("ip -o link");
         assert_eq!(links.lines().count(), 2, "lo and the uplink are left: {links}");
         assert_eq!(host.command("nft list tables"), "");

@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Longest frame that a manager takes from an agent, bytes.
 pub const AGENT_FRAME_BYTES_MAX: u32 = 1 << 20;
-/// Longest frame that an agent takes from a manager, bytes: a snapshot of 20,000 tasks is about 12 MB.
-pub const MANAGER_FRAME_BYTES_MAX: u32 = 64 << 20;
+/// Longest frame that an agent takes from a manager, bytes: a snapshot of 100,000 tasks is about 40 MB, and more where
+/// each is on several networks.
+pub const MANAGER_FRAME_BYTES_MAX: u32 = 256 << 20;
 
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]

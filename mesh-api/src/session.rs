@@ -3,13 +3,14 @@
 //! ```text
 //! agent   -> Join | Resume            manager -> Joined | Resumed | Refused (and the stream ends)
 //!                                     manager -> Snapshot, then Delta for every change
-//! agent   -> Applied, Tasks, Alive    manager -> Settled, Alive
+//! agent   -> Applied, Tasks,          manager -> Settled, Alive
+//!            Described, Alive
 //! ```
 //!
 //! The stream is plain TCP; what authenticates a node is the join token and then its own secret. The types don't
 //! know: TLS goes below the codec.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ use crate::id::{ClusterId, NodeId, TaskId};
 use crate::table::{Delta, Role, Table, TaskState};
 
 /// Version of this protocol; a manager refuses another.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The default port of managers.
 pub const DEFAULT_PORT: u16 = 2377;
@@ -60,6 +61,11 @@ pub enum AgentMessage {
     Tasks {
         /// The states.
         statuses: Vec<TaskStatus>,
+    },
+    /// The host is not as it was described last.
+    Described {
+        /// The host as it is now.
+        node: NodeDescription,
     },
     /// A sign of life.
     Alive,
@@ -137,9 +143,9 @@ pub struct NodeDescription {
     /// Host name.
     pub hostname: String,
     /// The address it advertises to the others.
-    pub addr: Ipv4Addr,
+    pub addr: IpAddr,
     /// Its VXLAN address (`--data-path-addr`, otherwise `addr`).
-    pub vtep: Ipv4Addr,
+    pub vtep: IpAddr,
     /// `linux`.
     pub os: String,
     /// `x86_64`, `aarch64`.
@@ -152,7 +158,8 @@ pub struct NodeDescription {
     pub version: String,
     /// Engine labels, `key=value`.
     pub labels: Vec<(String, String)>,
-    /// How the dataplane is attached, for `docker node inspect`: `xdp-native`, `xdp-generic`, `tc`.
+    /// How the dataplane is attached to each uplink, for `docker node inspect`: `eth0=xdp-native`, several separated by
+    /// commas; the mode is `xdp-native`, `xdp-generic` or `tc`.
     pub dataplane: String,
 }
 

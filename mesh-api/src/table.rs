@@ -4,10 +4,13 @@
 //! Only what runs a task ([`TaskSpec`]) goes to the task's own node alone.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 
@@ -23,9 +26,39 @@ pub struct Table {
     /// Networks by id.
     pub networks: BTreeMap<NetworkId, NetworkRecord>,
     /// Services by id.
+    #[serde(deserialize_with = "compact")]
     pub services: BTreeMap<ServiceId, ServiceRecord>,
     /// Tasks by id. Tasks that ended and whose node has confirmed it are not in the table.
+    #[serde(deserialize_with = "compact")]
     pub tasks: BTreeMap<TaskId, TaskRecord>,
+}
+
+/// Reads a map at once: one that is filled entry by entry takes twice the memory.
+fn compact<'de, D, K, V>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: Ord + Deserialize<'de>,
+    V: Deserialize<'de>,
+{
+    struct Entries<K, V>(PhantomData<(K, V)>);
+
+    impl<'de, K: Deserialize<'de>, V: Deserialize<'de>> Visitor<'de> for Entries<K, V> {
+        type Value = Vec<(K, V)>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut entries = Vec::new();
+            while let Some(entry) = map.next_entry()? {
+                entries.push(entry);
+            }
+            Ok(entries)
+        }
+    }
+
+    deserializer.deserialize_map(Entries(PhantomData)).map(BTreeMap::from_iter)
 }
 
 /// What holds for the whole cluster.
@@ -37,6 +70,19 @@ pub struct ClusterRecord {
     pub hash_seed: u64,
     /// UDP port of the overlay's VXLAN (`--data-path-port`, default 4789).
     pub data_path_port: u16,
+    /// How replies to clients of published ports return, where a service doesn't say.
+    pub return_path: ReturnPath,
+}
+
+/// How a reply to a client of a published port returns from another node than the client dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReturnPath {
+    /// By the node that the client dialled. Asks nothing of the underlay.
+    #[default]
+    Tunnel,
+    /// Straight from the task's node, under the dialled address, which the underlay must let pass.
+    Direct,
 }
 
 /// Manager or worker.
@@ -70,8 +116,8 @@ pub struct NodeRecord {
     pub hostname: String,
     /// Manager or worker.
     pub role: Role,
-    /// Its VXLAN address on the underlay.
-    pub vtep: Ipv4Addr,
+    /// Its VXLAN address on the underlay, of the cluster's one address family there.
+    pub vtep: IpAddr,
     /// Whether the managers hear from it.
     pub state: NodeState,
 }
@@ -85,8 +131,10 @@ pub struct NetworkRecord {
     pub name: String,
     /// Its VXLAN identifier, 24 bits, from 4096 up.
     pub vni: u32,
-    /// Its subnets.
+    /// Its IPv4 subnets.
     pub subnets: Vec<SubnetRecord>,
+    /// Its IPv6 subnet, if it has one.
+    pub subnet6: Option<Subnet6Record>,
     /// No way out of the network.
     pub internal: bool,
     /// The routing mesh's own network, which published ports deliver through.
@@ -100,6 +148,25 @@ pub struct SubnetRecord {
     pub cidr: Ipv4Net,
     /// The address that every node answers for: DNS, and the way out.
     pub gateway: Ipv4Addr,
+}
+
+/// The IPv6 subnet of a network. Nothing is allocated in it: see [`Subnet6Record::addr_of`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet6Record {
+    /// The subnet in CIDR form; its prefix has at most [`Subnet6Record::PREFIX_LEN_MAX`] bits.
+    pub cidr: Ipv6Net,
+    /// The address that every node answers for: the way out.
+    pub gateway: Ipv6Addr,
+}
+
+impl Subnet6Record {
+    /// The longest prefix that leaves room for an IPv4 address.
+    pub const PREFIX_LEN_MAX: u8 = 96;
+
+    /// The IPv6 address of the endpoint, VIP or gateway at `addr`: the subnet's prefix, with `addr` as the lowest 32 bits.
+    pub fn addr_of(&self, addr: Ipv4Addr) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.cidr.network().to_bits() | u128::from(addr.to_bits()))
+    }
 }
 
 /// TCP or UDP.
@@ -158,6 +225,44 @@ pub struct ServiceRecord {
     pub vips: Vec<VipRecord>,
     /// Its published ports.
     pub ports: Vec<PortRecord>,
+    /// How flows are balanced over its tasks.
+    pub balancing: BalancingRecord,
+}
+
+/// How flows to a service are balanced over its tasks, and which are let in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BalancingRecord {
+    /// How replies to clients of its published ports return.
+    pub return_path: ReturnPath,
+    /// What keeps a client with one task.
+    pub affinity: Affinity,
+    /// Clients of its published ports, by source address; empty: all. The longest matching prefix decides; where none
+    /// matches, a client is let in if nothing is allowed expressly.
+    pub sources: Vec<SourceRule>,
+    /// The nodes' addresses that its published ports answer on; empty: all.
+    pub publish_addresses: Vec<IpNet>,
+    /// The nodes that its ports in ingress mode answer on; `None`: all.
+    pub publish_nodes: Option<Vec<NodeId>>,
+}
+
+/// What keeps a client with one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Affinity {
+    /// Nothing: each connection may get another task.
+    #[default]
+    None,
+    /// The client's address.
+    ClientIp,
+}
+
+/// Whether clients from a range of addresses are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRule {
+    /// The range.
+    pub net: IpNet,
+    /// Let in, or refused.
+    pub allow: bool,
 }
 
 /// A service's virtual IP in a network.
@@ -212,13 +317,16 @@ impl TaskState {
     }
 }
 
+/// The [`TaskRecord::weight`] of a task that is given its full share.
+pub const WEIGHT_MAX: u8 = 100;
+
 /// A task, placed on a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRecord {
     /// The task's id.
     pub id: TaskId,
     /// Its name: `<service>.<slot>.<task id>`, or `<service>.<node id>.<task id>` where the service is global.
-    pub name: String,
+    pub name: Box<str>,
     /// Its service.
     pub service: ServiceId,
     /// Its slot, from 1; 0 for a task of a global service.
@@ -231,10 +339,12 @@ pub struct TaskRecord {
     pub desired: TaskState,
     /// What its node last reported.
     pub observed: TaskState,
+    /// Its share of new flows beside the service's other tasks: 1 to [`WEIGHT_MAX`].
+    pub weight: u8,
     /// Its attachments, the ingress network's first where it has one.
-    pub endpoints: Vec<EndpointRecord>,
+    pub endpoints: Box<[EndpointRecord]>,
     /// What to run; only in the copy of the task's own node.
-    pub spec: Option<TaskSpec>,
+    pub spec: Option<Box<TaskSpec>>,
 }
 
 /// One attachment of a task to a network.
@@ -362,7 +472,12 @@ mod tests {
     use super::*;
 
     fn table() -> Table {
-        Table::new(ClusterRecord { id: "c".into(), hash_seed: 7, data_path_port: 4789 })
+        Table::new(ClusterRecord {
+            id: "c".into(),
+            hash_seed: 7,
+            data_path_port: 4789,
+            return_path: ReturnPath::Tunnel,
+        })
     }
 
     fn node(id: &str) -> NodeRecord {
@@ -370,7 +485,7 @@ mod tests {
             id: id.into(),
             hostname: id.to_owned(),
             role: Role::Worker,
-            vtep: Ipv4Addr::new(192, 0, 2, 1),
+            vtep: Ipv4Addr::new(192, 0, 2, 1).into(),
             state: NodeState::Ready,
         }
     }
@@ -385,11 +500,41 @@ mod tests {
     }
 
     #[test]
+    fn a_table_reads_back_as_written() {
+        let service = |id: &str| ServiceRecord {
+            id: id.into(),
+            name: format!("name of {id}"),
+            endpoint_mode: EndpointMode::Vip,
+            vips: Vec::new(),
+            ports: Vec::new(),
+            balancing: BalancingRecord::default(),
+        };
+        let mut table = table();
+        let changes = ["b", "a", "c"].map(|id| Change::Service(service(id))).to_vec();
+        table.apply(Delta { from: 0, to: 1, changes }).unwrap();
+        let json = serde_json::to_string(&table).unwrap();
+        assert_eq!(serde_json::from_str::<Table>(&json).unwrap(), table);
+        for damaged in [json.replace("\"tasks\":{}", "\"tasks\":[]"), json.replace(",\"tasks\":{}", "")] {
+            assert!(serde_json::from_str::<Table>(&damaged).is_err(), "{damaged}");
+        }
+    }
+
+    #[test]
     fn a_delta_that_starts_elsewhere_changes_nothing() {
         let mut table = table();
         let delta = Delta { from: 5, to: 6, changes: vec![Change::Node(node("a"))] };
         assert_eq!(table.apply(delta), Err(DeltaGap { at: 0, from: 5 }));
         assert!(table.nodes.is_empty());
+    }
+
+    #[test]
+    fn an_ipv6_address_ends_in_the_ipv4_address() {
+        let subnet =
+            Subnet6Record { cidr: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() };
+        assert_eq!(
+            subnet.addr_of(Ipv4Addr::new(10, 0, 1, 5)),
+            "fd00:1::a00:105".parse::<Ipv6Addr>().unwrap()
+        );
     }
 
     #[test]

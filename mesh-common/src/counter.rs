@@ -39,18 +39,24 @@ counters! {
     MeshDelivered = 11, "mesh_delivered", "Published-port packet delivered to a task of this node.";
     MeshReturned = 12, "mesh_returned", "Reply to a published-port client sent back to the ingress node.";
     MeshReplied = 13, "mesh_replied", "Reply to a published-port client put on the wire.";
+    MeshSearched = 14, "mesh_searched", "TCP segment whose flow isn't known here, sent on to the next node that may know it.";
 
     OverlayForwarded = 20, "overlay_forwarded", "Overlay packet sent to another node.";
     OverlayDelivered = 21, "overlay_delivered", "Overlay packet delivered to a task of this node.";
     ArpAnswered = 22, "arp_answered", "ARP request answered.";
     EchoAnswered = 23, "echo_answered", "ICMP echo to a VIP answered.";
+    NeighborAnswered = 24, "neighbor_answered", "IPv6 neighbour solicitation answered.";
 
     HostEntered = 30, "host_entered", "Packet of a task handed to the host's stack: the way out, or the gateway.";
     HostDelivered = 31, "host_delivered", "Packet from the host's stack delivered to a task.";
 
+    ResetSent = 40, "reset_sent", "TCP reset made, for a packet that was dropped.";
+    UnreachableSent = 41, "unreachable_sent", "ICMP unreachable made, for a packet that was dropped.";
+    TooBigSent = 42, "too_big_sent", "ICMP with the path's MTU made, for a packet that was dropped.";
+
     DropMalformed = 50, "drop_malformed", "Headers truncated, or lying about their lengths.";
-    DropFragment = 51, "drop_fragment", "Fragment of a packet that needs address translation by port.";
-    DropProtocol = 52, "drop_protocol", "Neither IPv4 nor ARP, or a protocol that can't be balanced.";
+    DropFragment = 51, "drop_fragment", "Fragment of a packet whose first fragment, with the ports, has not been seen.";
+    DropProtocol = 52, "drop_protocol", "Neither IP nor ARP, or a protocol that can't be balanced.";
 
     DropSpoofedMac = 60, "drop_spoofed_mac", "From a task, with an Ethernet source that isn't its own.";
     DropSpoofedSource = 61, "drop_spoofed_source", "From a task, with a source address that isn't its own.";
@@ -68,13 +74,18 @@ counters! {
     DropUnknownVni = 77, "drop_unknown_vni", "VXLAN with an identifier that is neither a network's nor the mesh's.";
     DropPortsTaken = 78, "drop_ports_taken", "A client dials one task by so many nodes' addresses from one port that no other is left.";
 
+    DropFlowGone = 79, "drop_flow_gone", "TCP segment of a connection that no node knows, or that its task's end cut.";
+
     DropInternal = 80, "drop_internal", "Out of an internal network.";
     DropMulticast = 81, "drop_multicast", "Multicast or broadcast, which overlays don't carry.";
     DropLinkLocal = 82, "drop_link_local", "To the node-local alias addresses.";
+    DropSourceRefused = 83, "drop_source_refused", "From a client that the service's rules don't let in.";
+    DropUnrelated = 84, "drop_unrelated", "ICMP error about a flow that isn't known.";
 
     DropNoRoute = 90, "drop_no_route", "The host has no route to the destination.";
     DropRewriteFailed = 91, "drop_rewrite_failed", "The kernel refused to change the packet.";
     DropNotReady = 92, "drop_not_ready", "The agent hasn't configured the programs yet.";
+    DropTooBig = 93, "drop_too_big", "Larger than the path to the other node carries, and not to be fragmented.";
 }
 
 impl Counter {

@@ -4,15 +4,16 @@
 //! mixing steps are MurmurHash3's 64-bit finaliser (public domain); the seed is the cluster's secret, so that an
 //! outsider can't aim at one backend.
 
-use crate::be::{Be16, Be32};
+use crate::addr::Address;
+use crate::be::Be16;
 
 /// What a flow is, on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Tuple {
+pub struct Tuple<A> {
     /// Source address.
-    pub src: Be32,
+    pub src: A,
     /// Destination address.
-    pub dst: Be32,
+    pub dst: A,
     /// Source port.
     pub src_port: Be16,
     /// Destination port.
@@ -21,13 +22,28 @@ pub struct Tuple {
     pub protocol: u8,
 }
 
+impl<A: Address> Tuple<A> {
+    /// The flow of the packets the other way.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        let Self { src, dst, src_port, dst_port, protocol } = *self;
+        Self { src: dst, dst: src, src_port: dst_port, dst_port: src_port, protocol }
+    }
+}
+
 /// Hash of a flow's tuple under `seed`.
 #[inline(always)]
-pub const fn flow_hash(tuple: &Tuple, seed: u64) -> u32 {
-    let addresses = (tuple.src.get() as u64) << 32 | tuple.dst.get() as u64;
+pub fn flow_hash<A: Address>(tuple: &Tuple<A>, seed: u64) -> u32 {
     let ports =
         (tuple.src_port.get() as u64) << 24 | (tuple.dst_port.get() as u64) << 8 | tuple.protocol as u64;
-    (mix(mix(addresses ^ seed) ^ ports) >> 32) as u32
+    (mix(tuple.dst.mixed(tuple.src.mixed(seed)) ^ ports) >> 32) as u32
+}
+
+/// Hash of a flow's client alone under `seed`, where all of its flows are to get one backend.
+#[inline(always)]
+pub fn client_hash<A: Address>(tuple: &Tuple<A>, seed: u64) -> u32 {
+    (mix(tuple.src.mixed(seed)) >> 32) as u32
 }
 
 /// A place in a table of `len` entries for `hash`: multiply and shift, without a division.
@@ -38,10 +54,11 @@ pub const fn place(hash: u32, len: u32) -> u32 {
 
 /// What spreads a flow's tunnel packets over the underlay's paths: cheap, and the same for all of the flow's packets.
 #[inline(always)]
-pub const fn path_entropy(tuple: &Tuple) -> u16 {
+pub fn path_entropy<A: Address>(tuple: &Tuple<A>) -> u16 {
     const GOLDEN_RATIO: u32 = 0x9e37_79b1;
     let ports = (tuple.src_port.get() as u32) << 16 | tuple.dst_port.get() as u32;
-    ((tuple.src.get() ^ tuple.dst.get().rotate_left(16) ^ ports).wrapping_mul(GOLDEN_RATIO) >> 16) as u16
+    ((tuple.src.folded() ^ tuple.dst.folded().rotate_left(16) ^ ports).wrapping_mul(GOLDEN_RATIO) >> 16)
+        as u16
 }
 
 /// Another port for the client's end of a flow with `hash`, for the `attempt`th time: none below 1024.
@@ -67,8 +84,9 @@ mod tests {
     extern crate std;
 
     use super::*;
+    use crate::be::Be32;
 
-    fn tuple(src_port: u16) -> Tuple {
+    fn tuple(src_port: u16) -> Tuple<Be32> {
         Tuple {
             src: Be32::ipv4(198, 51, 100, 7),
             dst: Be32::ipv4(192, 0, 2, 1),

@@ -8,6 +8,7 @@
 #![no_std]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
+pub mod addr;
 pub mod be;
 pub mod counter;
 pub mod hash;
@@ -15,20 +16,4 @@ pub mod map;
 pub mod vxlan;
 
 /// Version of the layout of everything in [`map`], part of the pin path: maps of another version are not reused.
-pub const ABI_VERSION: u32 = 1;
-
-/// Ethernet address of the endpoint at an IPv4 address: `02:42` and the four address bytes, as Docker's.
-#[inline(always)]
-pub const fn mac_of(addr: be::Be32) -> [u8; 6] {
-    let [a, b, c, d] = addr.to_bytes();
-    [0x02, 0x42, a, b, c, d]
-}
-
-/// The address of the endpoint with an Ethernet address made by [`mac_of`]; `None` for any other.
-#[inline(always)]
-pub const fn addr_of(mac: [u8; 6]) -> Option<be::Be32> {
-    match mac {
-        [0x02, 0x42, a, b, c, d] => Some(be::Be32::from_bytes([a, b, c, d])),
-        _ => None,
-    }
-}
+pub const ABI_VERSION: u32 = 2;

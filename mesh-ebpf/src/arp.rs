@@ -1,8 +1,8 @@
 //! Answering ARP: overlays carry none.
 
+use mesh_common::addr::mac_of;
 use mesh_common::be::{Be16, Be32};
 use mesh_common::counter::Counter;
-use mesh_common::mac_of;
 
 use crate::header::{Arp, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet};
 use crate::packet::{Fault, Rewrite};
@@ -35,7 +35,7 @@ pub fn answer<P: Rewrite>(packet: &mut P, exists: impl Fn(Be32) -> bool) -> Verd
         return Verdict::drop(Counter::DropNoEndpoint);
     }
     match reply(packet, request) {
-        Ok(()) => Verdict { action: Action::Reflect, counter: Counter::ArpAnswered },
+        Ok(()) => Verdict::new(Action::Reflect, Counter::ArpAnswered),
         Err(fault) => fault.into(),
     }
 }

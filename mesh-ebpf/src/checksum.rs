@@ -1,8 +1,88 @@
 //! The internet checksum (RFC 1071), whole and by difference (RFC 1624).
 
-use mesh_common::be::Be16;
+use mesh_common::addr::Ip6;
+use mesh_common::be::{Be16, Be32};
 
 use crate::header::Ipv4;
+
+/// A one's complement sum of 16-bit words, as they lie in memory: the sum does not depend on the byte order, as long
+/// as each word begins at an even offset of what is summed. Holds some billion words without overflow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[must_use]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of 4 `N` bytes. A header becomes them by `zerocopy::transmute!`.
+    #[inline(always)]
+    pub fn of<const N: usize>(words: [u32; N]) -> Self {
+        let mut sum = 0;
+        for word in words {
+            sum += u64::from(word);
+        }
+        Self(sum)
+    }
+
+    /// With what `other` sums.
+    #[inline(always)]
+    pub fn and(self, other: impl Into<Self>) -> Self {
+        Self(self.0 + other.into().0)
+    }
+
+    /// As if `word` were zero where it was summed.
+    #[inline(always)]
+    pub const fn without(self, word: Be16) -> Self {
+        Self(self.0 + !word.raw() as u64)
+    }
+
+    /// Folded to 16 bits, with the carries added back.
+    #[inline(always)]
+    pub const fn folded(self) -> Be16 {
+        let halves = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let sum = (halves & 0xffff) + (halves >> 16);
+        Be16::from_bytes(fold(sum as u32).to_ne_bytes())
+    }
+
+    /// The checksum of what was summed, the checksum's own place having counted as zero.
+    #[inline(always)]
+    pub const fn checksum(self) -> Be16 {
+        Be16::from_bytes((!self.folded().raw()).to_ne_bytes())
+    }
+}
+
+impl From<u32> for Sum {
+    /// Of 4 bytes as they lie in memory.
+    #[inline(always)]
+    fn from(word: u32) -> Self {
+        Self(u64::from(word))
+    }
+}
+
+impl From<Be16> for Sum {
+    #[inline(always)]
+    fn from(word: Be16) -> Self {
+        Self(u64::from(word.raw()))
+    }
+}
+
+impl From<Be32> for Sum {
+    #[inline(always)]
+    fn from(addr: Be32) -> Self {
+        addr.raw().into()
+    }
+}
+
+impl From<Ip6> for Sum {
+    #[inline(always)]
+    fn from(Ip6([a, b, c, d]): Ip6) -> Self {
+        Self::of([a.raw(), b.raw(), c.raw(), d.raw()])
+    }
+}
+
+/// The sum of the pseudo-header that goes before `len` bytes of layer 4, of either family.
+#[inline(always)]
+pub fn pseudo_header<A: Into<Sum>>(src: A, dst: A, protocol: u8, len: u16) -> Sum {
+    src.into().and(dst).and(Be16::new(u16::from(protocol))).and(Be16::new(len))
+}
 
 /// `checksum` after the 16-bit words of `from` became those of `to`. Words are as they lie in memory: the sum does
 /// not depend on the byte order.
@@ -24,19 +104,11 @@ pub const fn patch_l4(checksum: Be16, from: u32, to: u32, udp: bool) -> Be16 {
     if udp && patched.raw() == 0 { Be16::new(0xffff) } else { patched }
 }
 
-/// The header checksum of an IPv4 header without options, whose own checksum field counts as zero.
+/// The header checksum of an IPv4 header whose options, if it has any, are all zero. Its own checksum field counts as
+/// zero.
 #[inline(always)]
 pub fn ipv4(header: &Ipv4) -> Be16 {
-    let word = |high: u8, low: u8| u32::from(u16::from_be_bytes([high, low]));
-    let halves = |value: u32| (value >> 16) + (value & 0xffff);
-    let sum = word(header.version_ihl, header.tos)
-        + u32::from({ header.total_len }.get())
-        + u32::from({ header.id }.get())
-        + u32::from({ header.fragment }.get())
-        + word(header.ttl, header.protocol)
-        + halves({ header.src }.get())
-        + halves({ header.dst }.get());
-    Be16::new(!fold(sum))
+    Sum::of::<5>(zerocopy::transmute!(Ipv4 { checksum: Be16::new(0), ..*header })).checksum()
 }
 
 /// The sum of at most 65,536 words, folded to 16 bits with the carries added back.
@@ -48,7 +120,6 @@ const fn fold(sum: u32) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use mesh_common::be::Be32;
     use proptest::prelude::*;
     use std::vec::Vec;
 
@@ -69,6 +140,32 @@ mod tests {
             let after = whole(&bytes);
             // 0 and 0xffff are the same number in one's complement.
             prop_assert_eq!(patched.get() % 0xffff, after % 0xffff);
+        }
+
+        #[test]
+        fn a_sum_is_that_of_its_words_in_either_byte_order(words: [u32; 8]) {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            prop_assert_eq!(Sum::of(words).checksum().get(), whole(&bytes));
+            prop_assert_eq!(Sum::of(words).folded().get(), !whole(&bytes));
+        }
+
+        #[test]
+        fn a_sum_without_a_word_is_that_with_zero_in_its_place(word: u16, others: [u32; 3]) {
+            let with = Sum::of(others).and(Be16::new(word)).without(Be16::new(word)).folded();
+            // 0 and 0xffff are the same number in one's complement.
+            prop_assert_eq!(with.get() % 0xffff, Sum::of(others).folded().get() % 0xffff);
+        }
+
+        #[test]
+        fn a_pseudo_header_is_summed_as_it_would_lie_in_memory(src: [u8; 16], dst: [u8; 16], protocol: u8, len: u16) {
+            let [low, high] = len.to_be_bytes();
+            let tail = [0, 0, low, high, 0, 0, 0, protocol];
+            let bytes6: Vec<u8> = [&src[..], &dst, &tail].concat();
+            let ip6 = |bytes: [u8; 16]| Ip6::from(core::net::Ipv6Addr::from(bytes));
+            prop_assert_eq!(pseudo_header(ip6(src), ip6(dst), protocol, len).checksum().get(), whole(&bytes6));
+            let be32 = |bytes: [u8; 16]| Be32::ipv4(bytes[0], bytes[1], bytes[2], bytes[3]);
+            let bytes4: Vec<u8> = [&src[..4], &dst[..4], &[0, protocol, low, high]].concat();
+            prop_assert_eq!(pseudo_header(be32(src), be32(dst), protocol, len).checksum().get(), whole(&bytes4));
         }
 
         #[test]

@@ -2,6 +2,7 @@
 //!
 //! An Ethernet header is 14 bytes, so what follows is aligned to 2: hence `packed(2)`.
 
+use mesh_common::addr::Ip6;
 use mesh_common::be::{Be16, Be32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -10,7 +11,8 @@ macro_rules! headers {
         $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
     })*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C, packed(2))]
         pub struct $name {
             $($(#[$field_doc])* pub $field: $type,)*
@@ -59,6 +61,42 @@ headers! {
         dst: Be32,
     }
 
+    /// IPv6, RFC 8200.
+    struct Ipv6(40) {
+        /// Version (6), traffic class, flow label.
+        version_class_flow: Be32,
+        /// What follows this header, bytes.
+        payload_len: Be16,
+        /// Protocol of what follows.
+        next_header: u8,
+        /// Hop limit.
+        hop_limit: u8,
+        /// Source.
+        src: Ip6,
+        /// Destination.
+        dst: Ip6,
+    }
+
+    /// The beginning of most IPv6 extension headers.
+    struct Extension(2) {
+        /// Protocol of what follows.
+        next_header: u8,
+        /// Length beyond the first 8 bytes, in 8 bytes.
+        len: u8,
+    }
+
+    /// IPv6's fragment header.
+    struct Fragment6(8) {
+        /// Protocol of what follows.
+        next_header: u8,
+        /// 0.
+        reserved: u8,
+        /// Offset in 8 bytes (13 bits), two zero bits, "more fragments".
+        offset: Be16,
+        /// Identification of the fragments of one packet.
+        id: Be32,
+    }
+
     /// The first bytes of TCP and UDP.
     struct Ports(4) {
         /// Source.
@@ -79,9 +117,43 @@ headers! {
         checksum: Be16,
     }
 
-    /// ICMP echo, RFC 792.
+    /// TCP without options, RFC 9293.
+    struct Tcp(20) {
+        /// Source port.
+        src: Be16,
+        /// Destination port.
+        dst: Be16,
+        /// Sequence number.
+        sequence: Be32,
+        /// Acknowledgement number.
+        acknowledgement: Be32,
+        /// Length of the header in 32-bit words, in the upper 4 bits.
+        data_offset: u8,
+        /// `TCP_…`.
+        flags: u8,
+        /// Window.
+        window: Be16,
+        /// Checksum.
+        checksum: Be16,
+        /// Urgent pointer.
+        urgent: Be16,
+    }
+
+    /// The beginning of ICMP (RFC 792) and ICMPv6 (RFC 4443) errors: what follows is the packet in question.
+    struct IcmpError(8) {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// Checksum.
+        checksum: Be16,
+        /// Zero, or the MTU.
+        rest: Be32,
+    }
+
+    /// ICMP and ICMPv6 echo.
     struct IcmpEcho(8) {
-        /// 8: request; 0: reply.
+        /// Request or reply.
         kind: u8,
         /// 0.
         code: u8,
@@ -115,6 +187,26 @@ headers! {
         target: Be32,
     }
 
+    /// IPv6 neighbour discovery, RFC 4861: a solicitation or an advertisement with its one link-layer address option.
+    struct Neighbor(32) {
+        /// 135: solicitation; 136: advertisement.
+        kind: u8,
+        /// 0.
+        code: u8,
+        /// Checksum.
+        checksum: Be16,
+        /// Flags in the highest bits.
+        flags: Be32,
+        /// The address in question.
+        target: Ip6,
+        /// 1: the sender's; 2: the target's.
+        option: u8,
+        /// 1, in 8 bytes.
+        option_len: u8,
+        /// An Ethernet address.
+        mac: [u8; 6],
+    }
+
     /// VXLAN, RFC 7348.
     struct Vxlan(8) {
         /// [`VXLAN_FLAGS`].
@@ -123,7 +215,7 @@ headers! {
         vni: Be32,
     }
 
-    /// What encapsulation puts in front of a frame.
+    /// What encapsulation puts in front of a frame on an IPv4 underlay.
     struct Outer(50) {
         /// Ethernet.
         ethernet: Ethernet,
@@ -134,10 +226,24 @@ headers! {
         /// VXLAN.
         vxlan: Vxlan,
     }
+
+    /// What encapsulation puts in front of a frame on an IPv6 underlay.
+    struct Outer6(70) {
+        /// Ethernet.
+        ethernet: Ethernet,
+        /// IPv6.
+        ip: Ipv6,
+        /// UDP.
+        udp: Udp,
+        /// VXLAN.
+        vxlan: Vxlan,
+    }
 }
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: Be16 = Be16::new(0x0800);
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: Be16 = Be16::new(0x86dd);
 /// EtherType of ARP.
 pub const ETHERTYPE_ARP: Be16 = Be16::new(0x0806);
 /// The I flag: the VNI is valid.
@@ -149,11 +255,16 @@ pub const IP_FRAGMENT_MASK: u16 = 0x3fff;
 /// IPv4 fragment offset.
 pub const IP_OFFSET_MASK: u16 = 0x1fff;
 
-/// Offset of the IPv4 header.
+/// TCP's FIN among the flags.
+pub const TCP_FIN: u8 = 0x01;
+/// TCP's SYN among the flags.
+pub const TCP_SYN: u8 = 0x02;
+/// TCP's RST among the flags.
+pub const TCP_RST: u8 = 0x04;
+/// TCP's ACK among the flags.
+pub const TCP_ACK: u8 = 0x10;
+
+/// Offset of the IP header.
 pub const IP_OFFSET: usize = Ethernet::LEN;
 /// Offset of the IPv4 header's checksum.
 pub const IP_CHECKSUM_OFFSET: usize = IP_OFFSET + 10;
-/// Offset of the IPv4 source address.
-pub const IP_SRC_OFFSET: usize = IP_OFFSET + 12;
-/// Offset of the IPv4 destination address.
-pub const IP_DST_OFFSET: usize = IP_OFFSET + 16;

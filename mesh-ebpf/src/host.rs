@@ -1,84 +1,81 @@
-//! What the host's stack sends to its tasks: answers of the gateway, and replies from the outside.
+//! What the host's stack sends to its tasks: answers of the gateway, replies from the outside, and what its processes send
+//! to published ports.
 //!
 //! The host knows each endpoint by a node-local alias, so that two networks may use the same addresses. The
 //! translation is one to one and keeps no state: [`to_host`] and [`from_host`] are inverses.
 
-use mesh_common::be::Be32;
+use mesh_common::addr::mac_of;
+use mesh_common::be::Be16;
 use mesh_common::counter::Counter;
-use mesh_common::mac_of;
-use mesh_common::map::{Config, Iface};
+use mesh_common::map::{Alias, Config, Iface};
 
-use crate::arp;
-use crate::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet};
-use crate::nat::{self, End};
-use crate::packet::{Fault, Rewrite};
-use crate::parse::{Parsed, Unparsed, parse};
-use crate::tables::Tables;
+use crate::header::Ethernet;
+use crate::mesh;
+use crate::packet::Packet;
+use crate::related::Quote;
+use crate::tables::AddrTables;
+use crate::translation::{Frame, Parts, Plan, Work};
 use crate::verdict::{Action, Verdict};
 
-/// Decides on, and rewrites, a packet that the host sent to `shoal0`.
+/// Decides on an IP packet that the host sent to `shoal0`, once it is read.
 #[inline(always)]
-pub fn from_host<P: Rewrite>(packet: &mut P, tables: &impl Tables) -> Verdict {
+pub fn from_host<A: Quote>(packet: &impl Packet, tables: &impl AddrTables<A>, work: &mut Work<A>) {
+    let Parts { parsed, tuple, plan, .. } = work.parts();
     let Some(config) = tables.config() else {
-        return Verdict::drop(Counter::DropNotReady);
+        return plan.end(Verdict::drop(Counter::DropNotReady));
     };
-    let parsed = match parse(packet) {
-        Ok(parsed) => parsed,
-        Err(Unparsed::NotIpv4(ETHERTYPE_ARP)) => {
-            return arp::answer(packet, |addr| tables.alias(addr).is_some());
-        }
-        Err(Unparsed::NotIpv4(_)) => return Verdict::drop(Counter::DropProtocol),
-        Err(Unparsed::Malformed) => return Verdict::drop(Counter::DropMalformed),
-    };
-    let Some(alias) = tables.alias(parsed.dst) else {
-        return Verdict::drop(Counter::DropUnknownAlias);
-    };
-    match translate_from_host(packet, config, parsed, alias.addr, alias.gateway) {
-        Ok(()) => Verdict::deliver(alias.ifindex, Counter::HostDelivered),
-        Err(fault) => fault.into(),
+    let host = A::host(config);
+    if parsed.dst == host.mesh {
+        return mesh::from_client(packet, tables, config, parsed, tuple, &host.client, plan);
     }
+    let Some(alias) = tables.alias(&parsed.dst) else {
+        return plan.end(Verdict::drop(Counter::DropUnknownAlias));
+    };
+    if plan.translation.src == host.addr {
+        plan.translation.src = alias.gateway;
+    }
+    deliver(alias, plan, Counter::HostDelivered);
 }
 
+/// Delivers a packet to the endpoint behind an alias, from its gateway.
 #[inline(always)]
-fn translate_from_host<P: Rewrite>(
-    packet: &mut P,
-    config: &Config,
-    mut parsed: Parsed,
-    addr: Be32,
-    gateway: Be32,
-) -> Result<(), Fault> {
-    nat::rewrite(packet, &mut parsed, End::Dst, addr, None)?;
-    if parsed.src == config.host_addr {
-        nat::rewrite(packet, &mut parsed, End::Src, gateway, None)?;
-    }
-    nat::address_frame_to(packet, gateway, addr)
+fn deliver<A: Quote>(alias: &Alias<A>, plan: &mut Plan<A>, counter: Counter) {
+    let header = Ethernet { dst: mac_of(alias.addr), src: mac_of(alias.gateway), ethertype: A::ETHERTYPE };
+    plan.translation.dst = alias.addr;
+    plan.go(Frame::given(header), Verdict::deliver(alias.ifindex, counter));
 }
 
 /// Hands a task's packet to the host's stack: the gateway's address becomes `shoal0`'s, the task's its alias.
 #[inline(always)]
-pub fn to_host<P: Rewrite>(packet: &mut P, config: &Config, iface: &Iface, parsed: Parsed) -> Verdict {
-    match translate_to_host(packet, config, iface, parsed) {
-        Ok(()) => Verdict { action: Action::Host, counter: Counter::HostEntered },
-        Err(fault) => fault.into(),
+pub fn to_host<A: Quote>(config: &Config, iface: &Iface<A>, plan: &mut Plan<A>) {
+    plan.translation.src = iface.alias;
+    if plan.translation.dst == iface.gateway {
+        plan.translation.dst = A::host(config).addr;
+    }
+    let frame = entering(config, mac_of(iface.alias), A::ETHERTYPE);
+    plan.go(frame, Verdict::new(Action::Host, Counter::HostEntered));
+}
+
+/// Hands a reply to the process of this host that dialled a published port.
+#[inline(always)]
+pub fn to_process<A: Quote>(config: &Config, plan: &mut Plan<A>) {
+    let host = A::host(config);
+    plan.translation.dst = host.addr;
+    let frame = entering(config, mac_of(host.mesh), A::ETHERTYPE);
+    plan.go(frame, Verdict::new(Action::Host, Counter::MeshReplied));
+}
+
+/// Hands a reply to the task of this node that dialled a published port, and has the alias that the reply is for.
+#[inline(always)]
+pub fn to_alias<A: Quote>(tables: &impl AddrTables<A>, plan: &mut Plan<A>) {
+    match tables.alias(&plan.translation.dst) {
+        Some(alias) => deliver(alias, plan, Counter::MeshReplied),
+        None => plan.end(Verdict::drop(Counter::DropUnknownAlias)),
     }
 }
 
+/// The stack takes only what is addressed to the interface that it comes in by.
 #[inline(always)]
-fn translate_to_host<P: Rewrite>(
-    packet: &mut P,
-    config: &Config,
-    iface: &Iface,
-    mut parsed: Parsed,
-) -> Result<(), Fault> {
-    nat::rewrite(packet, &mut parsed, End::Src, iface.alias, None)?;
-    if parsed.dst == iface.gateway {
-        nat::rewrite(packet, &mut parsed, End::Dst, config.host_addr, None)?;
-    }
-    let frame = Ethernet {
-        // The stack takes only what is addressed to the interface that it comes in by.
-        dst: mac_of(config.host_addr),
-        src: mac_of(iface.alias),
-        ethertype: ETHERTYPE_IPV4,
-    };
-    packet.store(0, &frame)
+fn entering(config: &Config, src: [u8; 6], ethertype: Be16) -> Frame {
+    Frame::given(Ethernet { dst: mac_of(config.host4.addr), src, ethertype })
 }

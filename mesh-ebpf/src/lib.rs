@@ -18,18 +18,31 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod answer;
 pub mod arp;
 pub mod balance;
 pub mod checksum;
 pub mod encap;
+pub mod family;
+pub mod flow;
+pub mod fragment;
 pub mod header;
 pub mod host;
 pub mod icmp;
+pub mod mesh;
 pub mod nat;
+pub mod neighbor;
 pub mod overlay;
 pub mod packet;
 pub mod parse;
+pub mod refuse;
+pub mod related;
+pub mod socket;
 pub mod tables;
 pub mod task;
+pub mod translation;
 pub mod uplink;
 pub mod verdict;
+
+#[cfg(test)]
+mod testing;

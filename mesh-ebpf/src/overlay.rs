@@ -1,144 +1,302 @@
 //! What comes out of the VXLAN device: mesh requests, mesh replies, and overlay packets from other nodes' tasks.
 
-use mesh_common::addr_of;
-use mesh_common::be::Be32;
+use mesh_common::addr::{Ip6, backend_of};
 use mesh_common::counter::Counter;
-use mesh_common::hash::Tuple;
-use mesh_common::map::{AddrKey, FlowKey, FlowKind, PortKey};
+use mesh_common::hash::{Tuple, path_entropy};
+use mesh_common::map::{
+    AddrKey, Config, FLOW_DIRECT, FLOW_TEACH, FlowKey, FlowKind, PROTO_TCP, PortKey, Service, TaskKey,
+};
 use mesh_common::vxlan::{VNI_MESH_REPLY, VNI_MESH_REQUEST, VNI_NETWORK_MIN};
 
+use crate::answer::{Answer, Back};
 use crate::balance::{self, Chosen};
-use crate::nat::{self, End};
-use crate::packet::{Fault, Rewrite};
-use crate::parse::{Fragment, Parsed, parse, parse_ethernet};
-use crate::tables::Tables;
-use crate::uplink::{Local, deliver};
-use crate::verdict::{Action, Verdict};
+use crate::flow::{self, Found, MeshFlow};
+use crate::header::Ethernet;
+use crate::mesh::{self, Errand};
+use crate::packet::Packet;
+use crate::parse::{Fragment, Parsed, parse_ethernet};
+use crate::related::Quote;
+use crate::tables::{AddrTables, Stage};
+use crate::translation::{Frame, Parts, Plan, Work};
+use crate::uplink::{Known, Local, Remote, is_direct};
+use crate::verdict::Verdict;
 
 /// How a packet came through the tunnel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arrival {
     /// The VNI.
     pub vni: u32,
-    /// Source address of the outer header.
-    pub vtep: Be32,
+    /// Source address of the outer header, IPv4 in its mapped form.
+    pub vtep: Ip6,
 }
 
-/// Decides on, and rewrites, a packet from another node.
+/// Decides on a mesh request, once it is read.
 #[inline(always)]
-pub fn from_overlay<P: Rewrite>(packet: &mut P, tables: &impl Tables, arrival: Arrival) -> Verdict {
-    let Some(peer) = tables.member(arrival.vtep) else {
-        return Verdict::drop(Counter::DropNotMember);
+pub fn from_ingress<A: Quote>(
+    packet: &impl Packet,
+    tables: &impl AddrTables<A>,
+    arrival: &Arrival,
+    work: &mut Work<A>,
+) {
+    let Parts { parsed, tuple, plan, .. } = work.parts();
+    let Some(config) = tables.config() else {
+        return plan.end(Verdict::drop(Counter::DropNotReady));
     };
-    let Ok(parsed) = parse(packet) else {
-        return Verdict::drop(Counter::DropMalformed);
+    let Some(peer) = tables.member(&arrival.vtep) else {
+        return plan.end(Verdict::drop(Counter::DropNotMember));
+    };
+    let Ok(ethernet) = parse_ethernet(packet) else {
+        return plan.end(Verdict::drop(Counter::DropMalformed));
+    };
+    mesh_request(packet, tables, config, parsed, tuple, peer, &ethernet, plan);
+}
+
+/// Decides on any other packet from another node, once it is read.
+#[inline(always)]
+pub fn from_backend<A: Quote>(
+    packet: &impl Packet,
+    tables: &impl AddrTables<A>,
+    arrival: &Arrival,
+    work: &mut Work<A>,
+) {
+    let Parts { parsed, ends, tuple, plan } = work.parts();
+    let Some(config) = tables.config() else {
+        return plan.end(Verdict::drop(Counter::DropNotReady));
+    };
+    let Some(peer) = tables.member(&arrival.vtep) else {
+        return plan.end(Verdict::drop(Counter::DropNotMember));
+    };
+    let Ok(ethernet) = parse_ethernet(packet) else {
+        return plan.end(Verdict::drop(Counter::DropMalformed));
     };
     match arrival.vni {
-        VNI_MESH_REQUEST => mesh_request(packet, tables, parsed, arrival.vtep),
-        VNI_MESH_REPLY => mesh_reply(tables, &parsed),
-        VNI_NETWORK_MIN.. => overlay(packet, tables, parsed, arrival.vni, peer),
-        _ => Verdict::drop(Counter::DropUnknownVni),
+        VNI_MESH_REPLY => mesh_reply(tables, config, parsed, &ends.0, &ethernet, plan),
+        VNI_NETWORK_MIN.. => overlay(packet, tables, parsed, ends, tuple, arrival.vni, peer, plan),
+        _ => plan.end(Verdict::drop(Counter::DropUnknownVni)),
     }
 }
 
-/// A published-port packet from its ingress node, for a task of this node.
+/// A published-port packet from its ingress node, or from one that was asked before, for a task of this node.
 #[inline(always)]
-fn mesh_request<P: Rewrite>(packet: &mut P, tables: &impl Tables, parsed: Parsed, ingress: Be32) -> Verdict {
-    if parsed.fragment != Fragment::Whole {
-        return Verdict::drop(Counter::DropFragment);
-    }
-    let (Some(tuple), Ok(ethernet)) = (parsed.tuple(), parse_ethernet(packet)) else {
-        return Verdict::drop(Counter::DropProtocol);
+#[expect(clippy::too_many_arguments, reason = "inlined; a struct would be kept on the kernel's small stack")]
+fn mesh_request<A: Quote>(
+    packet: &impl Packet,
+    tables: &impl AddrTables<A>,
+    config: &Config,
+    parsed: &Parsed<A>,
+    tuple: Option<&Tuple<A>>,
+    sender: u32,
+    ethernet: &Ethernet,
+    plan: &mut Plan<A>,
+) {
+    let Some(errand) = Errand::read(ethernet) else {
+        return plan.end(Verdict::drop(Counter::DropMalformed));
     };
-    let wanted = addr_of(ethernet.dst);
-    let flow = tables.flow(&FlowKey::new(&tuple, VNI_MESH_REQUEST));
-    let bound = flow.and_then(|flow| {
-        let chosen = balance::bound(tables, &flow, false)?;
-        (chosen.backend.peer == 0).then_some((flow, chosen))
+    let ingress = match errand {
+        Errand { asked: 0, .. } => Some(sender),
+        // The packet went in a circle.
+        Errand { ingress, .. } if ingress == config.tag => Some(0),
+        Errand { ingress, .. } => tables.tagged(ingress),
+    };
+    let Some(ingress) = ingress else {
+        return plan.end(Verdict::drop(Counter::DropNotMember));
+    };
+    let Some(tuple) = tuple else {
+        let unknown = parsed.fragment == Fragment::Later;
+        let reason = if unknown { Counter::DropFragment } else { Counter::DropProtocol };
+        return plan.end(Verdict::drop(reason));
+    };
+    let request = Request { config, parsed, tuple, errand, ingress };
+    let found = flow::find(tables, &FlowKey::new(tuple, VNI_MESH_REQUEST));
+    let bound = found.and_then(|found| {
+        let chosen = flow::backend_here(tables, tuple.protocol, &found)?;
+        Some((found, chosen))
     });
-    // The usual case: the flow is known, and the ingress node means the same backend as the flow table here.
-    if let Some((flow, chosen)) = bound
-        && wanted == Some(chosen.backend.addr)
+    let known = bound.and_then(|(found, chosen)| request.known(tables, &found, chosen));
+    let local = match known {
+        Some(local) => local,
+        None => match request.new_flow(tables) {
+            Ok(local) => local,
+            Err(Unserved::Dropped(reason)) => return plan.end(Verdict::drop(reason)),
+            Err(Unserved::Unknown(service)) => return request.search(packet, tables, service, plan),
+        },
+    };
+    mesh::deliver(packet, tables, parsed, &local, plan);
+}
+
+/// Why a mesh request is not delivered here.
+enum Unserved<'t> {
+    /// It is to be dropped.
+    Dropped(Counter),
+    /// It is amid a connection to this service that isn't known here.
+    Unknown(&'t Service),
+}
+
+/// A mesh request.
+struct Request<'c, A> {
+    config: &'c Config,
+    parsed: &'c Parsed<A>,
+    tuple: &'c Tuple<A>,
+    errand: Errand,
+    /// The ingress node's peer slot; 0: this node.
+    ingress: u32,
+}
+
+impl<'c, A: Quote> Request<'c, A> {
+    /// The request's flow as the flow table has it; `None` if it begins a connection anew, on another task.
+    #[inline(always)]
+    fn known<'t>(
+        &self,
+        tables: &'t impl AddrTables<A>,
+        found: &Found<A>,
+        chosen: Chosen<'t, A>,
+    ) -> Option<Local<'t, A>>
+    where
+        'c: 't,
     {
-        let client_port = (flow.vtep == ingress && !parsed.opens).then_some(flow.client_port);
-        let local = Local { parsed, tuple, chosen, target: flow.port, vtep: ingress, client_port };
-        return deliver(packet, tables, &local);
+        let direct = found.flow.flags & FLOW_DIRECT;
+        let looked_for = if self.errand.asked > 0 { FLOW_TEACH } else { 0 };
+        let flow = MeshFlow {
+            tuple: self.tuple,
+            chosen,
+            target: found.flow.port,
+            peer: self.ingress,
+            flags: direct | looked_for,
+        };
+        if self.parsed.opens() && flow.may_begin_anew(tables, found) {
+            let same = chosen.backend.incarnation == self.errand.incarnation;
+            return same.then_some(Local { flow, known: Known::Not(Stage::Opening) });
+        }
+        // The flow may have moved to another ingress node; and that one may have learned where its packets go.
+        let as_it_is = found.flow.peer == self.ingress && found.flow.flags & FLOW_TEACH == looked_for;
+        let known = if as_it_is { Known::as_found(found) } else { Known::Not(found.stage) };
+        Some(Local { flow, known })
     }
-    let Some(port) = tables.port(&PortKey::new(tuple.protocol, tuple.dst_port)) else {
-        return Verdict::drop(Counter::DropNotPublished);
-    };
-    let meant = wanted.and_then(|addr| meant(tables, port.service, addr));
-    let Some(chosen) =
-        meant.or(bound.map(|(_, chosen)| chosen)).or_else(|| own_choice(tables, port.service, &tuple))
-    else {
-        return Verdict::drop(Counter::DropBackendGone);
-    };
-    deliver(
-        packet,
-        tables,
-        &Local { parsed, tuple, chosen, target: port.target, vtep: ingress, client_port: None },
-    )
+
+    /// The flow that the request begins.
+    #[inline(always)]
+    fn new_flow<'t>(&self, tables: &'t impl AddrTables<A>) -> Result<Local<'t, A>, Unserved<'t>>
+    where
+        'c: 't,
+    {
+        let Self { config, parsed, tuple, ingress, .. } = *self;
+        if parsed.is_error() {
+            return Err(Unserved::Dropped(Counter::DropUnrelated));
+        }
+        let port = tables.port(&PortKey::new::<A>(tuple.protocol, tuple.dst_port));
+        let Some(port) = port else {
+            return Err(Unserved::Dropped(Counter::DropNotPublished));
+        };
+        let Some(service) = tables.service(port.service) else {
+            return Err(Unserved::Dropped(Counter::DropNotPublished));
+        };
+        if tuple.protocol == PROTO_TCP && !parsed.opens() {
+            return Err(Unserved::Unknown(service));
+        }
+        let chosen = self.meant(tables, port.service, service);
+        let Some(chosen) = chosen.or_else(|| self.own_choice(tables, service)) else {
+            return Err(Unserved::Dropped(Counter::DropBackendGone));
+        };
+        let flags = if is_direct(config, service, tuple) { FLOW_DIRECT } else { 0 };
+        let flow = MeshFlow { tuple, chosen, target: port.target, peer: ingress, flags };
+        Ok(Local { flow, known: Known::Not(Stage::Opening) })
+    }
+
+    /// The backend of the service on this node that the ingress node meant.
+    #[inline(always)]
+    fn meant<'t>(
+        &self,
+        tables: &'t impl AddrTables<A>,
+        slot: u32,
+        service: &Service,
+    ) -> Option<Chosen<'t, A>> {
+        let incarnation = self.errand.incarnation;
+        let task = tables.task(&TaskKey { incarnation, vni: service.vni })?;
+        if task.service != slot {
+            return None;
+        }
+        balance::bound(tables, task.backend, incarnation).filter(|chosen| chosen.backend.peer == 0)
+    }
+
+    /// The backend that this node's own table gives, if it is on this node: the two nodes' tables differ for a moment.
+    #[inline(always)]
+    fn own_choice<'t>(&self, tables: &'t impl AddrTables<A>, service: &Service) -> Option<Chosen<'t, A>> {
+        let chosen = balance::choose(tables, service, self.tuple, self.config.hash_seed)?;
+        (chosen.backend.peer == 0).then_some(chosen)
+    }
+
+    /// A segment of a connection that isn't known here: on to the next node, or back with a reset if all were asked.
+    #[inline(always)]
+    fn search(
+        &self,
+        packet: &impl Packet,
+        tables: &impl AddrTables<A>,
+        service: &Service,
+        plan: &mut Plan<A>,
+    ) {
+        let Self { config, parsed, tuple, errand, ingress } = self;
+        let peer = mesh::next_node(tables, service, errand.asked);
+        if peer == 0 || !parsed.is_midstream() {
+            let back = Back::Client { peer: *ingress };
+            return plan.end(Verdict::answer(Counter::DropFlowGone, Answer::Nobody { back }));
+        }
+        let errand = Errand { asked: errand.asked + 1, ..*errand };
+        let remote = Remote { peer, errand, entropy: path_entropy(tuple), tos: parsed.tos };
+        mesh::send(packet, tables, config, parsed, &remote, Counter::MeshSearched, plan);
+    }
 }
 
-/// The backend of `service` on this node with the address that the ingress node meant.
+/// A reply from the backend's node, to be handed to the client under the address that it dialled here, or an error that
+/// the backend's node sends as `src`.
 #[inline(always)]
-fn meant(tables: &impl Tables, service: u32, addr: Be32) -> Option<Chosen<'_>> {
-    let vni = tables.service(service)?.vni;
-    let endpoint = tables.endpoint(&AddrKey { vni, addr })?;
-    if endpoint.peer != 0 || endpoint.service != service {
-        return None;
+fn mesh_reply<A: Quote>(
+    tables: &impl AddrTables<A>,
+    config: &Config,
+    parsed: &Parsed<A>,
+    src: &A,
+    ethernet: &Ethernet,
+    plan: &mut Plan<A>,
+) {
+    if !tables.is_local(src) && *src != A::host(config).mesh {
+        return plan.end(Verdict::drop(Counter::DropReplyNotLocal));
     }
-    let backend = tables.backend(endpoint.backend)?;
-    (backend.incarnation == endpoint.incarnation).then_some(Chosen { slot: endpoint.backend, backend })
+    if let Some(incarnation) = backend_of(ethernet.src) {
+        // Without it, the next request is looked for again.
+        let _ = mesh::learn(tables, parsed, incarnation);
+    }
+    mesh::to_client(tables, config, Frame::KEPT, plan);
 }
 
-/// The backend that this node's own table gives, if it is on this node: the two nodes' tables differ for a moment.
+/// A packet from a task of another node to one of this node, between these `ends`.
 #[inline(always)]
-fn own_choice<'t>(tables: &'t impl Tables, service: u32, tuple: &Tuple) -> Option<Chosen<'t>> {
-    let chosen = balance::choose(tables, service, tuple, tables.config()?.hash_seed)?;
-    (chosen.backend.peer == 0).then_some(chosen)
-}
-
-/// A reply from the backend's node, to be put on the wire under the address that the client dialled here.
-#[inline(always)]
-fn mesh_reply(tables: &impl Tables, parsed: &Parsed) -> Verdict {
-    if !tables.is_local(parsed.src) {
-        return Verdict::drop(Counter::DropReplyNotLocal);
-    }
-    let action = Action::Route { src: parsed.src, dst: parsed.dst };
-    Verdict { action, counter: Counter::MeshReplied }
-}
-
-/// A packet from a task of another node to one of this node.
-#[inline(always)]
-fn overlay<P: Rewrite>(packet: &mut P, tables: &impl Tables, parsed: Parsed, vni: u32, peer: u32) -> Verdict {
-    let source = tables.endpoint(&AddrKey { vni, addr: parsed.src });
-    if source.is_none_or(|source| source.peer != peer) {
-        return Verdict::drop(Counter::DropForeignSource);
-    }
-    let destination = tables.endpoint(&AddrKey { vni, addr: parsed.dst });
-    let Some(destination) = destination.filter(|destination| destination.peer == 0) else {
-        return Verdict::drop(Counter::DropNoEndpoint);
-    };
-    match translate(packet, tables, parsed, vni) {
-        Ok(()) => Verdict::deliver(destination.ifindex, Counter::OverlayDelivered),
-        Err(fault) => fault.into(),
-    }
-}
-
-/// Gives a backend's reply the VIP's address back, and the frame its endpoints' addresses.
-#[inline(always)]
-fn translate<P: Rewrite>(
-    packet: &mut P,
-    tables: &impl Tables,
-    mut parsed: Parsed,
+#[expect(clippy::too_many_arguments, reason = "inlined; a struct would be kept on the kernel's small stack")]
+fn overlay<A: Quote>(
+    packet: &impl Packet,
+    tables: &impl AddrTables<A>,
+    parsed: &Parsed<A>,
+    (src, dst): &(A, A),
+    tuple: Option<&Tuple<A>>,
     vni: u32,
-) -> Result<(), Fault> {
-    if let Some(tuple) = parsed.tuple()
-        && let Some(flow) = tables.flow(&FlowKey::new(&tuple, vni))
-        && flow.kind == FlowKind::VIP_REPLY
-    {
-        nat::rewrite(packet, &mut parsed, End::Src, flow.addr, Some(flow.port))?;
+    peer: u32,
+    plan: &mut Plan<A>,
+) {
+    let source = tables.endpoint(&AddrKey { vni, addr: *src });
+    if source.is_none_or(|source| source.peer != peer) {
+        return plan.end(Verdict::drop(Counter::DropForeignSource));
     }
-    nat::address_frame(packet, &parsed)
+    let destination = tables.endpoint(&AddrKey { vni, addr: *dst });
+    let Some(destination) = destination.filter(|destination| destination.peer == 0) else {
+        return plan.end(Verdict::drop(Counter::DropNoEndpoint));
+    };
+    // A backend's reply, or its error about a request, is the VIP's.
+    if let Some(tuple) = tuple {
+        let key = FlowKey::new(tuple, vni);
+        if let Some(found) = flow::find(tables, &key)
+            && found.flow.kind == FlowKind::VIP_REPLY
+        {
+            flow::note_reply(packet, tables, parsed, &key, &found);
+            plan.translation.set_src(found.flow.addr, found.flow.port);
+        }
+    }
+    plan.go(Frame::ENDPOINTS, Verdict::deliver(destination.ifindex, Counter::OverlayDelivered));
 }

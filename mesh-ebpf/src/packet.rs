@@ -3,6 +3,7 @@
 //! Offsets count from the first byte of the Ethernet header. A load or store beyond the packet's end fails; in the
 //! kernel the adapters prove that to the verifier.
 
+use mesh_common::addr::Ip6;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A packet that can be read.
@@ -13,18 +14,26 @@ pub trait Packet {
     /// A copy of the header at `offset`; `None` if the packet ends before it does.
     fn load<T: FromBytes + Immutable + KnownLayout + Copy>(&self, offset: usize) -> Option<T>;
 
+    /// Bytes of payload in each segment that the packet will be cut into before it is on the wire; 0: it won't be.
+    fn segment_len(&self) -> u32 {
+        0
+    }
+
     /// Whether the packet has no byte.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A packet whose headers can be rewritten, with checksums kept right whether or not the hardware, or a later stage,
-/// fills them in.
-pub trait Rewrite: Packet {
+/// A packet that can be written.
+pub trait Store: Packet {
     /// Overwrites the header at `offset`.
     fn store<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Result<(), Fault>;
+}
 
+/// A packet whose headers can be rewritten, with checksums kept right whether or not the hardware, or a later stage,
+/// fills them in.
+pub trait Rewrite: Store {
     /// Adjusts the IPv4 header checksum at `offset` for a 4-byte field that changed.
     fn patch_ip_checksum(&mut self, offset: usize, from: u32, to: u32) -> Result<(), Fault>;
 
@@ -38,10 +47,30 @@ pub trait Rewrite: Packet {
         field: Field,
         udp: bool,
     ) -> Result<(), Fault>;
+
+    /// The same for an IPv6 address of the pseudo-header.
+    fn patch_l4_address6(&mut self, offset: usize, from: &Ip6, to: &Ip6, udp: bool) -> Result<(), Fault>;
+
+    /// The same for an IPv6 address in the payload, which an ICMPv6 checksum covers.
+    fn patch_l4_payload6(&mut self, offset: usize, from: &Ip6, to: &Ip6) -> Result<(), Fault>;
+}
+
+/// A packet that can be made into an answer to itself.
+pub trait Reuse: Rewrite {
+    /// Cuts or extends the packet to `len` bytes; what is added is undefined until stored. Offloads that described the
+    /// former packet are gone, but [`Reuse::is_checksum_deferred`] stays true where it was.
+    fn set_len(&mut self, len: u32) -> Result<(), Fault>;
+
+    /// Whether the layer 4 checksum of the packet as it came, at `offset`, is yet to be filled in by a later stage,
+    /// which will then sum from the layer 4 header to the packet's end.
+    fn is_checksum_deferred(&mut self, offset: usize) -> bool;
+
+    /// Makes room for `bytes` between the Ethernet header and what follows it; undefined until stored.
+    fn insert_header(&mut self, bytes: u32) -> Result<(), Fault>;
 }
 
 /// A packet whose front can be moved.
-pub trait Resize: Rewrite {
+pub trait Resize: Store {
     /// Makes room for `bytes` before the packet's first byte; their content is undefined until stored.
     fn grow(&mut self, bytes: u32) -> Result<(), Fault>;
 

@@ -3,32 +3,41 @@
 //! XDP and TC share [`decide`]. XDP carries out only what leaves again by an uplink: [`Decision::Remote`], and mesh
 //! replies among [`Decision::Tunnel`]. Whatever else is decided, TC decides again from the same tables.
 
-use mesh_common::be::{Be16, Be32};
+use mesh_common::be::Be16;
 use mesh_common::counter::Counter;
-use mesh_common::hash::{Tuple, flow_hash, other_port, path_entropy};
-use mesh_common::map::{Backend, Flow, FlowKey, FlowKind, PROTO_UDP, PortKey};
+use mesh_common::hash::{Tuple, path_entropy};
+use mesh_common::map::{
+    BACKEND_DRAINING, Config, FLOW_DIRECT, Flow, FlowKey, PROTO_TCP, PROTO_UDP, PortKey, SERVICE_DIRECT,
+    Sent, Service,
+};
 use mesh_common::vxlan::VNI_MESH_REQUEST;
 
-use crate::balance::{self, Chosen};
-use crate::nat::{self, End};
-use crate::packet::{Fault, Packet, Rewrite};
-use crate::parse::{Fragment, Parsed, parse};
-use crate::tables::Tables;
-use crate::verdict::{Action, Verdict};
+use crate::balance::{self, Admission, Chosen};
+use crate::family::Family;
+use crate::flow::{self, Found, MeshFlow};
+use crate::mesh::{self, Errand};
+use crate::packet::Packet;
+use crate::parse::Parsed;
+use crate::related::Quote;
+use crate::tables::{AddrTables, Stage};
+use crate::translation::{Parts, Work};
+use crate::verdict::Verdict;
 
 /// What becomes of a packet that came in by an uplink.
 #[derive(Clone, Copy, Debug)]
-pub enum Decision<'t> {
+pub enum Decision<'t, A> {
     /// Not the mesh's.
     Pass,
-    /// Dropped, and why.
-    Drop(Counter),
+    /// Dropped, and why; answered, where the sender can be told.
+    Refuse(Counter),
     /// VXLAN from another node: for the VXLAN device, unless XDP can do with it what that would.
-    Tunnel(Parsed),
+    Tunnel,
     /// For a task of another node.
     Remote(Remote),
-    /// For a task of this node: see [`deliver`].
-    Local(Local<'t>),
+    /// For a task of this node: see [`mesh::deliver`].
+    Local(Local<'t, A>),
+    /// Amid a connection that isn't known here, although the service's table leads here: for the node with this peer slot.
+    Search(Remote),
 }
 
 /// A mesh request for a task of another node.
@@ -36,8 +45,8 @@ pub enum Decision<'t> {
 pub struct Remote {
     /// The node: a peer's slot.
     pub peer: u32,
-    /// The backend's address, which the inner frame is addressed to.
-    pub addr: Be32,
+    /// What the inner frame says.
+    pub errand: Errand,
     /// What the flow's outer source port is made of.
     pub entropy: u16,
     /// DSCP and ECN of the packet.
@@ -46,204 +55,220 @@ pub struct Remote {
 
 /// A mesh request for a task of this node.
 #[derive(Clone, Copy, Debug)]
-pub struct Local<'t> {
-    /// The packet's facts.
-    pub parsed: Parsed,
+pub struct Local<'t, A> {
     /// The flow.
-    pub tuple: Tuple,
-    /// The backend.
-    pub chosen: Chosen<'t>,
-    /// The port it listens on.
-    pub target: Be16,
-    /// Where replies go: the ingress node's VTEP; 0: they leave from here.
-    pub vtep: Be32,
-    /// The client's port as the task sees it, where the flow table already says all this. Not for a packet that opens a
-    /// connection: that one writes both directions again, whatever has become of them since the last one.
-    pub client_port: Option<Be16>,
+    pub flow: MeshFlow<'t, A>,
+    /// What the flow table knows of it.
+    pub known: Known,
+}
+
+/// What the flow table knows of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Known {
+    /// All of it.
+    AsItIs {
+        /// How far it is.
+        stage: Stage,
+        /// Its stamp.
+        stamp: u32,
+        /// The client's port as the task sees it.
+        client_port: Be16,
+    },
+    /// Nothing, or not this: it is to be written at a stage.
+    Not(Stage),
+}
+
+impl Known {
+    /// What was found.
+    #[inline(always)]
+    pub fn as_found<A>(found: &Found<A>) -> Self {
+        let Found { flow: Flow { stamp, client_port, .. }, stage } = *found;
+        Self::AsItIs { stage, stamp, client_port }
+    }
 }
 
 /// Decides on a packet that came in by an uplink; remembers the flow of one that goes on to another node.
 #[inline(always)]
-pub fn decide<'t>(packet: &impl Packet, tables: &'t impl Tables) -> Decision<'t> {
-    // What can't be parsed is the stack's to judge: the uplink carries more than the mesh.
-    let (Some(config), Ok(parsed)) = (tables.config(), parse(packet)) else {
-        return Decision::Pass;
-    };
-    let Some(tuple) = parsed.tuple() else {
-        return Decision::Pass;
-    };
-    if parsed.fragment != Fragment::Whole {
-        return Decision::Pass;
-    }
-    if tuple.protocol == PROTO_UDP && tuple.dst_port == config.vxlan_port && tables.is_local(tuple.dst) {
-        return match tables.member(tuple.src) {
-            Some(_) => Decision::Tunnel(parsed),
-            None => Decision::Drop(Counter::DropNotMember),
+pub fn decide<'t, A: Family>(
+    tables: &'t impl AddrTables<A>,
+    config: &Config,
+    parsed: &Parsed<A>,
+    tuple: &'t Tuple<A>,
+) -> Decision<'t, A> {
+    // (An error about VXLAN is the stack's.)
+    if tuple.protocol == PROTO_UDP
+        && tuple.dst_port == config.vxlan_port
+        && !parsed.is_error()
+        && tables.is_local(&tuple.dst)
+    {
+        return match tables.member(&tuple.src.to_ip6()) {
+            Some(_) => Decision::Tunnel,
+            None => Decision::Refuse(Counter::DropNotMember),
         };
     }
-    let key = FlowKey::new(&tuple, VNI_MESH_REQUEST);
-    if let Some(flow) = tables.flow(&key)
-        && let Some(chosen) = balance::bound(tables, &flow, parsed.opens)
+    published(tables, config, parsed, tuple, |addr| tables.is_local(addr))
+}
+
+/// Decides on a packet that may be for a published port, if `answers` on the address that it dials.
+#[inline(always)]
+pub fn published<'t, A: Family>(
+    tables: &'t impl AddrTables<A>,
+    config: &Config,
+    parsed: &Parsed<A>,
+    tuple: &'t Tuple<A>,
+    answers: impl Fn(&A) -> bool,
+) -> Decision<'t, A> {
+    let key = FlowKey::new(tuple, VNI_MESH_REQUEST);
+    let opens = parsed.opens();
+    // The usual case for another node's task.
+    let sent = tables.sent(&key);
+    if !opens
+        && let Some(sent) = sent
+        && let Some(chosen) = balance::bound(tables, sent.backend, sent.incarnation)
+        && chosen.backend.peer != 0
+        && !flow::is_idle(tables, tuple.protocol, sent.stamp)
     {
-        let known = flow.vtep == Be32::default() && !parsed.opens;
-        let client_port = known.then_some(flow.client_port);
-        return towards(chosen, parsed, tuple, flow.port, client_port);
+        if tuple.protocol == PROTO_UDP && sent.stamp != tables.now_s() {
+            tables.insert_sent(&key, &Sent { stamp: tables.now_s(), ..sent });
+        }
+        return remote(config, parsed, tuple, chosen);
     }
-    let Some(port) = tables.port(&PortKey::new(tuple.protocol, tuple.dst_port)) else {
+    // The usual case for a task of this node.
+    if let Some(local) = known(tables, tuple, &key, parsed, Stage::Established) {
+        return Decision::Local(local);
+    }
+    let Some(port) = tables.port(&PortKey::new::<A>(tuple.protocol, tuple.dst_port)) else {
         return Decision::Pass;
     };
-    if !tables.is_local(tuple.dst) {
+    if !answers(&tuple.dst) {
         return Decision::Pass;
     }
-    let Some(chosen) = balance::choose(tables, port.service, &tuple, config.hash_seed) else {
-        return Decision::Drop(Counter::DropNoBackend);
+    if let Some(local) = known(tables, tuple, &key, parsed, Stage::Opening) {
+        return Decision::Local(local);
+    }
+    // An error begins no flow.
+    if parsed.is_error() {
+        return Decision::Pass;
+    }
+    let Some(service) = tables.service(port.service) else {
+        return Decision::Refuse(Counter::DropNoBackend);
+    };
+    match balance::admit(tables, port.service, service, tuple) {
+        Admission::Admitted => {}
+        Admission::Refused => return Decision::Refuse(Counter::DropSourceRefused),
+        Admission::NotHere => return Decision::Pass,
+    }
+    let Some(chosen) = balance::choose(tables, service, tuple, config.hash_seed) else {
+        return Decision::Refuse(Counter::DropNoBackend);
     };
     if chosen.backend.peer != 0 {
-        tables.insert_flow(&key, &forward_flow(chosen, port.target, tuple.src_port, Be32::default()));
-    }
-    towards(chosen, parsed, tuple, port.target, None)
-}
-
-#[inline(always)]
-fn towards(
-    chosen: Chosen<'_>,
-    parsed: Parsed,
-    tuple: Tuple,
-    target: Be16,
-    client_port: Option<Be16>,
-) -> Decision<'_> {
-    let Backend { addr, peer, .. } = *chosen.backend;
-    if peer == 0 {
-        return Decision::Local(Local { parsed, tuple, chosen, target, vtep: Be32::default(), client_port });
-    }
-    Decision::Remote(Remote { peer, addr, entropy: path_entropy(&tuple), tos: parsed.tos })
-}
-
-/// Decides on, and rewrites, a packet that came in by an uplink: all that TC does.
-#[inline(always)]
-pub fn from_uplink<P: Rewrite>(packet: &mut P, tables: &impl Tables) -> Verdict {
-    match decide(packet, tables) {
-        Decision::Pass | Decision::Tunnel(_) => Verdict::PASS,
-        Decision::Drop(reason) => Verdict::drop(reason),
-        Decision::Local(local) => deliver(packet, tables, &local),
-        Decision::Remote(remote) => send(packet, tables, &remote),
-    }
-}
-
-/// Addresses a mesh request to its backend, and says where it goes.
-#[inline(always)]
-fn send<P: Rewrite>(packet: &mut P, tables: &impl Tables, remote: &Remote) -> Verdict {
-    let (Some(config), Some(peer)) = (tables.config(), tables.peer(remote.peer)) else {
-        return Verdict::drop(Counter::DropNotReady);
-    };
-    match nat::address_frame_to(packet, config.vtep, remote.addr) {
-        Ok(()) => Verdict {
-            action: Action::Tunnel { vni: VNI_MESH_REQUEST, vtep: peer.vtep, tos: remote.tos },
-            counter: Counter::MeshForwarded,
-        },
-        Err(fault) => fault.into(),
-    }
-}
-
-/// Delivers a mesh request to a task of this node, and remembers both directions of its flow.
-#[inline(always)]
-pub fn deliver<P: Rewrite>(packet: &mut P, tables: &impl Tables, local: &Local<'_>) -> Verdict {
-    let client_port = match local.client_port {
-        Some(client_port) => client_port,
-        None => match remember(tables, local) {
-            Some(client_port) => client_port,
-            None => return Verdict::drop(Counter::DropPortsTaken),
-        },
-    };
-    let backend = local.chosen.backend;
-    match translate(packet, local.parsed, backend, local.target, client_port) {
-        Ok(()) => Verdict::deliver(backend.ifindex, Counter::MeshDelivered),
-        Err(fault) => fault.into(),
-    }
-}
-
-#[inline(always)]
-fn translate<P: Rewrite>(
-    packet: &mut P,
-    mut parsed: Parsed,
-    backend: &Backend,
-    target: Be16,
-    client_port: Be16,
-) -> Result<(), Fault> {
-    let client = parsed.src;
-    nat::rewrite(packet, &mut parsed, End::Dst, backend.addr, Some(target))?;
-    nat::rewrite(packet, &mut parsed, End::Src, client, Some(client_port))?;
-    nat::address_frame(packet, &parsed)
-}
-
-/// Writes both directions of a flow to the flow table: the request as clients send it, the reply as the task does.
-/// Gives the client's port as the task is to see it; `None` if no free one was found.
-///
-/// A client may dial several nodes from one port. The task would see one flow where there are two, so the later one
-/// comes to it under another port.
-#[inline(always)]
-fn remember(tables: &impl Tables, local: &Local<'_>) -> Option<Be16> {
-    let Local { tuple, chosen, target, vtep, .. } = local;
-    let backend = chosen.backend;
-    let flow = Flow {
-        incarnation: backend.incarnation,
-        addr: tuple.dst,
-        port: tuple.dst_port,
-        client_port: tuple.src_port,
-        vtep: *vtep,
-        kind: FlowKind::MESH_REPLY,
-        ..Flow::default()
-    };
-    let key_under = |client_port| {
-        let reply = Tuple {
-            src: backend.addr,
-            dst: tuple.src,
-            src_port: *target,
-            dst_port: client_port,
-            protocol: tuple.protocol,
-        };
-        FlowKey::new(&reply, backend.vni)
-    };
-    let mut client_port = tuple.src_port;
-    let mut attempt = 0;
-    let key = loop {
-        let key = key_under(client_port);
-        if tables.flow(&key).is_none_or(|other| is_same_or_void(&other, &flow)) {
-            break key;
+        if opens {
+            // Nothing is stored for a SYN: the segments after it lead to the same backend. A connection under the same
+            // ports before it must not lead them elsewhere.
+            if sent.is_some_and(|sent| sent.incarnation != chosen.backend.incarnation) {
+                tables.remove_sent(&key);
+            }
+        } else if packet_may_be_remembered(parsed) {
+            let stamp = if tuple.protocol == PROTO_UDP { tables.now_s() } else { 0 };
+            let incarnation = chosen.backend.incarnation;
+            tables.insert_sent(&key, &Sent { backend: chosen.slot, incarnation, stamp });
         }
-        if attempt == CLIENT_PORT_ATTEMPTS {
+        return remote(config, parsed, tuple, chosen);
+    }
+    if tuple.protocol == PROTO_TCP && !opens {
+        return search(tables, config, parsed, tuple, service, chosen);
+    }
+    let direct = is_direct(config, service, tuple);
+    let flags = if direct { FLOW_DIRECT } else { 0 };
+    let flow = MeshFlow { tuple, chosen, target: port.target, peer: 0, flags };
+    Decision::Local(Local { flow, known: Known::Not(Stage::Opening) })
+}
+
+/// Whether a packet says enough of its flow: a TCP segment that isn't its end.
+#[inline(always)]
+fn packet_may_be_remembered<A: Family>(parsed: &Parsed<A>) -> bool {
+    parsed.protocol != PROTO_TCP || parsed.is_midstream()
+}
+
+/// Whether replies to a client go straight to it. Clients on a node of the cluster are known under addresses that mean
+/// something only there.
+#[inline(always)]
+pub fn is_direct<A: Family>(config: &Config, service: &Service, tuple: &Tuple<A>) -> bool {
+    let host = A::host(config);
+    service.flags & SERVICE_DIRECT != 0
+        && tuple.dst != host.mesh
+        && !tuple.src.is_in(host.alias_net, host.alias_mask)
+}
+
+/// The flow to a task of this node that the flow table has at `stage`; `None` if it has none, or a void one.
+#[inline(always)]
+fn known<'t, A: Family>(
+    tables: &'t impl AddrTables<A>,
+    tuple: &'t Tuple<A>,
+    key: &FlowKey<A>,
+    parsed: &Parsed<A>,
+    stage: Stage,
+) -> Option<Local<'t, A>> {
+    let found = Found { flow: tables.flow(key, stage)?, stage };
+    let chosen = flow::backend_here(tables, tuple.protocol, &found)?;
+    let flow = MeshFlow { tuple, chosen, target: found.flow.port, peer: 0, flags: found.flow.flags };
+    if parsed.opens() && flow.may_begin_anew(tables, &found) {
+        if chosen.backend.flags & BACKEND_DRAINING != 0 {
             return None;
         }
-        client_port = Be16::new(other_port(flow_hash(tuple, tables.config()?.hash_seed), attempt));
-        attempt += 1;
-    };
-    tables.insert_flow(
-        &FlowKey::new(tuple, VNI_MESH_REQUEST),
-        &forward_flow(*chosen, *target, client_port, *vtep),
-    );
-    tables.insert_flow(&key, &flow);
-    Some(client_port)
-}
-
-/// How many other ports are tried for the client's end of a flow.
-const CLIENT_PORT_ATTEMPTS: u32 = 4;
-
-/// Whether the entry `other`, in the place that `flow` is to have, is that of the same flow, or of a former tenant.
-#[inline(always)]
-fn is_same_or_void(other: &Flow, flow: &Flow) -> bool {
-    let same = other.addr == flow.addr && other.port == flow.port && other.client_port == flow.client_port;
-    same || other.kind != FlowKind::MESH_REPLY || other.incarnation != flow.incarnation
-}
-
-#[inline(always)]
-fn forward_flow(chosen: Chosen<'_>, target: Be16, client_port: Be16, vtep: Be32) -> Flow {
-    Flow {
-        backend: chosen.slot,
-        incarnation: chosen.backend.incarnation,
-        port: target,
-        client_port,
-        vtep,
-        kind: FlowKind::TO_BACKEND,
-        ..Flow::default()
+        return Some(Local { flow, known: Known::Not(Stage::Opening) });
     }
+    // Otherwise the client's packets come in here now, and not by the node that they came by.
+    let known = if found.flow.peer == 0 { Known::as_found(&found) } else { Known::Not(stage) };
+    Some(Local { flow, known })
+}
+
+#[inline(always)]
+fn remote<'t, A: Family>(
+    config: &Config,
+    parsed: &Parsed<A>,
+    tuple: &Tuple<A>,
+    chosen: Chosen<'t, A>,
+) -> Decision<'t, A> {
+    let errand = Errand { incarnation: chosen.backend.incarnation, asked: 0, ingress: config.tag };
+    Decision::Remote(Remote {
+        peer: chosen.backend.peer,
+        errand,
+        entropy: path_entropy(tuple),
+        tos: parsed.tos,
+    })
+}
+
+/// A TCP segment for a task of this node that knows nothing of it: its connection may be with a task of another node,
+/// from before the service's table changed.
+#[inline(always)]
+fn search<'t, A: Family>(
+    tables: &'t impl AddrTables<A>,
+    config: &Config,
+    parsed: &Parsed<A>,
+    tuple: &Tuple<A>,
+    service: &Service,
+    chosen: Chosen<'t, A>,
+) -> Decision<'t, A> {
+    let errand = Errand { incarnation: chosen.backend.incarnation, asked: 1, ingress: config.tag };
+    let peer = mesh::next_node(tables, service, 0);
+    if peer == 0 || !parsed.is_midstream() {
+        return Decision::Refuse(Counter::DropFlowGone);
+    }
+    Decision::Search(Remote { peer, errand, entropy: path_entropy(tuple), tos: parsed.tos })
+}
+
+/// Decides on a packet that came in by an uplink, once it is read: all that TC does.
+#[inline(always)]
+pub fn from_uplink<A: Quote>(packet: &impl Packet, tables: &impl AddrTables<A>, work: &mut Work<A>) {
+    let Parts { parsed, tuple, plan, .. } = work.parts();
+    plan.end(Verdict::PASS);
+    let Some(config) = tables.config() else {
+        return;
+    };
+    let Some(tuple) = tuple else {
+        return;
+    };
+    let decision = decide(tables, config, parsed, tuple);
+    mesh::plan(packet, tables, config, parsed, &tuple.src, decision, plan);
 }

@@ -1,17 +1,44 @@
-//! How a packet ends, and the one counter that it ends under.
+//! How a packet ends, and the counter that it ends under.
 
-use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 
+use crate::answer::{Answer, Back};
 use crate::packet::Fault;
 
 /// What the caller is to do with a packet, after the packet logic has rewritten it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+///
+/// An [`Action`] and its numbers side by side, each with a value: see [`Parsed`](crate::parse::Parsed).
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
-    /// What to do.
-    pub action: Action,
-    /// What to count.
+    kind: Kind,
+    /// DSCP and ECN, if it is a tunnel.
+    tos: u8,
+    /// An interface, a peer's slot, or an MTU.
+    number: u32,
+    /// A VNI.
+    vni: u32,
+    /// What to count the packet that came in under.
     pub counter: Counter,
+    /// What to count beside it: the packet has become an answer to itself, and this one was made. `Passed`: none.
+    made: Counter,
+}
+
+/// Which [`Action`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Pass,
+    Drop,
+    Deliver,
+    Tunnel,
+    Route,
+    Reflect,
+    Host,
+    Echo,
+    Dial,
+    AnswerNobody,
+    AnswerNobodyToClient,
+    AnswerTooBig,
 }
 
 /// Where a packet goes.
@@ -30,38 +57,102 @@ pub enum Action {
     Tunnel {
         /// The VNI.
         vni: u32,
-        /// The node's VTEP.
-        vtep: Be32,
+        /// The node: a peer's slot.
+        peer: u32,
         /// The packet's own DSCP and ECN, for the outer header.
         tos: u8,
     },
     /// Onto the wire by the host's routes.
-    Route {
-        /// Source of the packet.
-        src: Be32,
-        /// Destination of the packet.
-        dst: Be32,
-    },
+    Route,
     /// Back out of the interface that it came in by.
     Reflect,
     /// Into the host's stack, as received on `shoal0`.
     Host,
+    /// Nowhere, but its sender is to be told: [`answer::make`](crate::answer::make) says where that goes.
+    Answer(Answer),
+    /// Back to its sender, as the reply to the ICMP echo request that it is; dropped if it is none.
+    Echo,
+    /// To a published port of this node, which a task of it dialled: [`mesh::dial`](crate::mesh::dial) says where.
+    Dial,
 }
 
 impl Verdict {
     /// Not the mesh's.
-    pub const PASS: Self = Self { action: Action::Pass, counter: Counter::Passed };
+    pub const PASS: Self = Self::new(Action::Pass, Counter::Passed);
+
+    /// An action and its counter.
+    #[inline(always)]
+    pub const fn new(action: Action, counter: Counter) -> Self {
+        let (kind, number, vni, tos) = match action {
+            Action::Pass => (Kind::Pass, 0, 0, 0),
+            Action::Drop => (Kind::Drop, 0, 0, 0),
+            Action::Deliver { ifindex } => (Kind::Deliver, ifindex, 0, 0),
+            Action::Tunnel { vni, peer, tos } => (Kind::Tunnel, peer, vni, tos),
+            Action::Route => (Kind::Route, 0, 0, 0),
+            Action::Reflect => (Kind::Reflect, 0, 0, 0),
+            Action::Host => (Kind::Host, 0, 0, 0),
+            Action::Echo => (Kind::Echo, 0, 0, 0),
+            Action::Dial => (Kind::Dial, 0, 0, 0),
+            Action::Answer(Answer::Nobody { back: Back::Reflect }) => (Kind::AnswerNobody, 0, 0, 0),
+            Action::Answer(Answer::Nobody { back: Back::Client { peer } }) => {
+                (Kind::AnswerNobodyToClient, peer, 0, 0)
+            }
+            Action::Answer(Answer::TooBig { mtu }) => (Kind::AnswerTooBig, mtu as u32, 0, 0),
+        };
+        Self { kind, tos, number, vni, counter, made: Counter::Passed }
+    }
+
+    /// What to do.
+    #[inline(always)]
+    pub const fn action(&self) -> Action {
+        let Self { kind, tos, number, vni, .. } = *self;
+        match kind {
+            Kind::Pass => Action::Pass,
+            Kind::Drop => Action::Drop,
+            Kind::Deliver => Action::Deliver { ifindex: number },
+            Kind::Tunnel => Action::Tunnel { vni, peer: number, tos },
+            Kind::Route => Action::Route,
+            Kind::Reflect => Action::Reflect,
+            Kind::Host => Action::Host,
+            Kind::Echo => Action::Echo,
+            Kind::Dial => Action::Dial,
+            Kind::AnswerNobody => Action::Answer(Answer::Nobody { back: Back::Reflect }),
+            Kind::AnswerNobodyToClient => {
+                Action::Answer(Answer::Nobody { back: Back::Client { peer: number } })
+            }
+            Kind::AnswerTooBig => Action::Answer(Answer::TooBig { mtu: number as u16 }),
+        }
+    }
+
+    /// What to count beside the packet that came in: an answer was made of it.
+    #[inline(always)]
+    pub fn made(&self) -> Option<Counter> {
+        (self.made != Counter::Passed).then_some(self.made)
+    }
+
+    /// The same, for an answer that was made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn making(self, made: Counter) -> Self {
+        Self { made, ..self }
+    }
 
     /// Dropped and counted.
     #[inline(always)]
     pub const fn drop(counter: Counter) -> Self {
-        Self { action: Action::Drop, counter }
+        Self::new(Action::Drop, counter)
+    }
+
+    /// Dropped and counted, and answered.
+    #[inline(always)]
+    pub const fn answer(counter: Counter, answer: Answer) -> Self {
+        Self::new(Action::Answer(answer), counter)
     }
 
     /// Delivered to a local task and counted.
     #[inline(always)]
     pub const fn deliver(ifindex: u32, counter: Counter) -> Self {
-        Self { action: Action::Deliver { ifindex }, counter }
+        Self::new(Action::Deliver { ifindex }, counter)
     }
 }
 
@@ -69,5 +160,12 @@ impl From<Fault> for Verdict {
     #[inline(always)]
     fn from(Fault: Fault) -> Self {
         Self::drop(Counter::DropRewriteFailed)
+    }
+}
+
+impl core::fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:?} as {:?}", self.action(), self.counter)?;
+        self.made().map_or(Ok(()), |made| write!(f, " with {made:?}"))
     }
 }

@@ -1,9 +1,12 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use mesh_agent::XdpMode;
+use mesh_agent::dataplane::inspect::explain::At;
+use mesh_agent::dataplane::inspect::flows::{FlowEnd, FlowStage};
 
 /// A routing mesh and overlay network for Docker Swarm's commands, with its dataplane in eBPF.
 #[derive(Debug, Parser)]
@@ -18,22 +21,136 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Runs the agent: one on every host, managers and workers alike.
     Agent(Box<AgentArgs>),
-    /// Shows how many packets this node dropped, and why.
+    /// Shows this node: its place in the cluster, how its dataplane is attached, what is in it, what goes wrong.
+    Status(StatusArgs),
+    /// Shows the flows that this node knows.
+    Flows(FlowsArgs),
+    /// Shows how many packets this node dropped, why, and the last of each kind.
     Drops(DropsArgs),
+    /// Shows what this node does with a packet, and why. Sends nothing.
+    Explain(ExplainArgs),
     /// Shows the version.
     Version,
 }
 
-/// Which counts to show, and how.
+/// Where a node's dataplane is looked for.
 #[derive(Debug, clap::Args)]
-pub(crate) struct DropsArgs {
+pub(crate) struct PinsArgs {
     /// The agent's folder on a BPF file system.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/shoal", env = "SHOAL_BPFFS")]
     pub(crate) bpffs: PathBuf,
+}
+
+/// Where a node's state is looked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StateArgs {
+    /// The agent's state folder.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/shoal", env = "SHOAL_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+}
+
+/// TCP or UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What of this node to show, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) pins: PinsArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which flows to show, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FlowsArgs {
+    #[command(flatten)]
+    pub(crate) pins: PinsArgs,
+    /// Only flows of this protocol.
+    #[arg(long, value_name = "PROTOCOL")]
+    pub(crate) protocol: Option<Protocol>,
+    /// Only flows of this client: an address, or an address and a port.
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub(crate) client: Option<FlowEnd>,
+    /// Only flows to what was dialled: an address, or an address and a port.
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub(crate) dialled: Option<FlowEnd>,
+    /// Only flows to this task: its address, or its address and a port.
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub(crate) task: Option<FlowEnd>,
+    /// Only flows in the network with this VXLAN identifier; 1 for published ports.
+    #[arg(long, value_name = "VNI")]
+    pub(crate) vni: Option<u32>,
+    /// Only flows at this stage: opening, established or sent.
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) stage: Option<FlowStage>,
+    /// Shows at most so many.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) limit: u64,
+    /// Prints JSON: an array with an object for each entry.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which counts to show, and how.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(crate) struct DropsArgs {
+    #[command(flatten)]
+    pub(crate) pins: PinsArgs,
     /// Shows every way that a packet can end, not drops alone.
     #[arg(long)]
     pub(crate) all: bool,
-    /// Prints JSON: `{"<name>": <packets>, …}`.
+    /// Shows them again every second, with what came since.
+    #[arg(long, conflicts_with = "follow")]
+    pub(crate) watch: bool,
+    /// Shows packets as they are dropped, at most ten a second of each kind.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Prints JSON: an object with one for each reason, by its name; with --watch one such line a second, with --follow
+    /// one line for each packet.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which packet to explain, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) pins: PinsArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Who sends it.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) from: SocketAddr,
+    /// What it is for.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) to: SocketAddr,
+    /// TCP or UDP.
+    #[arg(long, value_name = "PROTOCOL")]
+    pub(crate) proto: Protocol,
+    /// TCP: the first segment of a connection; so it is if nothing else is said.
+    #[arg(long, conflicts_with = "ack")]
+    pub(crate) syn: bool,
+    /// TCP: a segment amid a connection.
+    #[arg(long)]
+    pub(crate) ack: bool,
+    /// Where it comes in: uplink, uplink:INTERFACE, task:ADDRESS or task:INTERFACE.
+    #[arg(long, value_name = "PLACE", default_value_t = At::Uplink(None))]
+    pub(crate) at: At,
+    /// The node that is meant: this one. For another one, says where to run it.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// Prints JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -56,8 +173,8 @@ pub(crate) struct AgentArgs {
     /// How XDP runs on the uplinks: auto, native, generic or off.
     #[arg(long, value_name = "MODE", default_value_t = XdpMode::Auto, env = "SHOAL_XDP")]
     pub(crate) xdp: XdpMode,
-    /// An interface to the other nodes and to clients; those with the advertised address where not given. May
-    /// be repeated.
+    /// An interface to the other nodes and to clients; those with the advertised address and the data path's where not
+    /// given. May be repeated.
     #[arg(long = "uplink", value_name = "IF", num_args = 1.., env = "SHOAL_UPLINK", value_delimiter = ',')]
     pub(crate) uplinks: Vec<String>,
     /// Flows that the dataplane remembers at once, about 100 bytes each.
@@ -68,6 +185,10 @@ pub(crate) struct AgentArgs {
     /// (`info,mesh_agent=debug`).
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "SHOAL_LOG")]
     pub(crate) log: String,
+    /// Instead of running: removes all that agents with these folders left on this host (tasks, programs, interfaces,
+    /// netfilter tables and state), and shows what that was.
+    #[arg(long)]
+    pub(crate) uninstall: bool,
 }
 
 #[cfg(test)]
@@ -89,11 +210,36 @@ mod tests {
         assert_eq!((args.xdp, args.flows_max), (XdpMode::Off, 4096));
         assert_eq!(args.uplinks, ["a", "b"]);
         assert_eq!(args.hostname.as_deref(), Some("n1"));
+        assert!(!args.uninstall);
+    }
+
+    #[test]
+    fn what_is_looked_for_is_read() {
+        let line =
+            "shoal flows --protocol udp --client 192.0.2.7 --dialled [2001:db8::1]:53 --stage sent --limit 5";
+        let Command::Flows(flows) = Args::parse_from(line.split(' ')).command else { panic!("not flows") };
+        assert_eq!((flows.protocol, flows.stage), (Some(Protocol::Udp), Some(FlowStage::Sent)));
+        assert_eq!(flows.client.map(|client| client.to_string()).as_deref(), Some("192.0.2.7"));
+        assert_eq!(flows.dialled.and_then(|dialled| dialled.port), Some(53));
+
+        let line =
+            "shoal explain --from 192.0.2.7:4000 --to 192.0.2.1:80 --proto tcp --ack --at task:10.0.0.5";
+        let Command::Explain(explain) = Args::parse_from(line.split(' ')).command else {
+            panic!("not explain")
+        };
+        assert_eq!((explain.syn, explain.ack), (false, true));
+        assert_eq!(explain.at, At::Task("10.0.0.5".to_owned()));
     }
 
     #[test]
     fn wrong_values_are_refused_by_name() {
         for (line, part) in [
+            ("shoal flows --client web", "192.0.2.1:80"),
+            ("shoal flows --stage half", "opening, established or sent"),
+            ("shoal explain --from 192.0.2.7 --to 192.0.2.1:80 --proto tcp", "--from"),
+            ("shoal explain --from 192.0.2.7:1 --to 192.0.2.1:80 --proto tcp --at host", "uplink:INTERFACE"),
+            ("shoal explain --from 192.0.2.7:1 --to 192.0.2.1:80 --proto icmp", "tcp, udp"),
+            ("shoal drops --watch --follow", "--follow"),
             ("shoal agent --xdp sideways", "sideways"),
             ("shoal agent --flows-max 7", "1024"),
             ("shoal agent --state-dir", "--state-dir"),

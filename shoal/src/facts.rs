@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 
 /// The file in the state folder with this installation's id.
-const ID_FILE: &str = "id";
+pub(crate) const ID_FILE: &str = "id";
 
 /// This build's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,6 +1,6 @@
 //! This host, as the API and the process see it: the agent, and on a manager the cluster.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use control::docker::{HostFacts, InitRequest, Interface, JoinRequest, LocalNode,
 use control::model::{Availability, ClusterSpec, NodeSpec};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use ipnet::{IpNet, Ipv4Net};
 use mesh_agent::{Agent, ConnectError, JoinError, LeaveError};
 use mesh_api::error::chain;
 use mesh_api::id::NodeId;
@@ -123,22 +124,22 @@ impl Host {
             data_path_port,
             address_pools,
             subnet_size,
+            labels,
             task_history,
             availability,
         } = request;
         let addresses = Addresses { listen, advertise, advertise_port };
         let default = ClusterSpec::default();
         let cluster_request = ClusterRequest {
-            spec: ClusterSpec { task_history: task_history.unwrap_or(default.task_history), ..default },
+            spec: ClusterSpec {
+                labels,
+                task_history: task_history.unwrap_or(default.task_history),
+                ..default
+            },
             data_path_port,
             address_pools,
             subnet_size,
-            avoid: self
-                .interfaces()
-                .iter()
-                .flat_map(|interface| &interface.addrs)
-                .map(ipnet::Ipv4Net::trunc)
-                .collect(),
+            avoid: ipv4_subnets(&self.interfaces()),
         };
         let manager =
             Manager::create(&self.state_dir, addresses, cluster_request).await.map_err(manager_error)?;
@@ -215,7 +216,7 @@ impl LocalNode for Host {
     }
 
     fn facts(&self) -> HostFacts {
-        let unspecified = Ipv4Addr::UNSPECIFIED;
+        let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let description = self.agent().map(|agent| agent.description(unspecified, unspecified));
         let cpus = description.as_ref().map_or(0, |it| it.nano_cpus / 1_000_000_000);
         let memory_bytes = description.as_ref().map_or(0, |it| it.memory_bytes);
@@ -276,6 +277,16 @@ async fn set_availability(
             chain(&error)
         ))),
     }
+}
+
+/// The subnets that the host is on.
+fn ipv4_subnets(interfaces: &[Interface]) -> Vec<Ipv4Net> {
+    let nets = interfaces.iter().flat_map(|interface| &interface.addrs);
+    let ipv4 = nets.filter_map(|net| match net {
+        IpNet::V4(net) => Some(net.trunc()),
+        IpNet::V6(_) => None,
+    });
+    ipv4.collect()
 }
 
 fn list(remotes: &[SocketAddr]) -> String {
@@ -346,7 +357,7 @@ mod tests {
         };
         let agent = Agent::start(config).await.unwrap();
         let host = Host::new(agent, None, "id".to_owned(), "h".to_owned(), dir.path().to_owned());
-        let addr = Ipv4Addr::new(192, 0, 2, 1);
+        let addr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
         let free = std::net::TcpListener::bind((addr, 0)).unwrap().local_addr().unwrap();
         let request = || InitRequest {
             listen: free,
@@ -356,6 +367,7 @@ mod tests {
             data_path_port: 4789,
             address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_size: 24,
+            labels: std::collections::BTreeMap::new(),
             task_history: None,
             availability: Availability::Active,
         };

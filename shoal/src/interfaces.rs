@@ -1,12 +1,13 @@
-//! The host's interfaces with their IPv4 addresses, as far as they may be a node's own.
+//! The host's interfaces with their addresses, as far as they may be a node's own.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use control::docker::Interface;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::SockaddrStorage;
 
 /// The interfaces, without loopback, Shoal's own devices and a container engine's bridges.
 pub(crate) fn interfaces() -> Vec<Interface> {
@@ -19,22 +20,20 @@ pub(crate) fn interfaces() -> Vec<Interface> {
         let name = address.interface_name;
         let interface =
             interfaces.entry(name.clone()).or_insert_with(|| Interface { name, up, addrs: Vec::new() });
-        let addr = address
-            .address
-            .as_ref()
-            .and_then(|addr| addr.as_sockaddr_in())
-            .map(nix::sys::socket::SockaddrIn::ip);
-        let mask = address
-            .netmask
-            .as_ref()
-            .and_then(|mask| mask.as_sockaddr_in())
-            .map(nix::sys::socket::SockaddrIn::ip);
-        let mask = mask.unwrap_or(Ipv4Addr::BROADCAST);
-        if let Some(net) = addr.and_then(|addr| Ipv4Net::with_netmask(addr, mask).ok()) {
-            interface.addrs.push(net);
-        }
+        let addr = address.address.as_ref().and_then(ip);
+        let mask = address.netmask.as_ref().and_then(ip);
+        let net = addr.and_then(|addr| match mask {
+            Some(mask) => IpNet::with_netmask(addr, mask).ok(),
+            None => Some(IpNet::from(addr)),
+        });
+        interface.addrs.extend(net);
     }
     interfaces.into_values().collect()
+}
+
+fn ip(addr: &SockaddrStorage) -> Option<IpAddr> {
+    let ipv4 = addr.as_sockaddr_in().map(|addr| IpAddr::V4(addr.ip()));
+    ipv4.or_else(|| addr.as_sockaddr_in6().map(|addr| IpAddr::V6(addr.ip())))
 }
 
 /// Shoal's own devices, and the bridges of a container engine on the same host.
@@ -46,13 +45,15 @@ fn is_internal(name: &str) -> bool {
 }
 
 /// The address that packets to `remote` leave with; nothing is sent.
-pub(crate) fn source_towards(remote: SocketAddr) -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+pub(crate) fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(remote).ok()?;
-    match socket.local_addr().ok()? {
-        SocketAddr::V4(addr) if !addr.ip().is_unspecified() => Some(*addr.ip()),
-        _ => None,
-    }
+    let addr = socket.local_addr().ok()?.ip();
+    (!addr.is_unspecified()).then_some(addr)
 }
 
 #[cfg(test)]
@@ -76,6 +77,9 @@ mod tests {
 
     #[test]
     fn packets_to_this_host_leave_with_its_own_address() {
-        assert_eq!(source_towards("127.0.0.1:2377".parse().unwrap()), Some(Ipv4Addr::LOCALHOST));
+        assert_eq!(source_towards("127.0.0.1:2377".parse().unwrap()), Some(Ipv4Addr::LOCALHOST.into()));
+        if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+            assert_eq!(source_towards("[::1]:2377".parse().unwrap()), Some(Ipv6Addr::LOCALHOST.into()));
+        }
     }
 }

@@ -1,14 +1,18 @@
-//! The `shoal` binary: the agent, and the programs that it runs inside tasks.
+//! The `shoal` binary: the agent, the programs that it runs inside tasks, and commands that look at a node.
 
 mod agent;
 mod args;
 mod drops;
+mod explain;
 mod facts;
+mod flows;
 mod host;
 mod interfaces;
 mod internal;
 mod manager;
 mod preflight;
+mod print;
+mod status;
 
 use std::process::ExitCode;
 
@@ -21,7 +25,10 @@ fn main() -> ExitCode {
     }
     let result = match args::Args::parse().command {
         args::Command::Agent(args) => agent::run(&args),
+        args::Command::Status(args) => status::run(&args),
+        args::Command::Flows(args) => flows::run(&args),
         args::Command::Drops(args) => drops::run(&args),
+        args::Command::Explain(args) => explain::run(&args),
         args::Command::Version => {
             println!("shoal {}", facts::version_line());
             Ok(())

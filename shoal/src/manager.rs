@@ -1,7 +1,7 @@
 //! The manager's part of a host: the cluster's state on disk, and the leader's duties on its port.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 /// The folder in the state folder.
-const DIR: &str = "manager";
+pub(crate) const DIR: &str = "manager";
 /// The file in it that says where the manager listens.
 const ADDRESSES_FILE: &str = "addresses.json";
 /// How long between attempts to listen, at a start at which the address is not there yet.
@@ -24,7 +24,7 @@ pub(crate) struct Addresses {
     /// Where it listens.
     pub(crate) listen: SocketAddr,
     /// The node's address for the others.
-    pub(crate) advertise: Ipv4Addr,
+    pub(crate) advertise: IpAddr,
     /// The port that the others dial.
     pub(crate) advertise_port: u16,
 }
@@ -32,13 +32,13 @@ pub(crate) struct Addresses {
 impl Addresses {
     /// What the others dial.
     pub(crate) fn advertised(&self) -> SocketAddr {
-        SocketAddr::from((self.advertise, self.advertise_port))
+        SocketAddr::new(self.advertise, self.advertise_port)
     }
 
     /// What the manager's own agent dials: a port of this host, whatever is in front of it.
     pub(crate) fn local(&self) -> SocketAddr {
         if self.listen.ip().is_unspecified() {
-            SocketAddr::from((self.advertise, self.listen.port()))
+            SocketAddr::new(self.advertise, self.listen.port())
         } else {
             self.listen
         }
@@ -174,12 +174,14 @@ async fn listen_and_lead(cluster: Cluster, listen: SocketAddr) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn addresses(port: u16) -> Addresses {
         Addresses {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            advertise: Ipv4Addr::LOCALHOST,
+            advertise: Ipv4Addr::LOCALHOST.into(),
             advertise_port: port,
         }
     }
@@ -230,12 +232,16 @@ mod tests {
     fn the_own_agent_dials_a_port_of_this_host() {
         let mut addresses = Addresses {
             listen: "0.0.0.0:2377".parse().unwrap(),
-            advertise: Ipv4Addr::new(192, 0, 2, 7),
+            advertise: Ipv4Addr::new(192, 0, 2, 7).into(),
             advertise_port: 9,
         };
         assert_eq!(addresses.local(), "192.0.2.7:2377".parse().unwrap());
         assert_eq!(addresses.advertised(), "192.0.2.7:9".parse().unwrap());
         addresses.listen = "198.51.100.7:2377".parse().unwrap();
         assert_eq!(addresses.local(), addresses.listen);
+        addresses.listen = "[::]:2377".parse().unwrap();
+        addresses.advertise = "fd00::7".parse().unwrap();
+        assert_eq!(addresses.local(), "[fd00::7]:2377".parse().unwrap());
+        assert_eq!(addresses.advertised(), "[fd00::7]:9".parse().unwrap());
     }
 }

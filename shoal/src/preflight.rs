@@ -8,11 +8,20 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-/// The oldest kernel that the dataplane is written for.
+/// The oldest kernel that the dataplane was seen to work on (`cargo xtask vm-test`).
 const KERNEL_MIN: (u32, u32) = (6, 1);
 
+/// What the dataplane uses that older kernels lack, and the first to have it.
+const SINCE: [((u32, u32), &str); 5] = [
+    ((5, 8), "BPF ring buffers"),
+    ((5, 9), "XDP links"),
+    ((5, 10), "bpf_redirect_peer"),
+    ((5, 11), "bpf_ktime_get_coarse_ns"),
+    ((5, 18), "bpf_xdp_load_bytes"),
+];
+
 /// The file in the state folder that a running agent holds locked.
-const LOCK_FILE: &str = "lock";
+pub(crate) const LOCK_FILE: &str = "lock";
 
 /// Why the agent can't start here.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +30,12 @@ pub(crate) enum PreflightError {
         "must run as root, as it loads BPF programs and makes network devices: run it with sudo, or as a system service"
     )]
     NotRoot,
-    #[error("kernel {release} is too old: Shoal needs Linux {}.{} or later", KERNEL_MIN.0, KERNEL_MIN.1)]
+    #[error(
+        "kernel {release} is too old: {}Shoal needs Linux {}.{} or later",
+        lacks(release),
+        KERNEL_MIN.0,
+        KERNEL_MIN.1
+    )]
     OldKernel { release: String },
     #[error(
         "{} is not on a BPF file system: mount one (mount -t bpf bpf {}), or name another folder with --bpffs",
@@ -43,7 +57,7 @@ pub(crate) fn check_host(bpffs: &Path) -> Result<(), PreflightError> {
         return Err(PreflightError::NotRoot);
     }
     let release = crate::facts::kernel_release();
-    if !is_recent_enough(&release) {
+    if version(&release) < KERNEL_MIN {
         return Err(PreflightError::OldKernel { release });
     }
     let existing = bpffs.ancestors().find(|path| path.exists()).unwrap_or(bpffs);
@@ -81,10 +95,18 @@ pub(crate) fn take_folders(state_dir: &Path, run_dir: &Path) -> Result<StateLock
     }
 }
 
-/// Whether a kernel release (`6.18.5-amd64`) is at least the oldest supported.
-fn is_recent_enough(release: &str) -> bool {
+/// The first two numbers of a kernel release (`6.18.5-amd64`); zeros for what has none.
+fn version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= KERNEL_MIN
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// What a kernel is known to lack, as the start of a sentence; empty if nothing.
+fn lacks(release: &str) -> String {
+    let since = SINCE.iter().filter(|(since, _)| version(release) < *since);
+    let missing: Vec<String> =
+        since.map(|((major, minor), what)| format!("{what} (Linux {major}.{minor})")).collect();
+    if missing.is_empty() { String::new() } else { format!("it lacks {}; ", missing.join(", ")) }
 }
 
 /// Where a BPF file system for `path` would be mounted.
@@ -100,11 +122,22 @@ mod tests {
     #[test]
     fn kernels_are_compared_by_number() {
         for release in ["6.1.0", "6.1", "6.18.5-amd64", "7.0.0-rc1", "10.2"] {
-            assert!(is_recent_enough(release), "{release}");
+            assert!(version(release) >= KERNEL_MIN, "{release}");
         }
         for release in ["6.0.19", "5.15.0-91-generic", "4.19", "", "unknown"] {
-            assert!(!is_recent_enough(release), "{release}");
+            assert!(version(release) < KERNEL_MIN, "{release}");
         }
+    }
+
+    #[test]
+    fn an_old_kernel_is_told_what_it_lacks() {
+        let old = |release: &str| PreflightError::OldKernel { release: release.to_owned() }.to_string();
+        assert_eq!(
+            old("5.10.0-46-cloud-amd64"),
+            "kernel 5.10.0-46-cloud-amd64 is too old: it lacks bpf_ktime_get_coarse_ns (Linux 5.11), \
+             bpf_xdp_load_bytes (Linux 5.18); Shoal needs Linux 6.1 or later"
+        );
+        assert_eq!(old("6.0.19"), "kernel 6.0.19 is too old: Shoal needs Linux 6.1 or later");
     }
 
     #[test]

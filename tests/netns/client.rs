@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::sockopt::{Linger, ReuseAddr, SendTimeout};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Without an answer for this long a request has failed.
@@ -25,14 +27,26 @@ pub(crate) struct Answer {
     pub(crate) client: String,
 }
 
+/// Any port of any address of the family of `to`.
+pub(crate) fn anywhere(to: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    SocketAddr::new(ip, 0)
+}
+
 /// A connection from `source`, whose port may be 0 for any.
-pub(crate) fn connect_from(source: SocketAddrV4, to: SocketAddrV4) -> Result<TcpStream> {
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+pub(crate) fn connect_from(source: impl Into<SocketAddr>, to: impl Into<SocketAddr>) -> Result<TcpStream> {
+    connect_within(source.into(), to.into(), LIMIT)
+}
+
+/// The same within a time.
+pub(crate) fn connect_within(source: SocketAddr, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, ReuseAddr, &true)?;
-    bind(fd.as_raw_fd(), &SockaddrIn::from(source)).with_context(|| format!("binding {source}"))?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(source)).with_context(|| format!("binding {source}"))?;
     // It bounds connect(2) as well.
-    setsockopt(&fd, SendTimeout, &TimeVal::milliseconds(LIMIT.as_millis().try_into()?))?;
-    connect(fd.as_raw_fd(), &SockaddrIn::from(to))
+    setsockopt(&fd, SendTimeout, &TimeVal::milliseconds(limit.as_millis().try_into()?))?;
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(to))
         .with_context(|| format!("connecting to {to} from {source}"))?;
     let stream = TcpStream::from(fd);
     stream.set_read_timeout(Some(LIMIT))?;
@@ -40,13 +54,19 @@ pub(crate) fn connect_from(source: SocketAddrV4, to: SocketAddrV4) -> Result<Tcp
 }
 
 /// One request by a connection of its own, asking for `path`.
-pub(crate) fn http(source: SocketAddrV4, to: SocketAddrV4, path: &str) -> Result<Answer> {
+pub(crate) fn http(source: impl Into<SocketAddr>, to: impl Into<SocketAddr>, path: &str) -> Result<Answer> {
+    let to = to.into();
     let mut stream = connect_from(source, to)?;
     request(&mut stream, to, path)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("reading the answer")?;
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
     ensure!(head.starts_with("HTTP/1.1 200"), "{}", head.lines().next().unwrap_or_default());
+    read(body)
+}
+
+/// What a body says.
+pub(crate) fn read(body: &str) -> Result<Answer> {
     let mut fields: BTreeMap<&str, &str> = BTreeMap::new();
     for (key, value) in body.lines().filter_map(|line| line.split_once(": ")) {
         fields.entry(key).or_insert(value);
@@ -56,20 +76,34 @@ pub(crate) fn http(source: SocketAddrV4, to: SocketAddrV4, path: &str) -> Result
     Ok(Answer { task: field("task")?, node: field("node")?, client: field("client")? })
 }
 
-fn request(stream: &mut TcpStream, to: SocketAddrV4, path: &str) -> Result<()> {
+fn request(stream: &mut TcpStream, to: SocketAddr, path: &str) -> Result<()> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).context("sending the request")
 }
 
 /// One datagram to the echo, and its answer.
-pub(crate) fn udp(source: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Result<Answer> {
+pub(crate) fn udp(
+    source: impl Into<SocketAddr>,
+    to: impl Into<SocketAddr>,
+    payload: &[u8],
+) -> Result<Answer> {
+    udp_within(source.into(), to.into(), payload, LIMIT)
+}
+
+/// The same within a time.
+pub(crate) fn udp_within(
+    source: SocketAddr,
+    to: SocketAddr,
+    payload: &[u8],
+    limit: Duration,
+) -> Result<Answer> {
     let socket = UdpSocket::bind(source).with_context(|| format!("binding {source}"))?;
-    socket.set_read_timeout(Some(LIMIT))?;
+    socket.set_read_timeout(Some(limit))?;
     socket.send_to(payload, to)?;
     let mut answer = vec![0; 65_536];
     let (len, from) =
         socket.recv_from(&mut answer).with_context(|| format!("no answer from {to} to {source}"))?;
-    ensure!(from == SocketAddr::from(to), "asked {to}, and {from} answered");
+    ensure!(from == to, "asked {to}, and {from} answered");
     let answer = &answer[..len];
     let end = answer.iter().position(|byte| *byte == b'\n').context("an answer without a line")?;
     ensure!(&answer[end + 1..] == payload, "the payload came back changed");
@@ -82,8 +116,14 @@ pub(crate) fn udp(source: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Res
 }
 
 /// Downloads `len` bytes, and compares each with what it has to be.
-pub(crate) fn download(to: SocketAddrV4, len: usize) -> Result<()> {
-    let mut stream = connect_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to)?;
+pub(crate) fn download(to: impl Into<SocketAddr>, len: usize) -> Result<()> {
+    let to = to.into();
+    download_from(anywhere(to), to, len)
+}
+
+/// The same from an address of the client.
+pub(crate) fn download_from(source: SocketAddr, to: SocketAddr, len: usize) -> Result<()> {
+    let mut stream = connect_from(source, to)?;
     request(&mut stream, to, &format!("/bytes/{len}"))?;
     let mut reader = BufReader::with_capacity(1 << 20, stream);
     let mut line = String::new();
@@ -113,15 +153,16 @@ pub(crate) fn download(to: SocketAddrV4, len: usize) -> Result<()> {
 }
 
 /// Opens a connection and resets it: neither side remembers it.
-pub(crate) fn touch(source: SocketAddrV4, to: SocketAddrV4) -> Result<()> {
+pub(crate) fn touch(source: impl Into<SocketAddr>, to: impl Into<SocketAddr>) -> Result<()> {
     let stream = connect_from(source, to)?;
     let reset = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&stream, Linger, &reset).context("setting SO_LINGER")
 }
 
 /// Uploads `len` bytes to a server that answers with what it thinks of them.
-pub(crate) fn upload(to: SocketAddrV4, len: usize) -> Result<String> {
-    let mut stream = connect_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to)?;
+pub(crate) fn upload(to: impl Into<SocketAddr>, len: usize) -> Result<String> {
+    let to = to.into();
+    let mut stream = connect_from(anywhere(to), to)?;
     let pattern: Vec<u8> = (0..PERIOD << 8).map(|at| (at % PERIOD) as u8).collect();
     let mut left = len;
     while left > 0 {
@@ -142,8 +183,9 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn open(to: SocketAddrV4) -> Result<Self> {
-        let mut stream = connect_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to)?;
+    pub(crate) fn open(to: impl Into<SocketAddr>) -> Result<Self> {
+        let to = to.into();
+        let mut stream = connect_from(anywhere(to), to)?;
         request(&mut stream, to, "/stream")?;
         let mut stream = Self { reader: BufReader::new(stream) };
         stream.ticks(1)?;

@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_agent::dataplane::{Counter, read_counters};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
@@ -19,10 +20,14 @@ use crate::engine;
 
 /// The client's address on the underlay.
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 100);
+/// The same, IPv6.
+pub(crate) const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xc6, 0, 0, 0, 0, 0, 0x100);
 /// The client's address behind the switch's router.
 pub(crate) const ROUTED_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 100);
+/// The same, IPv6.
+pub(crate) const ROUTED_CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xc7, 0, 0, 0, 0, 0, 0x100);
 /// The binary that the lab runs.
-const BINARY: &str = "/run/shoal/bin/shoal";
+pub(crate) const BINARY: &str = "/run/shoal/bin/shoal";
 /// How long it may take until a case has left nothing behind.
 const RESET_LIMIT: Duration = Duration::from_secs(30);
 
@@ -37,11 +42,18 @@ pub(crate) struct Lab {
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
+    pub(crate) address6: Ipv6Addr,
 }
 
 impl Node {
     fn new(number: u8) -> Self {
-        Self { name: format!("n{number}"), address: Ipv4Addr::new(198, 18, 0, 10 + number) }
+        let last = 10 + number;
+        let digits = u16::from(last / 10) << 4 | u16::from(last % 10);
+        Self {
+            name: format!("n{number}"),
+            address: Ipv4Addr::new(198, 18, 0, last),
+            address6: Ipv6Addr::new(0xfd00, 0xc6, 0, 0, 0, 0, 0, digits),
+        }
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
@@ -50,6 +62,13 @@ impl Node {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.run_dir().join("docker.sock")
+    }
+
+    /// What its dataplane counted.
+    pub(crate) fn count(&self, counter: Counter) -> Result<u64> {
+        let counted = read_counters(&self.run_dir().join("bpf"))?;
+        let found = counted.into_iter().find_map(|(found, packets)| (found == counter).then_some(packets));
+        found.with_context(|| format!("no counter {}", counter.name()))
     }
 
     /// A program on this node.
@@ -156,11 +175,13 @@ impl Lab {
 }
 
 fn words_of(pid: u32) -> Vec<String> {
-    let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    // The kernel adds a word to the name of a file that was replaced.
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default().display().to_string();
+    let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned();
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let arguments = arguments.split(|byte| *byte == 0).filter(|word| !word.is_empty()).skip(1);
     let arguments = arguments.map(|word| String::from_utf8_lossy(word).into_owned());
-    std::iter::once(exe.display().to_string()).chain(arguments).collect()
+    std::iter::once(exe).chain(arguments).collect()
 }
 
 /// A program in the namespace of a node (`n1`), the client (`client`) or the switch (`sw`).
@@ -177,9 +198,19 @@ pub(crate) fn on_client(program: &str) -> Command {
 
 /// Runs `work` on a thread in the client's network namespace. Threads that it starts are in there as well.
 pub(crate) fn as_client<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    as_host("client", work)
+}
+
+/// The same in the namespace of a node, the client or the switch.
+pub(crate) fn as_host<T: Send>(host: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    within(Path::new(&format!("/run/netns/shoal-{host}")), work)
+}
+
+/// The same in the network namespace behind a file.
+pub(crate) fn within<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            setns(File::open("/run/netns/shoal-client")?, CloneFlags::CLONE_NEWNET)?;
+            setns(File::open(namespace)?, CloneFlags::CLONE_NEWNET)?;
             work()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

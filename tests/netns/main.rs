@@ -4,16 +4,29 @@
 //! case may assume a swarm of three without services, and is judged by what it leaves behind as well.
 
 mod capture;
+mod chance;
 mod client;
 mod commands;
 mod engine;
 mod failures;
+mod features;
+mod flood;
+mod gone;
 mod harness;
+mod intruders;
 mod lab;
 mod load;
+mod local;
+mod matrix;
 mod mesh;
 mod overlay;
+mod overlay6;
+mod paths;
 mod refusals;
+mod restarts;
+mod steady;
+mod undo;
+mod ways;
 
 use std::process::ExitCode;
 
@@ -39,6 +52,41 @@ fn main() -> ExitCode {
         overlay::big_transfers_between_tasks_on_different_nodes,
         overlay::networks_are_kept_apart,
         overlay::tasks_reach_the_outside_under_their_nodes_address,
+        overlay6::names_lead_to_every_task,
+        overlay6::vip_tasks_and_gateway_answer_ping,
+        overlay6::big_transfers_between_tasks_on_different_nodes,
+        matrix::requests_reach_every_task_by_every_node_with_the_clients_address,
+        matrix::routed_client_is_served_on_every_way,
+        matrix::downloads_are_intact_and_take_the_way_that_the_service_says,
+        matrix::iperf3_runs_up_and_down_on_every_way,
+        matrix::fragmented_datagrams_pass_on_every_way,
+        features::dig_gets_an_answer_of_4_kb,
+        paths::nodes_answer_ping_beside_their_published_ports,
+        paths::traces_arrive_on_every_way,
+        paths::narrow_path_to_the_client_is_found,
+        paths::narrower_underlay_is_found_at_run_time,
+        paths::segments_that_do_not_fit_are_refused_and_sent_anew,
+        local::processes_of_a_node_reach_its_ports_by_every_address,
+        local::curl_on_a_node_sees_whom_it_dialled,
+        local::tasks_reach_the_ports_of_every_node,
+        features::client_with_affinity_stays_with_one_task,
+        features::rules_let_in_and_keep_out,
+        features::ports_answer_on_the_addresses_and_nodes_that_were_chosen,
+        features::host_mode_answers_on_the_tasks_node_alone,
+        features::light_node_gets_less,
+        features::share_of_a_new_task_grows,
+        gone::service_without_tasks_refuses_at_once,
+        gone::connection_of_a_dead_task_is_reset_at_its_next_segment,
+        gone::datagrams_of_a_dead_task_go_to_another,
+        chance::connections_go_on_when_their_route_moves_to_another_node,
+        chance::scaling_and_moving_breaks_no_connection_whose_task_lives,
+        chance::lost_ingress_node_breaks_no_connection_to_others,
+        restarts::restarts_and_upgrades_break_no_connection,
+        restarts::damaged_maps_are_repaired,
+        flood::flood_of_syns_breaks_no_established_connection,
+        intruders::scan_finds_what_is_published_and_nothing_else,
+        intruders::node_local_addresses_are_out_of_reach,
+        intruders::forged_requests_do_not_go_in_circles,
         failures::scaling_under_load_fails_no_request,
         failures::rolling_update_under_load_fails_no_request,
         failures::killed_task_is_replaced,

@@ -175,8 +175,8 @@ fn set_features(features: &[&str], value: &str) -> Result<()> {
 }
 
 /// A server that checks what it gets as [`client::download`] does, and says how much was right.
-const SINK: &str = "
-import socketserver
+pub(crate) const SINK: &str = "
+import socket, socketserver
 PERIOD = bytes(range(251))
 class Sink(socketserver.BaseRequestHandler):
     def handle(self):
@@ -191,14 +191,20 @@ class Sink(socketserver.BaseRequestHandler):
                 return
             offset += len(part)
         self.request.sendall(b'%d' % offset)
-socketserver.ThreadingTCPServer(('', 80), Sink).serve_forever()
+class Server(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
+Server(('::', 80), Sink).serve_forever()
 ";
 
+/// The test's own python: a task's PATH is shorter.
+pub(crate) fn python() -> Result<String> {
+    let printed = lab::output(Command::new("python3").args(["-c", "import sys; print(sys.executable)"]))?;
+    Ok(printed.trim().to_owned())
+}
+
 pub(crate) fn upload_by_a_node_without_the_task_is_intact(lab: &Lab) -> Result<()> {
-    // The test's own python: a task's PATH is shorter.
-    let python = lab::output(Command::new("python3").args(["-c", "import sys; print(sys.executable)"]))?;
     let arguments = ["--publish", "8080:80", "--constraint", "node.hostname==n1", "shoal/exec"];
-    engine::create(lab, "sink", 1, &[&arguments[..], &[python.trim(), "-c", SINK]].concat())?;
+    engine::create(lab, "sink", 1, &[&arguments[..], &[&python()?, "-c", SINK]].concat())?;
     for to in targets(lab).into_iter().take(2) {
         until(&format!("{to} answers"), Duration::from_secs(10), || {
             Ok(as_client(|| client::upload(to, 0)).ok())

@@ -15,7 +15,7 @@ use crate::lab::{self, CLIENT, Lab, on_client, until};
 /// For what is expected to fail: how long a task tries, s.
 const PATIENCE: &str = "1";
 
-fn create_network(lab: &Lab, name: &str, arguments: &[&str]) -> Result<()> {
+pub(crate) fn create_network(lab: &Lab, name: &str, arguments: &[&str]) -> Result<()> {
     let create = ["network", "create", "--driver", "overlay"];
     engine::docker_ok(lab.manager(), &[&create[..], arguments, &[name]].concat()).map(drop)
 }
@@ -27,7 +27,7 @@ fn create_web(lab: &Lab) -> Result<Vec<Task>> {
 }
 
 /// A task that does nothing by itself.
-fn create_idle(lab: &Lab, name: &str, arguments: &[&str]) -> Result<Task> {
+pub(crate) fn create_idle(lab: &Lab, name: &str, arguments: &[&str]) -> Result<Task> {
     let idle = ["shoal/exec", "sleep", "1000000"];
     let tasks = engine::create(lab, name, 1, &[arguments, &idle].concat())?;
     tasks.into_iter().next().context("no task")

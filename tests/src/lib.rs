@@ -1,4 +1,5 @@
 //! The harness of Shoal's tests.
 
 pub mod bench;
+pub mod mutate;
 pub mod packet;

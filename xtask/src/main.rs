@@ -10,12 +10,14 @@ mod bounded;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod lab;
 mod run;
 mod setup;
 mod sys;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 /// Sets up, builds and checks Shoal.
@@ -39,9 +41,13 @@ enum Command {
     Demo(demo::Options),
     /// Runs all tests, on this machine and on labs
     Test(test::Options),
+    /// Runs the tests that depend on the kernel on several kernels, each in a virtual machine
+    VmTest(vm::Options),
     /// Measures, and prints figures with their spread
     #[command(subcommand)]
     Bench(bench::Suite),
+    /// Runs mutated packets on the host library and in the kernel, and guided fuzzing
+    Fuzz(fuzz::Options),
     /// Checks format, lints and the repository's own rules; changes nothing, needs no root
     Check,
     /// Formats, and applies the fixes that clippy is sure of
@@ -69,7 +75,9 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Demo(options) => demo::run(&options),
         // Its closing line is the last word, for failures too.
         Command::Test(options) => return Ok(test::run(&options)),
+        Command::VmTest(options) => return Ok(vm::run(&options)),
         Command::Bench(suite) => bench::run(&suite),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Check => check::run(),
         Command::Fix => check::fix(),
         Command::Tidy(options) => tidy::run(&options),

@@ -146,7 +146,14 @@ fn suites(options: &Options, report: &mut Report) -> Result<()> {
 /// One run of the netns suite on a lab of its own. That the lab goes without a trace is a test like the others.
 fn netns(xdp: Xdp, filter: &[&str], keep: bool) -> Result<Counts> {
     let _claim = lab::claim()?;
-    let lab = lab::up(&lab::Up { nodes: 3, xdp, mtu: 1500, swarm: true, binary: None })?;
+    let lab = lab::up(&lab::Up {
+        nodes: 3,
+        xdp,
+        mtu: 1500,
+        underlay: lab::Underlay::Ipv4,
+        swarm: true,
+        binary: None,
+    })?;
     let mut command = cargo_test(&["--workspace", "--test", "netns"]);
     command.arg("--").args(filter).env("SHOAL_XTASK", std::env::current_exe()?);
     let result = counted(&mut command, NETNS_LIMIT);

@@ -149,7 +149,7 @@ fn checked_subnet(subnet: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, Refusal
         return Err(Refusal::invalid("IPAM.Config.Subnet", format!("{subnet} is reserved")));
     }
     match taken.iter().find(|other| overlap(cidr, **other)) {
-        Some(other) => Err(Refusal::SubnetOverlaps { subnet: cidr, other: *other }),
+        Some(other) => Err(Refusal::SubnetOverlaps { subnet: cidr.into(), other: (*other).into() }),
         None => Ok(cidr),
     }
 }

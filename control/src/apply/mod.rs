@@ -4,6 +4,7 @@
 //! leads every manager, and every restart, to the same state.
 
 mod alloc;
+mod alloc6;
 mod draft;
 mod network;
 mod node;
@@ -20,10 +21,11 @@ use mesh_api::id::NetworkId;
 
 use crate::command::{Action, Command, Genesis};
 use crate::model::network::INGRESS_NAME;
-use crate::model::{ClusterObject, ClusterSpec, NetworkSpec, State};
+use crate::model::{ClusterObject, ClusterSpec, Ipam6Config, NetworkSpec, State, labels};
 use crate::refusal::Refusal;
 
 pub use alloc::{address_capacity, has_free_address};
+pub(crate) use alloc6::ingress_subnet6;
 pub(crate) use draft::Draft;
 pub(crate) use service::lacks_vip;
 pub(crate) use task::report_changes;
@@ -87,6 +89,7 @@ fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
         avoid,
     } = genesis.clone();
     validate::address_pools(&address_pools, subnet_size)?;
+    labels::cluster(&spec.labels).map_err(Refusal::label("Spec.Labels"))?;
     let cluster = ClusterObject {
         id,
         meta: draft.fresh_meta(),
@@ -112,6 +115,7 @@ fn ingress_spec() -> NetworkSpec {
         attachable: false,
         ingress: true,
         ipam: Vec::new(),
+        ipam6: Some(Ipam6Config::default()),
     }
 }
 
@@ -129,6 +133,7 @@ fn update_cluster(
     if cluster.spec.name != spec.name {
         return Err(Refusal::invalid("Name", "swarm spec must be named \"default\""));
     }
+    labels::cluster(&spec.labels).map_err(Refusal::label("Labels"))?;
     cluster.spec = spec.clone();
     if let Some(secret) = worker_secret {
         cluster.join_secrets.worker = secret;

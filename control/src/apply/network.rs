@@ -20,8 +20,9 @@ pub(super) fn create(draft: &mut Draft, id: &NetworkId, spec: &NetworkSpec) -> R
     }
     let subnets = draft.choose_subnets(&spec.ipam)?;
     let vni = draft.take_vni()?;
+    let ipv6 = draft.choose_subnet6(spec, vni, &subnets)?;
     let meta = draft.fresh_meta();
-    draft.put_network(Network { id: id.clone(), meta, spec: spec.clone(), vni, subnets });
+    draft.put_network(Network { id: id.clone(), meta, spec: spec.clone(), vni, subnets, subnet6: ipv6 });
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role};
 
 use super::{Draft, task, validate};
-use crate::model::{Availability, Node, NodeSpec, NodeStatus};
+use crate::model::{Availability, Node, NodeSpec, NodeStatus, labels};
 use crate::refusal::Refusal;
 
 const ONE_MANAGER: &str = "this version of Shoal runs one manager: nodes join as workers, with the token of `docker swarm join-token worker`";
@@ -21,6 +21,7 @@ pub(super) fn add(
         return Err(Refusal::IdTaken(id.to_string()));
     }
     validate::description(description)?;
+    validate::underlay(&draft.state, id, description.vtep)?;
     if role == Role::Manager && managers(draft) > 0 {
         return Err(Refusal::Unsupported(ONE_MANAGER));
     }
@@ -55,6 +56,7 @@ pub(super) fn set_status(
     let mut node = Node::clone(draft.node(id)?);
     if let Some(description) = description {
         validate::description(description)?;
+        validate::underlay(&draft.state, id, description.vtep)?;
         node.description = description.clone();
     }
     if node.status.state != state {
@@ -77,6 +79,7 @@ pub(super) fn update(draft: &mut Draft, id: &NodeId, version: u64, spec: &NodeSp
         (Role::Manager, Role::Worker) if managers(draft) == 1 => return Err(Refusal::LastManager),
         _ => {}
     }
+    labels::node(&spec.labels).map_err(Refusal::label("Labels"))?;
     node.spec = spec.clone();
     draft.touch(&mut node.meta);
     draft.put_node(node);

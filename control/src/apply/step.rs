@@ -42,6 +42,7 @@ impl Draft {
                 task::create(self, &service, fresh);
             }
             Step::SetDesired { task, desired } => task::set_desired(self, task, *desired),
+            Step::Warm { task, warmth } => task::warm(self, task, *warmth),
             Step::AllocateTask { task } => task::allocate(self, task),
             Step::AllocateService { service } => allocate_vips(self, service),
             Step::Assign { task, node } => task::assign(self, task, node),

@@ -7,7 +7,7 @@ use mesh_api::session;
 use mesh_api::table::{PublishMode, TaskState};
 
 use super::{Draft, task_networks};
-use crate::model::{Service, State, Task, TaskEndpoint, TaskStatus, TaskTemplate};
+use crate::model::{Service, State, Task, TaskEndpoint, TaskStatus, TaskTemplate, WARM, labels};
 
 /// Longest message or error kept of a report, bytes.
 const TEXT_BYTES_MAX: usize = 512;
@@ -52,6 +52,7 @@ pub(super) fn create(draft: &mut Draft, service: &Service, fresh: Fresh) {
             exit_code: None,
         },
         running_since_ns: 0,
+        warmth: WARM,
         ended_ns: 0,
         start_at_ns,
         start_after,
@@ -177,6 +178,19 @@ pub(super) fn orphan(draft: &mut Draft, id: &TaskId) {
     });
 }
 
+fn has_slow_start(draft: &Draft, service: &ServiceId) -> bool {
+    let service = draft.state.services.get(service);
+    let options = service.and_then(|service| labels::service(&service.spec.labels).ok());
+    options.is_some_and(|options| options.slow_start_ns > 0)
+}
+
+/// Moves a task's slow start on.
+pub(super) fn warm(draft: &mut Draft, id: &TaskId, warmth: u8) {
+    if draft.state.tasks.get(id).is_some_and(|task| task.warmth < warmth && warmth <= WARM) {
+        draft.change_task(id, |task| task.warmth = warmth);
+    }
+}
+
 /// Forgets a task that has ended.
 pub(super) fn delete(draft: &mut Draft, id: &TaskId) {
     if draft.state.tasks.get(id).is_some_and(|task| task.has_ended()) {
@@ -208,6 +222,7 @@ fn report_one(draft: &mut Draft, node: &NodeId, status: &session::TaskStatus) {
         return;
     }
     let at_ns = draft.at_ns;
+    let starts_slowly = status.state == TaskState::Running && has_slow_start(draft, &task.service);
     draft.change_task(&status.task, |task| {
         task.status = TaskStatus {
             state: status.state,
@@ -219,6 +234,8 @@ fn report_one(draft: &mut Draft, node: &NodeId, status: &session::TaskStatus) {
         };
         if status.state == TaskState::Running && task.running_since_ns == 0 {
             task.running_since_ns = at_ns;
+            // With the same command, so that no node ever sees it with its full share.
+            task.warmth = if starts_slowly { 0 } else { WARM };
         }
         if status.state.is_terminal() {
             task.ended_ns = at_ns;

@@ -2,15 +2,16 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_api::id::ServiceId;
+use mesh_api::id::{NetworkId, ServiceId};
+use mesh_api::session::NodeDescription;
 use mesh_api::table::{EndpointMode, NodeState, Protocol, PublishMode, Role, TaskState};
 use proptest::prelude::*;
 
 use super::apply;
 use crate::command::{Action, Command, Genesis, Step};
-use crate::model::{IpamConfig, Lookup, Mode, NodeSpec, PortConfig, State, UpdateState};
+use crate::model::{Ipam6Config, IpamConfig, Lookup, Mode, NodeSpec, PortConfig, State, UpdateState};
 use crate::refusal::{Code, Refusal};
-use crate::testing::{World, attachment, ingress_port, network, service};
+use crate::testing::{World, attachment, description, ingress_port, network, service};
 
 fn addr(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
@@ -334,10 +335,81 @@ fn steps_without_ground_are_skipped() {
     assert!(world.state.tasks.is_empty());
 }
 
+#[test]
+fn nodes_exchange_data_over_one_address_family() {
+    let mut world = World::new(&["n1"]);
+    let describe = |vtep: &str| {
+        let (addr, vtep) = ("fd00::9".parse().unwrap(), vtep.parse().unwrap());
+        NodeDescription { addr, vtep, ..description("n2") }
+    };
+    let add = |vtep: &str| {
+        let (id, role, secret_sha256) = ("n2".into(), Role::Worker, [0; 32]);
+        Action::AddNode { id, role, description: describe(vtep), secret_sha256 }
+    };
+    let refusal = world.try_to(add("fd00::9")).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "data path address: fd00::9 is IPv6, and the cluster's nodes (n1 at 192.0.2.131) exchange data over IPv4: name an \
+         IPv4 address of this host with --data-path-addr"
+    );
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    world.must(add("192.0.2.9"));
+    let back = |id: &str, description| Action::SetNodeStatus {
+        id: id.into(),
+        state: NodeState::Ready,
+        message: String::new(),
+        description: Some(description),
+    };
+    assert!(world.try_to(back("n2", describe("fd00::9"))).is_err(), "nor does it come back with another");
+    world.must(Action::RemoveNode { id: "n1".into(), force: true });
+    world.must(back("n2", describe("fd00::9")));
+    for unreachable in ["fe80::1", "::1", "::", "ff02::1", "::ffff:192.0.2.1", "255.255.255.255", "127.0.0.1"]
+    {
+        let refusal = world.try_to(back("n2", describe(unreachable))).unwrap_err().to_string();
+        assert!(refusal.contains("is not an address that other nodes can reach"), "{unreachable}: {refusal}");
+    }
+}
+
+#[test]
+fn labels_of_shoals_own_are_checked_on_services_nodes_and_the_cluster() {
+    let mut world = World::new(&["n1"]);
+    let mut web = service("web", 1);
+    web.labels.insert("shoal.return".into(), "dirct".into());
+    let create = |spec: &crate::model::ServiceSpec| Action::CreateService {
+        id: "web".into(),
+        spec: Box::new(spec.clone()),
+    };
+    let refusal = world.try_to(create(&web)).unwrap_err();
+    assert_eq!(refusal.to_string(), "Labels: label shoal.return holds 'dirct': expected direct or tunnel");
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    web.labels.insert("shoal.return".into(), "direct".into());
+    world.must(create(&web));
+    web.labels.insert("shoal.afinity".into(), "client-ip".into());
+    let version = world.state.services[&ServiceId::from("web")].meta.version;
+    let update = Action::UpdateService { id: "web".into(), version, spec: Box::new(web) };
+    assert!(world.try_to(update).unwrap_err().to_string().contains("shoal.afinity"));
+
+    let node = world.node("n1").clone();
+    let mut spec = node.spec.clone();
+    spec.labels.insert("shoal.weight".into(), "0".into());
+    let update = Action::UpdateNode { id: "n1".into(), version: node.meta.version, spec };
+    assert!(world.try_to(update).unwrap_err().to_string().contains("from 1 to 100"));
+
+    let cluster = world.state.cluster.clone().unwrap();
+    let mut spec = cluster.spec.clone();
+    spec.labels.insert("shoal.weight".into(), "1".into());
+    let (version, worker_secret, manager_secret) = (cluster.meta.version, None, None);
+    let update = Action::UpdateCluster { version, spec: spec.clone(), worker_secret, manager_secret };
+    assert!(world.try_to(update).unwrap_err().to_string().contains("it belongs to a node"));
+    let genesis = Genesis { spec, ..crate::testing::genesis() };
+    let command = Command { at_ns: 1, action: Action::Initialize(Box::new(genesis)) };
+    assert!(apply(&State::empty(), 1, &command).unwrap_err().to_string().starts_with("Spec.Labels: "));
+}
+
 /// What the random history below does next.
 #[derive(Debug, Clone)]
 enum Deed {
-    CreateNetwork(u8, bool),
+    CreateNetwork { name: u8, small: bool, ipv6: u8 },
     RemoveNetwork(u8),
     CreateService { name: u8, networks: u8, port: u16, replicas: u8, global: bool, dnsrr: bool },
     UpdateService { name: u8, networks: u8, port: u16, replicas: u8, image: u8 },
@@ -351,7 +423,8 @@ enum Deed {
 fn deed() -> impl Strategy<Value = Deed> {
     let port = prop_oneof![Just(0_u16), 8080_u16..8084];
     prop_oneof![
-        1 => (0..4_u8, any::<bool>()).prop_map(|(name, small)| Deed::CreateNetwork(name, small)),
+        1 => (0..4_u8, any::<bool>(), 0..4_u8)
+            .prop_map(|(name, small, ipv6)| Deed::CreateNetwork { name, small, ipv6 }),
         1 => (0..4_u8).prop_map(Deed::RemoveNetwork),
         1 => (0..5_u8, 0..16_u8, port.clone(), 0..7_u8, any::<bool>(), any::<bool>()).prop_map(
             |(name, networks, port, replicas, global, dnsrr)| Deed::CreateService {
@@ -388,17 +461,27 @@ fn act(world: &mut World, deed: &Deed) {
         world
             .state
             .services
-            .get(&mesh_api::id::ServiceId(format!("s{name}")))
+            .get(&mesh_api::id::ServiceId::from(format!("s{name}")))
             .map_or(0, |service| service.meta.version)
     };
     let action = match *deed {
-        Deed::CreateNetwork(name, small) => {
+        Deed::CreateNetwork { name, small, ipv6 } => {
+            let id = NetworkId::from(format!("n{name}"));
+            // Ids are never used twice; here one is, once nothing remembers its former owner.
+            if !world.state.networks.contains_key(&id) && world.state.lookup.is_network_used(&id) {
+                return;
+            }
             let mut spec = network(&format!("n{name}"));
+            let subnets6 = [None, Some(64), Some(31)];
+            spec.ipam6 = usize::from(ipv6).checked_sub(1).map(|at| {
+                let subnet = subnets6[at].map(|length| format!("fd00:{name}::/{length}").parse().unwrap());
+                Ipam6Config { subnet, gateway: None }
+            });
             if small {
                 let subnet = Some(format!("192.168.{name}.0/29").parse().unwrap());
                 spec.ipam.push(IpamConfig { subnet, range: None, gateway: None });
             }
-            Action::CreateNetwork { id: format!("n{name}").as_str().into(), spec }
+            Action::CreateNetwork { id, spec }
         }
         Deed::RemoveNetwork(name) => Action::RemoveNetwork { id: format!("n{name}").as_str().into() },
         Deed::CreateService { name, networks, port, replicas, global, dnsrr } => {
@@ -427,7 +510,7 @@ fn act(world: &mut World, deed: &Deed) {
         }
         Deed::RemoveService(name) => Action::RemoveService { id: service_id(name) },
         Deed::Node(node, what) => {
-            let id = mesh_api::id::NodeId(format!("node{node}"));
+            let id = mesh_api::id::NodeId::from(format!("node{node}"));
             match what {
                 0 => Action::RemoveNode { id, force: true },
                 1 | 2 => Action::SetNodeStatus {

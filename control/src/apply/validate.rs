@@ -1,19 +1,23 @@
 //! What objects must be like, whoever asks for them. Texts are SwarmKit's where it has one.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
+use mesh_api::id::NodeId;
 use mesh_api::session::NodeDescription;
 use mesh_api::table::{EndpointMode, PublishMode};
 
 use crate::model::constraint::parse_all;
-use crate::model::{EndpointSpec, Mode, NetworkSpec, ServiceSpec, State};
+use crate::model::{EndpointSpec, Mode, NetworkSpec, ServiceSpec, State, labels};
 use crate::refusal::Refusal;
 
 /// Longest name of a service or network.
 const NAME_LEN_MAX: usize = 63;
 /// Longest host name, RFC 1123.
 const HOSTNAME_LEN_MAX: usize = 253;
+/// Longest list of uplinks and how they are attached.
+const DATAPLANE_LEN_MAX: usize = 1024;
 /// Most engine labels of a node.
 const LABELS_MAX: usize = 256;
 /// Most replicas of a service: beyond any subnet's room in practice, and a bound on what one request can make.
@@ -77,15 +81,19 @@ pub(super) fn description(node: &NodeDescription) -> Result<(), Refusal> {
         return Err(Refusal::invalid("hostname", "not a host name"));
     }
     for (field, addr) in [("addr", node.addr), ("vtep", node.vtep)] {
-        if addr.is_unspecified() || addr.is_multicast() || addr.is_broadcast() || addr.is_loopback() {
-            return Err(Refusal::invalid(
-                field,
-                format!("{addr} is not an address that other nodes can reach"),
-            ));
+        let unreachable = match addr {
+            IpAddr::V4(addr) => addr.is_broadcast(),
+            IpAddr::V6(addr) => addr.is_unicast_link_local() || addr.to_ipv4_mapped().is_some(),
+        };
+        if unreachable || addr.is_unspecified() || addr.is_multicast() || addr.is_loopback() {
+            let problem = format!("{addr} is not an address that other nodes can reach");
+            return Err(Refusal::invalid(field, problem));
         }
     }
     let long = |text: &String| text.len() > HOSTNAME_LEN_MAX;
-    if [&node.os, &node.architecture, &node.version, &node.dataplane].into_iter().any(long) {
+    if [&node.os, &node.architecture, &node.version].into_iter().any(long)
+        || node.dataplane.len() > DATAPLANE_LEN_MAX
+    {
         return Err(Refusal::invalid("description", "a field is too long"));
     }
     let long_label = |(key, value): &(String, String)| key.len() + value.len() > 1024;
@@ -93,6 +101,21 @@ pub(super) fn description(node: &NodeDescription) -> Result<(), Refusal> {
         return Err(Refusal::invalid("labels", "too many or too long"));
     }
     Ok(())
+}
+
+/// Nodes send each other packets over one address family.
+pub(super) fn underlay(state: &State, id: &NodeId, vtep: IpAddr) -> Result<(), Refusal> {
+    let mut others = state.nodes.values().filter(|node| node.id != *id);
+    let Some(other) = others.find(|other| other.description.vtep.is_ipv6() != vtep.is_ipv6()) else {
+        return Ok(());
+    };
+    let (theirs, own) = if vtep.is_ipv6() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+    let problem = format!(
+        "{vtep} is {own}, and the cluster's nodes ({} at {}) exchange data over {theirs}: name an {theirs} address of this \
+         host with --data-path-addr",
+        other.description.hostname, other.description.vtep
+    );
+    Err(Refusal::invalid("data path address", problem))
 }
 
 pub(super) fn service(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
@@ -113,6 +136,7 @@ pub(super) fn service(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> 
             return Err(Refusal::invalid(field, "MaxFailureRatio must be from 0 to 1"));
         }
     }
+    labels::service(&spec.labels).map_err(Refusal::label("Labels"))?;
     networks(state, spec)?;
     ports(&spec.endpoint)
 }

@@ -1,11 +1,12 @@
 //! The host that the API speaks for, as the API sees it: the product implements it over the agent and the
 //! cluster, tests over nothing.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use mesh_api::id::NodeId;
 use mesh_api::table::{Role, Table};
 use mesh_api::token::JoinToken;
@@ -19,7 +20,7 @@ pub trait LocalNode: Send + Sync + 'static {
     fn membership(&self) -> Membership;
     /// What `docker info` and `docker version` say about the host.
     fn facts(&self) -> HostFacts;
-    /// The host's interfaces with their IPv4 addresses, loopback and devices of Shoal's own left out.
+    /// The host's interfaces with their addresses, loopback and devices of Shoal's own left out.
     fn interfaces(&self) -> Vec<Interface>;
     /// The cluster, if the host is a manager.
     fn cluster(&self) -> Option<Cluster>;
@@ -45,7 +46,7 @@ pub enum Membership {
         /// Manager or worker.
         role: Role,
         /// The address that it advertises.
-        addr: Ipv4Addr,
+        addr: IpAddr,
         /// The managers that it knows.
         managers: Vec<SocketAddr>,
     },
@@ -85,8 +86,8 @@ pub struct Interface {
     pub name: String,
     /// It is up.
     pub up: bool,
-    /// Its IPv4 addresses with their prefixes.
-    pub addrs: Vec<Ipv4Net>,
+    /// Its addresses with their prefixes, of both families.
+    pub addrs: Vec<IpNet>,
 }
 
 /// `docker swarm init`, its addresses resolved.
@@ -95,17 +96,19 @@ pub struct InitRequest {
     /// Where the manager listens.
     pub listen: SocketAddr,
     /// The node's address for the others.
-    pub advertise: Ipv4Addr,
+    pub advertise: IpAddr,
     /// The port that managers are dialled on.
     pub advertise_port: u16,
     /// The node's VXLAN address.
-    pub data_path: Ipv4Addr,
+    pub data_path: IpAddr,
     /// UDP port of the overlay.
     pub data_path_port: u16,
     /// Where automatic subnets come from; never empty.
     pub address_pools: Vec<Ipv4Net>,
     /// Prefix length of automatic subnets.
     pub subnet_size: u8,
+    /// The cluster's labels.
+    pub labels: BTreeMap<String, String>,
     /// Ended tasks kept per slot; `None` for the default.
     pub task_history: Option<u64>,
     /// Whether the node gets tasks.
@@ -120,9 +123,9 @@ pub struct JoinRequest {
     /// The join token.
     pub token: JoinToken,
     /// The node's address for the others; `None` to take the one that the route to the manager leaves by.
-    pub advertise: Option<Ipv4Addr>,
+    pub advertise: Option<IpAddr>,
     /// The node's VXLAN address; `None` for the advertised one.
-    pub data_path: Option<Ipv4Addr>,
+    pub data_path: Option<IpAddr>,
     /// Whether the node gets tasks.
     pub availability: Availability,
 }

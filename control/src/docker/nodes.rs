@@ -157,6 +157,9 @@ fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
             addr: known.copied().unwrap_or_else(|| SocketAddr::from((*addr, DEFAULT_PORT))).to_string(),
         }
     });
+    let attachments = dataplane.split(',').filter(|uplink| !uplink.is_empty());
+    let plugin = |kind, name: &str| wire::EnginePlugin { kind, name: name.to_owned() };
+    let dataplane = attachments.map(|uplink| plugin("Dataplane", uplink));
     wire::Node {
         id: node.id.to_string(),
         version: wire::Version { index: node.meta.version },
@@ -179,10 +182,7 @@ fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
             engine: wire::Engine {
                 engine_version: version.clone(),
                 labels: labels.iter().cloned().collect(),
-                plugins: vec![
-                    wire::EnginePlugin { kind: "Dataplane", name: dataplane.clone() },
-                    wire::EnginePlugin { kind: "Network", name: "overlay".to_owned() },
-                ],
+                plugins: dataplane.chain([plugin("Network", "overlay")]).collect(),
             },
             tls_info: BTreeMap::new(),
         },

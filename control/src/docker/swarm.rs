@@ -1,7 +1,7 @@
 //! The cluster itself: init, join, leave, inspect, and the rotation of its join tokens.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::extract::State;
@@ -25,7 +25,7 @@ use super::{Api, nodes};
 use crate::cluster::Cluster;
 use crate::command::{Action, Command};
 use crate::model::cluster::{ClusterSpec, DEFAULT_DATA_PATH_PORT, DEFAULT_SUBNET_SIZE};
-use crate::model::{Availability, ClusterObject};
+use crate::model::{Availability, ClusterObject, labels};
 
 impl From<AddressError> for ApiError {
     fn from(error: AddressError) -> Self {
@@ -53,18 +53,18 @@ pub(super) async fn init(
     }
     let task_history = history(&spec)?;
     check_spec(&spec)?;
+    let labels = spec.labels.unwrap_or_default();
+    labels::cluster(&labels).map_err(|error| ApiError::invalid(format!("Spec.Labels: {error}")))?;
     let interfaces = api.host.interfaces();
     let listen = request.listen_addr.filter(|text| !text.is_empty());
     let listen = address::listen(listen.as_deref().unwrap_or("0.0.0.0"), &interfaces)?;
     let (advertise, port) = match address::advertise(&request.advertise_addr.unwrap_or_default(), &interfaces)
     {
         // Where the manager listens on one address, that is the one to advertise.
-        Err(AddressError::Several { .. }) if !listen.ip().is_unspecified() => match listen.ip() {
-            IpAddr::V4(addr) => (addr, None),
-            IpAddr::V6(_) => return Err(AddressError::None.into()),
-        },
+        Err(AddressError::Several { .. }) if !listen.ip().is_unspecified() => (listen.ip(), None),
         other => other?,
     };
+    let listen = address::reachable(listen, advertise)?;
     let data_path = address::data_path(&request.data_path_addr.unwrap_or_default(), &interfaces)?;
     let (address_pools, subnet_size) =
         pools(&request.default_addr_pool.unwrap_or_default(), request.subnet_size.unwrap_or_default())?;
@@ -76,6 +76,7 @@ pub(super) async fn init(
         data_path_port: data_path_port(request.data_path_port.unwrap_or_default())?,
         address_pools,
         subnet_size,
+        labels,
         task_history,
         availability: availability(request.availability.as_deref())?,
     };
@@ -100,10 +101,6 @@ pub(super) async fn join(
     if names.is_empty() {
         return Err(ApiError::invalid("RemoteAddrs: at least 1 RemoteAddr is required to join"));
     }
-    let mut remotes = Vec::with_capacity(names.len());
-    for name in &names {
-        remotes.push(resolve(name).await?);
-    }
     let availability = availability(request.availability.as_deref())?;
     if availability != Availability::Active {
         return Err(ApiError::unsupported(
@@ -120,6 +117,11 @@ pub(super) async fn join(
         None => None,
     };
     let data_path = address::data_path(&request.data_path_addr.unwrap_or_default(), &interfaces)?;
+    let prefers_ipv6 = advertise.is_some_and(|addr| addr.is_ipv6());
+    let mut remotes = Vec::with_capacity(names.len());
+    for name in &names {
+        remotes.push(resolve(name, prefers_ipv6).await?);
+    }
     api.host.swarm_join(JoinRequest { remotes, token, advertise, data_path, availability }).await?;
     Ok(StatusCode::OK)
 }
@@ -310,7 +312,8 @@ fn pools(texts: &[String], size: u32) -> ApiResult<(Vec<Ipv4Net>, u8)> {
             Ok(IpNet::V4(pool)) => pool.trunc(),
             Ok(IpNet::V6(_)) => {
                 return Err(ApiError::invalid(format!(
-                    "DefaultAddrPool: {text}: IPv6 is not supported: give an IPv4 pool, such as 10.20.0.0/16"
+                    "DefaultAddrPool: {text} is IPv6, whose subnets are made from the cluster's id: give an IPv4 pool, such as \
+                     10.20.0.0/16"
                 )));
             }
             Err(_) => {
@@ -334,8 +337,8 @@ fn pools(texts: &[String], size: u32) -> ApiResult<(Vec<Ipv4Net>, u8)> {
     Ok((if pools.is_empty() { defaults.address_pools } else { pools }, size))
 }
 
-/// A manager's address: an IP, or a name that has one.
-async fn resolve(name: &str) -> ApiResult<SocketAddr> {
+/// A manager's address: an IP, or a name that has one. Of a name's addresses the first of the preferred family counts.
+async fn resolve(name: &str, prefers_ipv6: bool) -> ApiResult<SocketAddr> {
     if let Some(addr) = address::remote(name) {
         return Ok(addr);
     }
@@ -353,5 +356,6 @@ async fn resolve(name: &str) -> ApiResult<SocketAddr> {
         None => (bare, DEFAULT_PORT),
     };
     let found = tokio::net::lookup_host(host).await.map_err(|error| invalid(error.to_string()))?;
-    found.into_iter().find(SocketAddr::is_ipv4).ok_or_else(|| invalid("it has no IPv4 address".to_owned()))
+    let first = found.min_by_key(|addr| addr.is_ipv6() != prefers_ipv6);
+    first.ok_or_else(|| invalid("it has no address".to_owned()))
 }

@@ -132,9 +132,13 @@ fn show(state: &model::State, task: &Task) -> wire::Task {
         let subnet_of = |addr| network.subnets.iter().find(|subnet| subnet.cidr.contains(&addr));
         let address =
             endpoint.addr.and_then(|addr| Some(format!("{addr}/{}", subnet_of(addr)?.cidr.prefix_len())));
+        let address6 = endpoint
+            .addr
+            .zip(network.subnet6)
+            .map(|(addr, subnet)| format!("{}/{}", subnet.addr_of(addr), subnet.cidr.prefix_len()));
         Some(wire::NetworkAttachment {
             network: networks::show_in_task(network),
-            addresses: address.into_iter().collect(),
+            addresses: address.into_iter().chain(address6).collect(),
         })
     });
     let model::TaskStatus { state: observed, since_ns, message, err, pid, exit_code } = &task.status;

@@ -109,7 +109,7 @@ impl Constraint {
         let equal = match &self.key {
             Key::Id => same(node.id.as_str()),
             Key::Hostname => same(&node.description.hostname),
-            Key::Ip => self.covers(IpAddr::V4(node.description.addr)),
+            Key::Ip => self.covers(node.description.addr),
             Key::Role => same(match node.spec.role {
                 Role::Manager => "manager",
                 Role::Worker => "worker",

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod constraint;
+pub mod labels;
 pub mod lookup;
 pub mod network;
 pub mod node;
@@ -19,14 +20,14 @@ use serde::{Deserialize, Serialize};
 
 pub use cluster::{ClusterObject, ClusterSpec, JoinSecrets};
 pub use lookup::Lookup;
-pub use network::{IpamConfig, Network, NetworkSpec, Subnet};
+pub use network::{Ipam6Config, IpamConfig, Network, NetworkSpec, Subnet};
 pub use node::{Availability, Node, NodeSpec, NodeStatus};
 pub use service::{
     ContainerSpec, Endpoint, EndpointSpec, FailureAction, Mode, NetworkAttachment, Placement, PortConfig,
     ResourceAmount, Resources, RestartCondition, RestartPolicy, Service, ServiceSpec, TaskTemplate,
     UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, Vip,
 };
-pub use task::{SlotKey, Task, TaskEndpoint, TaskStatus};
+pub use task::{SlotKey, Task, TaskEndpoint, TaskStatus, WARM};
 
 /// Version and times of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

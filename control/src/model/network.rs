@@ -1,10 +1,11 @@
 //! An overlay network.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_api::id::NetworkId;
+use mesh_api::table::Subnet6Record;
 use serde::{Deserialize, Serialize};
 
 use super::Meta;
@@ -16,7 +17,7 @@ pub const VNI_MIN: u32 = 4096;
 /// The last VNI.
 pub const VNI_MAX: u32 = 0x00ff_ffff;
 
-/// One entry of a network's IPAM configuration, as asked for.
+/// One IPv4 entry of a network's IPAM configuration, as asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpamConfig {
     /// The subnet; chosen from the pools where absent.
@@ -25,6 +26,15 @@ pub struct IpamConfig {
     pub range: Option<Ipv4Net>,
     /// The gateway; the first host address where absent.
     pub gateway: Option<Ipv4Addr>,
+}
+
+/// A network's IPv6, as asked for (`--ipv6`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipam6Config {
+    /// The subnet; made of the cluster's id and the VNI where absent.
+    pub subnet: Option<Ipv6Net>,
+    /// The gateway; where absent, what the IPv4 gateway becomes in the subnet.
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// What an operator asks of a network (`docker network create`).
@@ -42,11 +52,14 @@ pub struct NetworkSpec {
     pub attachable: bool,
     /// The routing mesh's own network; there is one.
     pub ingress: bool,
-    /// Subnets, as asked for; empty for one automatic subnet.
+    /// IPv4 subnets, as asked for; empty for one automatic subnet.
     pub ipam: Vec<IpamConfig>,
+    /// The IPv6 subnet, as asked for; `None` for a network without IPv6.
+    #[serde(default)]
+    pub ipam6: Option<Ipam6Config>,
 }
 
-/// A subnet of a network.
+/// An IPv4 subnet of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
     /// The subnet, host bits zero.
@@ -70,6 +83,9 @@ pub struct Network {
     pub spec: NetworkSpec,
     /// Its VXLAN identifier.
     pub vni: u32,
-    /// Its subnets; never empty.
+    /// Its IPv4 subnets; never empty.
     pub subnets: Vec<Subnet>,
+    /// Its IPv6 subnet, if it has one. Endpoints' addresses in it follow from their IPv4 addresses.
+    #[serde(default)]
+    pub subnet6: Option<Subnet6Record>,
 }

@@ -9,6 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Meta, PortConfig, TaskTemplate};
 
+/// The [`Task::warmth`] of a task that gets its full share of new flows.
+pub const WARM: u8 = 8;
+
+fn warm() -> u8 {
+    WARM
+}
+
 /// What is known of a task's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskStatus {
@@ -68,6 +75,9 @@ pub struct Task {
     pub status: TaskStatus,
     /// When the managers learnt that it runs, ns since the epoch by their clock; 0 if it never has.
     pub running_since_ns: u64,
+    /// How far its slow start is, in [`WARM`]ths of its weight; it only grows.
+    #[serde(default = "warm")]
+    pub warmth: u8,
     /// When the managers learnt that it ended, ns since the epoch by their clock; 0 if it has not.
     pub ended_ns: u64,
     /// While `desired` is `Ready`: not to be started before this, ns since the epoch.

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::tests::{COMPLETES, FAILS, SECOND};
 use crate::command::Action;
-use crate::model::{Availability, FailureAction, Mode, RestartCondition, UpdateOrder, UpdateState};
+use crate::model::labels::SLOW_START;
+use crate::model::{Availability, FailureAction, Mode, RestartCondition, UpdateOrder, UpdateState, WARM};
 use crate::testing::{World, attachment, ingress_port, service};
 
 const NODES: [&str; 4] = ["n0", "n1", "n2", "n3"];
@@ -53,7 +54,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn id(name: u64) -> ServiceId {
-    ServiceId(format!("svc-s{name}"))
+    ServiceId::from(format!("svc-s{name}"))
 }
 
 fn knobs(spec: &mut crate::model::ServiceSpec, knobs: u8) {
@@ -71,6 +72,10 @@ fn knobs(spec: &mut crate::model::ServiceSpec, knobs: u8) {
         _ => RestartCondition::Any,
     };
     spec.task.restart.max_attempts = if bit(7) { 2 } else { 0 };
+    spec.labels.clear();
+    if bit(1) {
+        spec.labels.insert(SLOW_START.to_owned(), "7s".to_owned());
+    }
 }
 
 fn happen(world: &mut World, event: &Event) {
@@ -167,6 +172,7 @@ proptest! {
             let expected = service.replicas().unwrap_or(NODES.len() as u64);
             prop_assert_eq!(running.len() as u64, expected, "{}", service.spec.name);
             prop_assert!(running.iter().all(|task| task.template.container.image == "good"));
+            prop_assert!(running.iter().all(|task| task.warmth == WARM));
             let live = world.state.tasks_of_service(&service.id).filter(|task| !task.has_ended()).count();
             prop_assert_eq!(live as u64, expected, "nothing else is left running");
             let state = world.update_state(&service.id);

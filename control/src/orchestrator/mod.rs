@@ -12,6 +12,7 @@ mod schedule;
 mod service;
 mod slot;
 mod update;
+mod warm;
 
 #[cfg(test)]
 mod chaos;
@@ -49,6 +50,7 @@ pub fn reconcile(state: &State, now_ns: u64, ids: &mut dyn FnMut() -> TaskId) ->
     restart::start_held_tasks(&mut pass);
     schedule::allocate(&mut pass);
     schedule::place(&mut pass);
+    warm::warm_up(&mut pass);
     reap::reap(&mut pass);
     pass.into_plan()
 }

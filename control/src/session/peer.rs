@@ -6,7 +6,8 @@ use std::time::Duration;
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
 use mesh_api::id::NodeId;
 use mesh_api::session::{
-    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
+    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS,
+    TaskStatus,
 };
 use mesh_api::table::{Delta, NodeState};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
@@ -95,6 +96,7 @@ impl Session<'_> {
                     self.server.settle();
                 }
                 AgentMessage::Tasks { statuses } => self.report(statuses).await?,
+                AgentMessage::Described { node } => self.describe(node).await?,
                 AgentMessage::Alive => {}
                 AgentMessage::Leave => return self.leave().await,
                 AgentMessage::Join { .. } | AgentMessage::Resume { .. } => {
@@ -110,6 +112,16 @@ impl Session<'_> {
             return Ok(());
         }
         self.propose(Action::ReportTasks { node: self.node.clone(), statuses }).await
+    }
+
+    async fn describe(&self, description: NodeDescription) -> Result<(), SessionError> {
+        let state = self.server.cluster.state();
+        if state.nodes.get(&self.node).is_some_and(|node| node.description == description) {
+            return Ok(());
+        }
+        tracing::info!(node = %self.node, dataplane = description.dataplane, "a node describes itself anew");
+        let (id, state, message) = (self.node.clone(), NodeState::Ready, String::new());
+        self.propose(Action::SetNodeStatus { id, state, message, description: Some(description) }).await
     }
 
     async fn leave(&self) -> Result<(), SessionError> {

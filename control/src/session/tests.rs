@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use mesh_api::codec::{FrameReader, FrameWriter, MANAGER_FRAME_BYTES_MAX};
 use mesh_api::id::NodeId;
-use mesh_api::session::{AgentMessage, ManagerMessage, PROTOCOL_VERSION, RefusalReason, TaskStatus};
-use mesh_api::table::{NodeState, Role, Table, TaskState};
+use mesh_api::session::{
+    AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason, TaskStatus,
+};
+use mesh_api::table::{
+    Affinity, BalancingRecord, Change, NodeState, ReturnPath, Role, SourceRule, Table, TaskState,
+};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -203,6 +207,23 @@ async fn strangers_are_refused_with_reasons() {
 }
 
 #[tokio::test]
+async fn a_host_of_another_address_family_is_told_what_to_do() {
+    let (_dir, server) = server().await;
+    let mut first = FakeAgent::join(&server, "n1").await;
+    first.until(|agent| agent.table.is_some()).await;
+    let token = server.cluster.join_token(Role::Worker).to_string();
+    let node = NodeDescription { vtep: "fd00::2".parse().unwrap(), ..description("n2") };
+    let mut other = FakeAgent::dial(&server);
+    other.say(AgentMessage::Join { protocol: PROTOCOL_VERSION, token, node }).await;
+    match other.hear().await {
+        Some(ManagerMessage::Refused { reason: RefusalReason::Invalid, message }) => {
+            assert!(message.contains("name an IPv4 address of this host with --data-path-addr"), "{message}");
+        }
+        answer => panic!("unexpected: {answer:?}"),
+    }
+}
+
+#[tokio::test]
 async fn garbage_harms_nobody() {
     let (_dir, server) = server().await;
     for bytes in
@@ -283,6 +304,35 @@ async fn tasks_outlive_a_restart_of_the_manager() {
     assert_eq!(after.tasks, before.tasks, "the same tasks, addresses and incarnations");
     leader.stop().await;
     cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_describes_itself_anew_is_known_so() {
+    let (_dir, server) = server().await;
+    let mut agent = FakeAgent::join(&server, "n1").await;
+    agent.until(|agent| agent.table.is_some()).await;
+    let (id, secret) = agent.node.clone().unwrap();
+    let attached = NodeDescription { dataplane: "eth0=xdp-native".to_owned(), ..description("n1") };
+    let mut states = server.cluster.watch();
+    agent.say(AgentMessage::Described { node: attached.clone() }).await;
+    states.wait_for(|state| state.nodes[&id].description == attached).await.unwrap();
+    let known = server.cluster.state();
+    assert_eq!(known.nodes[&id].status.state, NodeState::Ready);
+
+    // The same again is no news; what no node may say of itself ends the session, and changes nothing.
+    agent.say(AgentMessage::Described { node: attached.clone() }).await;
+    agent
+        .say(AgentMessage::Described { node: NodeDescription { hostname: String::new(), ..attached } })
+        .await;
+    let ended = agent.session.await.unwrap();
+    assert!(matches!(&ended, Err(SessionError::Refused(why)) if why.contains("hostname")), "{ended:?}");
+    assert_eq!(server.cluster.state().nodes[&id], known.nodes[&id]);
+
+    let mut early = FakeAgent::dial(&server);
+    early.say(AgentMessage::Described { node: description("n1") }).await;
+    assert_eq!(refusal(&mut early).await, RefusalReason::Protocol);
+    let mut back = FakeAgent::resume(&server, &id, &secret, "n1").await;
+    assert!(matches!(back.hear().await, Some(ManagerMessage::Resumed { .. })));
 }
 
 #[tokio::test]
@@ -368,6 +418,57 @@ async fn a_peer_that_says_nothing_is_dropped() {
     assert_eq!(server.handshakes.available_permits(), super::HANDSHAKES_MAX);
 }
 
+fn set_return_path(world: &mut World, return_path: &str) {
+    let cluster = world.state.cluster.clone().unwrap();
+    let mut spec = cluster.spec.clone();
+    spec.labels.insert("shoal.return".into(), return_path.into());
+    let (version, worker_secret, manager_secret) = (cluster.meta.version, None, None);
+    world.must(Action::UpdateCluster { version, spec, worker_secret, manager_secret });
+}
+
+#[test]
+fn a_record_follows_labels_of_the_service_the_nodes_and_the_cluster() {
+    let mut world = World::new(&["n1", "n2"]);
+    let mut web = service("web", 1);
+    for (label, value) in [
+        ("shoal.affinity", "client-ip"),
+        ("shoal.deny", "10.0.0.0/8"),
+        ("shoal.publish.addresses", "192.0.2.0/24"),
+        ("shoal.publish.nodes", "node.labels.edge==yes"),
+    ] {
+        web.labels.insert(label.into(), value.into());
+    }
+    let id = world.create_service(web);
+    let balancing = |world: &World| {
+        let table = view::table(&world.state, &"n1".into()).unwrap();
+        assert_eq!(table.cluster.return_path, table.services[&id].balancing.return_path);
+        table.services[&id].balancing.clone()
+    };
+    let expected = BalancingRecord {
+        return_path: ReturnPath::Tunnel,
+        affinity: Affinity::ClientIp,
+        sources: vec![SourceRule { net: "10.0.0.0/8".parse().unwrap(), allow: false }],
+        publish_addresses: vec!["192.0.2.0/24".parse().unwrap()],
+        publish_nodes: Some(Vec::new()),
+    };
+    assert_eq!(balancing(&world), expected);
+    let before = world.state.clone();
+    world.label_node("n2", "edge", "yes");
+    let publish_nodes = Some(vec![NodeId::from("n2")]);
+    assert_eq!(balancing(&world), BalancingRecord { publish_nodes, ..expected });
+    let changes = view::changes(&before, &world.state, &"n1".into());
+    assert!(matches!(&changes[..], [Change::Service(record)] if record.id == id), "{changes:?}");
+    set_return_path(&mut world, "direct");
+    assert_eq!(balancing(&world).return_path, ReturnPath::Direct);
+    world.update_service(&id, |spec| drop(spec.labels.insert("shoal.return".into(), "tunnel".into())));
+    let table = view::table(&world.state, &"n1".into()).unwrap();
+    assert_eq!(
+        table.services[&id].balancing.return_path,
+        ReturnPath::Tunnel,
+        "the service's word comes first"
+    );
+}
+
 #[test]
 fn deltas_lead_to_the_same_table_as_a_snapshot() {
     let mut world = World::new(&["n1", "n2"]);
@@ -376,7 +477,10 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
     let mut web = service("web", 3);
     web.endpoint.ports.push(ingress_port(8080, 80));
     web.task.networks.push(attachment("net-app"));
+    web.labels.insert("shoal.publish.nodes".into(), "node.labels.edge!=yes".into());
+    web.labels.insert("shoal.slow-start".into(), "20s".into());
     let id = world.create_service(web);
+    world.create_service(service("other", 1));
     states.push(world.state.clone());
     for round in 0..12 {
         world.orchestrate();
@@ -387,8 +491,13 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
             states.push(world.state.clone());
         }
         match round {
+            1 => world.label_node("n2", "shoal.weight", "40"),
+            2 => world.label_node("n2", "edge", "yes"),
             3 => world.update_service(&id, |spec| spec.task.force_update = 1),
+            4 => set_return_path(&mut world, "direct"),
             6 => world.set_node_state("n1", NodeState::Down),
+            7 => drop(world.must(Action::RemoveNode { id: "n1".into(), force: true })),
+            8 => world.label_node("n2", "shoal.weight", "7"),
             9 => drop(world.must(Action::RemoveService { id: id.clone() })),
             _ => {}
         }

@@ -7,27 +7,30 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use mesh_api::id::NodeId;
+use mesh_api::id::{NodeId, ServiceId};
 use mesh_api::table::{
-    Change, ClusterRecord, EndpointRecord, NetworkRecord, NodeRecord, PortRecord, ServiceRecord,
-    SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord,
+    BalancingRecord, Change, ClusterRecord, EndpointRecord, NetworkRecord, NodeRecord, PortRecord,
+    ReturnPath, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord, WEIGHT_MAX,
 };
 
+use crate::model::constraint::Constraint;
+use crate::model::labels::{self, ServiceOptions};
 use crate::model::service::DEFAULT_STOP_GRACE_NS;
 use crate::model::{
-    ClusterObject, Network, Node, PortConfig, Service, State, Subnet, Task, TaskEndpoint, Vip,
+    ClusterObject, Network, Node, PortConfig, Service, State, Subnet, Task, TaskEndpoint, Vip, WARM,
 };
 
 /// The whole table for `node`; `None` before the cluster's first command.
 pub fn table(state: &State, node: &NodeId) -> Option<Table> {
-    let record = |task: &Arc<Task>| task_record(task, node).map(|record| (record.id.clone(), record));
+    let task = |task: &Arc<Task>| task_record(state, task, node).map(|record| (record.id.clone(), record));
+    let service = |(id, service): (&ServiceId, &Arc<Service>)| (id.clone(), service_record(state, service));
     Some(Table {
         index: state.index,
         cluster: cluster_record(state.cluster.as_ref()?),
         nodes: state.nodes.iter().map(|(id, node)| (id.clone(), node_record(node))).collect(),
         networks: state.networks.iter().map(|(id, network)| (id.clone(), network_record(network))).collect(),
-        services: state.services.iter().map(|(id, service)| (id.clone(), service_record(service))).collect(),
-        tasks: state.tasks.values().filter_map(record).collect(),
+        services: state.services.iter().map(service).collect(),
+        tasks: state.tasks.values().filter_map(task).collect(),
     })
 }
 
@@ -44,6 +47,7 @@ pub fn changes(old: &State, new: &State, node: &NodeId) -> Vec<Change> {
         &old.nodes,
         &new.nodes,
         |node| Some(node_record(node)),
+        |node| Some(node_record(node)),
         Change::Node,
         Change::NodeRemoved,
         &mut changes,
@@ -52,6 +56,7 @@ pub fn changes(old: &State, new: &State, node: &NodeId) -> Vec<Change> {
         &old.networks,
         &new.networks,
         |network| Some(network_record(network)),
+        |network| Some(network_record(network)),
         Change::Network,
         Change::NetworkRemoved,
         &mut changes,
@@ -59,27 +64,63 @@ pub fn changes(old: &State, new: &State, node: &NodeId) -> Vec<Change> {
     diff(
         &old.services,
         &new.services,
-        |service| Some(service_record(service)),
+        |service| Some(service_record(old, service)),
+        |service| Some(service_record(new, service)),
         Change::Service,
         Change::ServiceRemoved,
         &mut changes,
     );
+    services_that_follow(old, new, &mut changes);
     diff(
         &old.tasks,
         &new.tasks,
-        |task| task_record(task, node),
+        |task| task_record(old, task, node),
+        |task| task_record(new, task, node),
         |record| Change::Task(Box::new(record)),
         Change::TaskRemoved,
         &mut changes,
     );
+    tasks_that_follow(old, new, node, &mut changes);
     changes
+}
+
+/// Services that are as they were, and whose records follow from nodes or the cluster's labels, which are not.
+fn services_that_follow(old: &State, new: &State, changes: &mut Vec<Change>) {
+    let same_cluster = return_path(old) == return_path(new);
+    if same_cluster && old.nodes.ptr_eq(&new.nodes) {
+        return;
+    }
+    for (id, service) in &new.services {
+        let is_same = old.services.get(id).is_some_and(|before| Arc::ptr_eq(before, service));
+        if is_same && (!same_cluster || service.spec.labels.contains_key(labels::PUBLISH_NODES)) {
+            let record = service_record(new, service);
+            if record != service_record(old, service) {
+                changes.push(Change::Service(record));
+            }
+        }
+    }
+}
+
+/// Tasks that are as they were, on nodes whose weight is not.
+fn tasks_that_follow(old: &State, new: &State, viewer: &NodeId, changes: &mut Vec<Change>) {
+    if old.nodes.ptr_eq(&new.nodes) {
+        return;
+    }
+    for node in new.nodes.keys().filter(|node| node_weight(old, node) != node_weight(new, node)) {
+        for task in new.tasks_of_node(node) {
+            let is_same = old.tasks.get(&task.id).is_some_and(|before| Arc::ptr_eq(before, task));
+            let record = if is_same { task_record(new, task, viewer) } else { None };
+            changes.extend(record.map(|record| Change::Task(Box::new(record))));
+        }
+    }
 }
 
 /// The changes of one kind of object, as its records show them.
 fn diff<K: Ord + Clone, V: PartialEq, R: PartialEq>(
     old: &OrdMap<K, Arc<V>>,
     new: &OrdMap<K, Arc<V>>,
-    record: impl Fn(&V) -> Option<R>,
+    before: impl Fn(&V) -> Option<R>,
+    after: impl Fn(&V) -> Option<R>,
     put: impl Fn(R) -> Change,
     remove: impl Fn(K) -> Change,
     changes: &mut Vec<Change>,
@@ -89,9 +130,9 @@ fn diff<K: Ord + Clone, V: PartialEq, R: PartialEq>(
     }
     for item in old.diff(new) {
         let (key, before, after) = match item {
-            DiffItem::Add(key, value) => (key, None, record(value)),
-            DiffItem::Update { old: (_, old), new: (key, new) } => (key, record(old), record(new)),
-            DiffItem::Remove(key, value) => (key, record(value), None),
+            DiffItem::Add(key, value) => (key, None, after(value)),
+            DiffItem::Update { old: (_, old), new: (key, new) } => (key, before(old), after(new)),
+            DiffItem::Remove(key, value) => (key, before(value), None),
         };
         match (before, after) {
             (Some(_), None) => changes.push(remove(key.clone())),
@@ -105,7 +146,7 @@ fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
     let ClusterObject {
         id,
         meta: _,
-        spec: _,
+        spec,
         digest: _,
         join_secrets: _,
         hash_seed,
@@ -114,7 +155,24 @@ fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
         subnet_size: _,
         avoid: _,
     } = cluster;
-    ClusterRecord { id: id.clone(), hash_seed: *hash_seed, data_path_port: *data_path_port }
+    ClusterRecord {
+        id: id.clone(),
+        hash_seed: *hash_seed,
+        data_path_port: *data_path_port,
+        // Labels are checked when they come in; what an earlier version let in asks for nothing.
+        return_path: labels::cluster(&spec.labels).unwrap_or_default(),
+    }
+}
+
+/// How replies return where a service doesn't say.
+fn return_path(state: &State) -> ReturnPath {
+    let cluster = state.cluster.as_ref();
+    cluster.and_then(|cluster| labels::cluster(&cluster.spec.labels).ok()).unwrap_or_default()
+}
+
+/// The share of new flows that a node's tasks get.
+fn node_weight(state: &State, node: &NodeId) -> u8 {
+    state.nodes.get(node).and_then(|node| labels::node(&node.spec.labels).ok()).unwrap_or(WEIGHT_MAX)
 }
 
 fn node_record(node: &Node) -> NodeRecord {
@@ -129,19 +187,20 @@ fn node_record(node: &Node) -> NodeRecord {
 }
 
 fn network_record(network: &Network) -> NetworkRecord {
-    let Network { id, meta: _, spec, vni, subnets } = network;
+    let Network { id, meta: _, spec, vni, subnets, subnet6 } = network;
     let subnet = |subnet: &Subnet| SubnetRecord { cidr: subnet.cidr, gateway: subnet.gateway };
     NetworkRecord {
         id: id.clone(),
         name: spec.name.clone(),
         vni: *vni,
         subnets: subnets.iter().map(subnet).collect(),
+        subnet6: *subnet6,
         internal: spec.internal,
         ingress: spec.ingress,
     }
 }
 
-fn service_record(service: &Service) -> ServiceRecord {
+fn service_record(state: &State, service: &Service) -> ServiceRecord {
     let Service { id, meta: _, spec, spec_version: _, previous_spec: _, endpoint, update_status: _ } =
         service;
     ServiceRecord {
@@ -150,6 +209,23 @@ fn service_record(service: &Service) -> ServiceRecord {
         endpoint_mode: spec.endpoint.mode,
         vips: endpoint.vips.iter().map(vip_record).collect(),
         ports: endpoint.ports.iter().map(port_record).collect(),
+        balancing: balancing_record(state, labels::service(&spec.labels).unwrap_or_default()),
+    }
+}
+
+fn balancing_record(state: &State, options: ServiceOptions) -> BalancingRecord {
+    let ServiceOptions { return_path, affinity, sources, publish_addresses, publish_nodes, slow_start_ns: _ } =
+        options;
+    let hold = |constraints: &[Constraint], node: &Node| constraints.iter().all(|it| it.holds(node));
+    let nodes = |constraints: Vec<Constraint>| {
+        state.nodes.values().filter(|node| hold(&constraints, node)).map(|node| node.id.clone()).collect()
+    };
+    BalancingRecord {
+        return_path: return_path.unwrap_or_else(|| self::return_path(state)),
+        affinity,
+        sources,
+        publish_addresses,
+        publish_nodes: publish_nodes.map(nodes),
     }
 }
 
@@ -163,7 +239,7 @@ fn port_record(port: &PortConfig) -> PortRecord {
     PortRecord { protocol: *protocol, target: *target, published: *published, mode: *mode }
 }
 
-fn task_record(task: &Task, viewer: &NodeId) -> Option<TaskRecord> {
+fn task_record(state: &State, task: &Task, viewer: &NodeId) -> Option<TaskRecord> {
     let Task {
         id,
         meta: _,
@@ -179,6 +255,7 @@ fn task_record(task: &Task, viewer: &NodeId) -> Option<TaskRecord> {
         desired,
         status,
         running_since_ns: _,
+        warmth,
         ended_ns: _,
         start_at_ns: _,
         start_after: _,
@@ -193,16 +270,23 @@ fn task_record(task: &Task, viewer: &NodeId) -> Option<TaskRecord> {
     };
     Some(TaskRecord {
         id: id.clone(),
-        name: task.name(),
+        name: task.name().into(),
         service: service.clone(),
         slot: *slot,
-        spec: (node == *viewer).then(|| task_spec(task)),
+        spec: (node == *viewer).then(|| Box::new(task_spec(task))),
+        weight: weight(node_weight(state, &node), *warmth),
         node,
         incarnation: *incarnation,
         desired: *desired,
         observed: status.state,
         endpoints: endpoints.iter().filter_map(endpoint).collect(),
     })
+}
+
+/// A task's share of new flows: its node's, as far as its slow start is, and at least 1.
+fn weight(of_node: u8, warmth: u8) -> u8 {
+    let share = u16::from(of_node) * u16::from(warmth) / u16::from(WARM);
+    u8::try_from(share).unwrap_or(WEIGHT_MAX).clamp(1, WEIGHT_MAX)
 }
 
 fn task_spec(task: &Task) -> TaskSpec {

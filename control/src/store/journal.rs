@@ -1,7 +1,7 @@
 //! The log of commands, and the way back from it to the state: the latest snapshot, then the entries after it.
 //!
 //! ```text
-//! <dir>/log/                       the engine; keys `L` + index (u64) + part (u16), big-endian
+//! <dir>/log/                       the engine; keys `L` + index (u64) + part (u16), big-endian; `F`, the format (u32)
 //! <dir>/snapshot-<index>.json      the state at that index
 //! ```
 
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::sled::{SledKv, VALUE_BYTES_MAX};
-use super::{LogKv, Op, StoreError, snapshot};
+use super::{FORMAT, LogKv, Op, StoreError, snapshot, upgrade};
 use crate::apply::apply;
 use crate::command::Command;
 use crate::model::State;
@@ -23,6 +23,8 @@ const SNAPSHOT_EVERY: u64 = 1000;
 /// Entries read or removed at once.
 const CHUNK: u64 = 256;
 const LOG: u8 = b'L';
+/// The key of the format; a log without it has format 1.
+const FORMAT_KEY: &[u8] = b"F";
 const LOG_DIR: &str = "log";
 
 /// A command at its place in the log.
@@ -71,16 +73,25 @@ impl Journal {
         let mut state = snapshot::load(dir)?.unwrap_or_default();
         let snapshot_at = AtomicU64::new(state.index);
         let journal = Self { kv, dir: dir.to_owned(), snapshot_every, snapshot_at };
-        let Some(last) = journal.last_index()? else { return Ok((journal, state)) };
+        let is_old = journal.format()? < FORMAT;
+        let Some(last) = journal.last_index()? else {
+            if is_old {
+                journal.set_format()?;
+            }
+            return Ok((journal, state));
+        };
         // Compaction goes from the front, so that the snapshot's own entry is the last of its entries to go.
         if last < state.index {
             return Err(journal.damaged(format!("it ends at {last}, before its snapshot's {}", state.index)));
         }
         while state.index < last {
             let from = state.index + 1;
-            for entry in journal.read(from, last.min(from + CHUNK - 1) + 1)? {
+            for mut entry in journal.read(from, last.min(from + CHUNK - 1) + 1)? {
                 if entry.index != state.index + 1 {
                     return Err(journal.damaged(format!("entry {} is missing", state.index + 1)));
+                }
+                if is_old {
+                    upgrade::command(&mut entry.command);
                 }
                 let (next, _) = apply(&state, entry.index, &entry.command).map_err(|refusal| {
                     journal.damaged(format!("entry {} does not apply: {refusal}", entry.index))
@@ -91,7 +102,29 @@ impl Journal {
                 return Err(journal.damaged(format!("entry {from} is missing")));
             }
         }
+        if is_old {
+            // A snapshot takes the place of the entries, so that no log has entries of two formats.
+            journal.snapshot(&state)?;
+            journal.set_format()?;
+        }
         Ok((journal, state))
+    }
+
+    /// The format of the log's entries; refuses one of a later version.
+    fn format(&self) -> Result<u32, StoreError> {
+        let stored = self.kv.get(FORMAT_KEY).map_err(StoreError::io("reading the log's format"))?;
+        let stored = stored.map(|bytes| bytes.try_into().map(u32::from_be_bytes)).transpose();
+        let stored = stored.map_err(|_| self.damaged("its format has the wrong length".to_owned()))?;
+        let format = stored.unwrap_or(1);
+        if (1..=FORMAT).contains(&format) {
+            return Ok(format);
+        }
+        Err(StoreError::Format { path: self.dir.join(LOG_DIR), format })
+    }
+
+    fn set_format(&self) -> Result<(), StoreError> {
+        let format = Op::Put(FORMAT_KEY.to_owned(), FORMAT.to_be_bytes().to_vec());
+        self.kv.commit(vec![format]).map_err(StoreError::io("writing the log's format"))
     }
 
     /// Appends entries; they are durable when this returns `Ok`.

@@ -8,9 +8,13 @@ pub mod sled;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::io;
 use std::path::PathBuf;
+
+/// The format of what is on disk. Format 1 is read as well.
+pub const FORMAT: u32 = 2;
 
 /// Why the store can't be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,17 @@ pub enum StoreError {
         dir: PathBuf,
         /// What happened.
         problem: String,
+    },
+    /// What is stored was written by a later version.
+    #[error(
+        "the manager's state in {path} has format {format}, and this version of Shoal reads formats 1 to {FORMAT}: start the \
+         version that wrote it, or a later one"
+    )]
+    Format {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
     },
     /// What is stored does not read back.
     #[error(

@@ -10,15 +10,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::StoreError;
 use super::sled::sync_dir;
+use super::upgrade;
+use super::{FORMAT, StoreError};
 use crate::model::{Lookup, State};
 
 const PREFIX: &str = "snapshot-";
 const SUFFIX: &str = ".json";
-/// The format of the file's body.
-const FORMAT: u32 = 1;
-
 #[derive(Serialize)]
 struct Body<'a> {
     format: u32,
@@ -26,8 +24,12 @@ struct Body<'a> {
 }
 
 #[derive(Deserialize)]
-struct OwnedBody {
+struct Format {
     format: u32,
+}
+
+#[derive(Deserialize)]
+struct OwnedBody {
     state: State,
 }
 
@@ -61,10 +63,14 @@ pub(super) fn load(dir: &Path) -> Result<Option<State>, StoreError> {
     if digest != hex(&Sha256::digest(body)).as_bytes() {
         return Err(damaged("its checksum is wrong".into()));
     }
-    let OwnedBody { format, mut state } =
-        serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))?;
-    if format != FORMAT {
-        return Err(damaged(format!("it has format {format}, and this version reads {FORMAT}")));
+    // Before the rest, which another format may have in another shape.
+    let Format { format } = serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))?;
+    if !(1..=FORMAT).contains(&format) {
+        return Err(StoreError::Format { path, format });
+    }
+    let OwnedBody { mut state } = serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))?;
+    if format == 1 {
+        upgrade::state(&mut state).map_err(|refusal| damaged(refusal.to_string()))?;
     }
     state.lookup = Lookup::of(&state);
     Ok(Some(state))
@@ -97,7 +103,7 @@ fn write(dir: &Path, path: &Path, body: &[u8]) -> io::Result<()> {
     sync_dir(dir)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

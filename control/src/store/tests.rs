@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use sha2::{Digest as _, Sha256};
+
 use super::journal::{Entry, Journal};
 use super::memory::MemoryKv;
 use super::sled::{SledKv, VALUE_BYTES_MAX};
@@ -152,7 +154,7 @@ fn a_snapshot_takes_the_entries_place_and_more_follow() {
     journal.append(&entries[..25]).unwrap();
     journal.snapshot(&state_of(&entries[..20])).unwrap();
     assert!(!journal.wants_snapshot(25) && journal.wants_snapshot(30));
-    assert_eq!(kv.len(), 5, "entries 21 to 25 are left");
+    assert_eq!(kv.len(), 6, "entries 21 to 25 are left, and the format");
     journal.append(&entries[25..]).unwrap();
     journal.snapshot(&state_of(&entries[..30])).unwrap();
     let files = std::fs::read_dir(dir.path()).unwrap().count();
@@ -240,6 +242,63 @@ fn only_the_owner_reads_what_holds_the_tokens() {
     let mut files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
     let snapshot = files.find(|path| path.extension().is_some_and(|it| it == "json")).unwrap();
     assert_eq!(mode(&snapshot), 0o600);
+}
+
+/// What a world of format 1 left: a log, and the snapshot of all of it.
+const FORMAT_1_LOG: &str = include_str!("testdata/format1-log.jsonl");
+const FORMAT_1_SNAPSHOT: &[u8] = include_bytes!("testdata/format1-snapshot.json");
+
+fn log_of_format_1() -> MemoryKv {
+    let kv = MemoryKv::default();
+    for (command, index) in FORMAT_1_LOG.lines().zip(1_u64..) {
+        let key = [&b"L"[..], &index.to_be_bytes(), &0_u16.to_be_bytes()].concat();
+        kv.commit(vec![Op::Put(key, command.into())]).unwrap();
+    }
+    kv
+}
+
+#[test]
+fn what_format_1_left_is_read_and_becomes_of_this_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = log_of_format_1();
+    let (journal, state) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
+    assert_eq!(kv.len(), 1, "a snapshot took the entries' place, and the format is noted");
+    assert_eq!(Journal::recover(dir.path(), Box::new(kv), 1000).unwrap().1, state);
+    drop(journal);
+
+    let ingress = state.ingress().unwrap();
+    let subnet6 = ingress.subnet6.unwrap();
+    assert!(ingress.spec.ipam6.is_some() && subnet6.cidr.to_string().ends_with(":1000::/64"), "{subnet6:?}");
+    let app = state.network_by_name("app").unwrap();
+    assert_eq!((&app.spec.ipam6, app.subnet6), (&None, None));
+    let labels = &state.service_by_name("web").unwrap().spec.labels;
+    assert_eq!(labels.keys().collect::<Vec<_>>(), ["tier"], "labels that are Shoal's own by now are gone");
+    assert_eq!(state.tasks.len(), 3);
+    assert!(state.tasks.values().all(|task| task.warmth == crate::model::WARM));
+
+    let snapshots = tempfile::tempdir().unwrap();
+    std::fs::write(snapshots.path().join("snapshot-00000000000000000010.json"), FORMAT_1_SNAPSHOT).unwrap();
+    let (_, of_snapshot) = Journal::recover(snapshots.path(), Box::<MemoryKv>::default(), 1000).unwrap();
+    assert_eq!(of_snapshot, state, "the log and its snapshot lead to the same state");
+}
+
+#[test]
+fn what_a_later_version_wrote_is_refused_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = MemoryKv::default();
+    kv.commit(vec![Op::Put("F".into(), 3_u32.to_be_bytes().to_vec())]).unwrap();
+    let error = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap_err();
+    assert!(
+        error.to_string().contains("has format 3") && error.to_string().contains("start the version"),
+        "{error}"
+    );
+
+    let body = br#"{"format":3,"state":"in another shape"}"#;
+    let digest = super::snapshot::hex(&Sha256::digest(body));
+    let file = [digest.as_bytes(), b"\n", body].concat();
+    std::fs::write(dir.path().join("snapshot-00000000000000000010.json"), file).unwrap();
+    let error = Journal::recover(dir.path(), Box::<MemoryKv>::default(), 1000).unwrap_err();
+    assert!(matches!(error, StoreError::Format { format: 3, .. }), "{error}");
 }
 
 #[test]

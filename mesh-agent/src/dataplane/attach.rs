@@ -7,6 +7,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
@@ -16,10 +18,15 @@ use aya::util::KernelVersion;
 use nix::net::if_::if_indextoname;
 
 use super::error::DataplaneError;
+use crate::sys::link;
 
 /// Priority and handle of TC programs on a `clsact` qdisc.
 const CLASSIC_PRIORITY: u16 = 50;
 const CLASSIC_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// How long an interface is waited for that another link has just left: the kernel lets go of one a moment after its
+/// last pin.
+const RELEASE: Duration = Duration::from_millis(500);
 
 /// How TC programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +57,7 @@ pub struct Links {
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Links {
-    /// Uses, and makes, `folder`.
+    /// Uses `folder`, and makes it if need be.
     pub fn open(folder: PathBuf, hook: TcHook) -> Result<Self, DataplaneError> {
         fs::create_dir_all(&folder)
             .map_err(|source| DataplaneError::PinFolder { path: folder.clone(), source })?;
@@ -100,13 +107,33 @@ impl Links {
             drop(program.take_link(id)?);
             return Ok(());
         }
-        for other in [AyaXdpMode::Driver, AyaXdpMode::Skb] {
-            unpin(&self.pin(xdp_pin_name(other), ifindex))?;
+        let mut deadline = Instant::now();
+        for other in [AyaXdpMode::Driver, AyaXdpMode::Skb].map(|mode| self.pin(xdp_pin_name(mode), ifindex)) {
+            if other.exists() {
+                unpin(&other)?;
+                deadline = Instant::now() + RELEASE;
+            }
         }
-        let id = program.attach_to_if_index(ifindex, mode)?;
+        let id = loop {
+            match program.attach_to_if_index(ifindex, mode) {
+                Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+                attached => break attached?,
+            }
+        };
         // aya falls back to netlink where the kernel refuses a link; such an attachment would end with the agent.
         FdLink::try_from(program.take_link(id)?)?.pin(pin)?;
         Ok(())
+    }
+
+    /// How XDP is attached to an interface, if it is.
+    pub fn xdp_mode(&self, ifindex: u32) -> Option<AyaXdpMode> {
+        let modes = [AyaXdpMode::Driver, AyaXdpMode::Skb];
+        modes.into_iter().find(|mode| self.pin(xdp_pin_name(*mode), ifindex).exists())
+    }
+
+    /// Whether anything is attached.
+    pub fn is_empty(&self) -> bool {
+        fs::read_dir(&self.folder).map_or(true, |mut entries| entries.next().is_none())
     }
 
     /// Detaches a TC program from an interface; nothing if it isn't attached.
@@ -195,12 +222,15 @@ fn attach_classic(program: &mut SchedClassifier, ifindex: u32) -> Result<(), Box
     Ok(())
 }
 
-/// Removes a program from every interface that it hangs on by a filter.
-pub fn detach_classic_everywhere(name: &str) {
+/// Removes programs from every interface that they hang on by filters.
+pub fn detach_classic_everywhere(names: &[&str]) {
     let interfaces = nix::net::if_::if_nameindex();
     for interface in interfaces.iter().flat_map(|interfaces| interfaces.iter()) {
-        // Most have no such filter, which is an error.
-        let _ = tc::qdisc_detach_program(&interface.name().to_string_lossy(), TcAttachType::Ingress, name);
+        let interface = interface.name().to_string_lossy();
+        for name in names {
+            // Most have no such filter, which is an error.
+            let _ = tc::qdisc_detach_program(&interface, TcAttachType::Ingress, name);
+        }
     }
 }
 
@@ -212,7 +242,10 @@ fn pinned(pin: &Path) -> Option<FdLink> {
     PinnedLink::from_pin(pin).ok().map(FdLink::from)
 }
 
+/// Detaches at once what is pinned, and removes the pin.
 fn unpin(pin: &Path) -> io::Result<()> {
+    // The interface may be gone, or the kind of link not to be detached but by its last descriptor.
+    let _ = link::detach_pinned(pin);
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -6,7 +6,7 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use mesh_common::counter::Counter;
 
 use super::error::DataplaneError;
-use super::object::version_folder;
+use super::pins::version_folder;
 
 /// The map, under its pin.
 const NAME: &str = "shoal_counters";

@@ -76,6 +76,34 @@ pub enum DataplaneError {
         /// What the kernel said.
         source: MapError,
     },
+    /// The entries of a map can't be read or written.
+    #[error("{operation} the BPF map {name} failed")]
+    MapAccess {
+        /// The map.
+        name: &'static str,
+        /// What was tried.
+        operation: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A pinned map is of another layout than this agent's.
+    #[error(
+        "the BPF map {name} has keys of {key} and values of {value} bytes: it is of another build; remove its pin"
+    )]
+    MapSizes {
+        /// The map.
+        name: &'static str,
+        /// Size of its keys, bytes.
+        key: u32,
+        /// Size of its values, bytes.
+        value: u32,
+    },
+    /// No thread can be started.
+    #[error("can't start the thread that looks after the flows")]
+    Thread {
+        /// What the system said.
+        source: io::Error,
+    },
     /// The table doesn't fit the maps.
     #[error(transparent)]
     TooMany(#[from] TooMany),

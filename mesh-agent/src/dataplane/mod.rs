@@ -1,33 +1,49 @@
 //! The dataplane of a node: BPF programs on its interfaces, and maps that follow the table.
 //!
-//! [`plan`] says what the maps are to mean, [`layout`] what they are to hold, [`mirror`] writes the difference.
-//! Everything is pinned: programs, attachments and maps outlive the agent, and the next one takes them over.
+//! [`plan`] says what the maps are to mean, [`layout`] what they are to hold, [`maps`] writes the difference; a change
+//! of one service is planned, laid out and written without the others. Everything is pinned: attachments and maps
+//! outlive the agent, and the next one takes them over.
 
 pub mod attach;
+pub mod cgroup;
+pub mod contents;
 mod counters;
 mod error;
+mod garbage;
+mod hooks;
+pub mod inspect;
 pub mod layout;
 pub mod maglev;
-mod mirror;
+mod map;
+pub mod maps;
+pub mod numbers;
 pub mod object;
+pub mod pins;
+pub mod places;
 pub mod plan;
-pub mod slots;
+mod sorted;
+pub mod tables;
+mod touched;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use aya::programs::xdp::XdpMode as AyaXdpMode;
 use mesh_api::table::Table;
+use mesh_common::addr::Ip6;
 use mesh_common::be::{Be16, Be32};
 pub use mesh_common::counter::Counter;
-use mesh_common::map::Config;
+use mesh_common::map::{Config, Host, tag_of};
 
-use self::attach::{Links, TcHook, xdp_pin_name};
+use self::attach::{Links, TcHook};
 pub use self::counters::read_counters;
 pub use self::error::DataplaneError;
-use self::layout::Layout;
-use self::object::Maps;
+use self::garbage::Collector;
 pub use self::object::Programs;
+use self::pins::Inheritance;
+use self::plan::ALIAS6_NET;
 pub use self::plan::{Local, LocalEndpoint};
+use self::tables::Tables;
+pub use self::touched::Touched;
 use crate::config::XdpMode;
 
 /// How the dataplane is set up on this host.
@@ -37,7 +53,7 @@ pub struct DataplaneConfig {
     pub pin_dir: PathBuf,
     /// Whether and how XDP runs on the uplinks.
     pub xdp: XdpMode,
-    /// Capacity of the flow table.
+    /// Capacity of the flow tables.
     pub flows_max: u32,
     /// The VXLAN device.
     pub vxlan_ifindex: u32,
@@ -45,8 +61,8 @@ pub struct DataplaneConfig {
     pub host_ifindex: u32,
     /// `shoal0p`.
     pub host_peer_ifindex: u32,
-    /// Address of `shoal0`.
-    pub host_addr: std::net::Ipv4Addr,
+    /// Address of `shoal0`; the next one is where local clients' sockets are sent.
+    pub host_addr: Ipv4Addr,
     /// The aliases' subnet.
     pub alias_net: ipnet::Ipv4Net,
     /// The interfaces towards the underlay.
@@ -64,177 +80,191 @@ pub struct Uplink {
     pub mtu: u32,
     /// Whether it is one end of a veth pair: native XDP there costs more than it gains.
     pub is_veth: bool,
+    /// Whether it is a VLAN on another interface: TC does all of it.
+    pub is_vlan: bool,
 }
 
 /// A node's dataplane.
 pub struct Dataplane {
     config: DataplaneConfig,
     programs: Programs,
-    maps: Maps,
+    tables: Tables,
     links: Links,
-    layout: Layout,
-    /// Whether the layout has taken over what the kernel held at start.
-    adopted: bool,
-    mode: &'static str,
+    attachment: Attachment,
+    _collector: Collector,
+}
+
+/// Whether the interfaces have this agent's programs.
+enum Attachment {
+    /// They have.
+    Done,
+    /// Another version's programs run on maps of their own, until this one's maps hold the table.
+    Waiting {
+        /// Where their flows come from, if they mean the same here.
+        flows: Option<Inheritance>,
+        /// Tasks' interfaces that are to be attached to.
+        endpoints: Vec<u32>,
+    },
 }
 
 impl Dataplane {
     /// Loads the programs, takes over the pinned maps, and attaches to the uplinks, the VXLAN device and `shoal0p`.
+    /// Where another version of the programs is attached, it stays so until the first [`Dataplane::change`].
     pub fn open(config: DataplaneConfig) -> Result<Self, DataplaneError> {
-        let folder = object::pin_folder(&config.pin_dir)?;
-        let (mut programs, maps) = object::load(&folder, config.flows_max)?;
-        object::remove_other_versions(&config.pin_dir)?;
-        let links = Links::open(folder.join("links"), TcHook::of_this_kernel())?;
-        let mode = attach_all(&config, &mut programs, &links)?;
-        Ok(Self { config, programs, maps, links, layout: Layout::default(), adopted: false, mode })
+        let folder = pins::pin_folder(&config.pin_dir)?;
+        let mut programs = Programs::load(&folder, config.flows_max)?;
+        let tables = Tables::open(&folder)?;
+        let links = Links::open(pins::links_folder(&config.pin_dir)?, TcHook::of_this_kernel())?;
+        let former = pins::former_version(&config.pin_dir);
+        let attachment = if tables.are_filled()? || (former.is_none() && links.is_empty()) {
+            hooks::attach_all(&config, &mut programs, &links)?;
+            // An agent may have been killed before it came to that.
+            pins::remove_other_versions(&config.pin_dir)?;
+            Attachment::Done
+        } else {
+            Attachment::Waiting { flows: inherit(former, &folder)?, endpoints: Vec::new() }
+        };
+        let collector = Collector::start(&folder)?;
+        Ok(Self { config, programs, tables, links, attachment, _collector: collector })
     }
 
-    /// Brings the maps to what `table` and `local` ask for. Additions come before what refers to them, removals after.
-    pub fn apply(&mut self, table: &Table, local: &Local) -> Result<(), DataplaneError> {
-        let plan = plan::plan(table, local);
-        if !self.adopted {
-            self.layout.adopt(&self.maps.held(), &plan);
-            self.adopted = true;
-        }
-        let contents = self.layout.lay_out(&plan)?;
+    /// Brings the maps to what `touched` names of `table`, and to `local`, given that they hold all the rest; the first
+    /// time, and after a failure, to all of it, whatever they hold.
+    pub fn change(&mut self, table: &Table, touched: &Touched, local: &Local) -> Result<(), DataplaneError> {
         let config = self.node_config(table, local);
-        self.maps.write(&config, &contents)?;
-        self.layout.written();
-        Ok(())
+        self.tables.change(table, touched, local, &config)?;
+        self.take_over()
+    }
+
+    /// Swaps the programs in, now that the maps hold the table, and removes what is left of another version.
+    fn take_over(&mut self) -> Result<(), DataplaneError> {
+        let Attachment::Waiting { flows, endpoints } = &mut self.attachment else { return Ok(()) };
+        if let Some(flows) = flows {
+            let flows = flows.flows()?;
+            tracing::info!(flows, "took over the flows of another version's maps");
+        } else {
+            tracing::warn!("another version's flows can't be taken over: flows start empty");
+        }
+        hooks::attach_all(&self.config, &mut self.programs, &self.links)?;
+        for ifindex in std::mem::take(endpoints) {
+            let program = self.programs.classifier(object::FROM_TASK)?;
+            if let Err(error) = self.links.attach_tc(object::FROM_TASK, program, ifindex) {
+                // It may have gone meanwhile; one that is there is attached again when the node looks at its tasks.
+                tracing::warn!(ifindex, %error, "can't attach to a task's interface");
+            }
+        }
+        self.attachment = Attachment::Done;
+        pins::remove_other_versions(&self.config.pin_dir)
     }
 
     /// Attaches to the host side of a task's interface.
     pub fn attach_endpoint(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
-        self.links.attach_tc(object::FROM_TASK, self.programs.classifier(object::FROM_TASK)?, ifindex)
+        match &mut self.attachment {
+            Attachment::Waiting { endpoints, .. } => {
+                endpoints.push(ifindex);
+                Ok(())
+            }
+            Attachment::Done => {
+                let program = self.programs.classifier(object::FROM_TASK)?;
+                self.links.attach_tc(object::FROM_TASK, program, ifindex)
+            }
+        }
     }
 
     /// Forgets the attachment to a task's interface, which may be gone already.
     pub fn detach_endpoint(&mut self, ifindex: u32) {
+        if let Attachment::Waiting { endpoints, .. } = &mut self.attachment {
+            endpoints.retain(|waiting| *waiting != ifindex);
+        }
         if let Err(error) = self.links.detach_tc(object::FROM_TASK, ifindex) {
             tracing::warn!(ifindex, %error, "can't detach from a task's interface");
         }
     }
 
-    /// How it is attached to the uplinks: `xdp-native`, `xdp-generic` or `tc`.
-    pub fn mode(&self) -> &'static str {
-        self.mode
+    /// How each uplink is attached: its name, and `xdp-native`, `xdp-generic` or `tc`.
+    pub fn modes(&self) -> Vec<(String, &'static str)> {
+        hooks::modes(&self.config, &self.links)
     }
 
     /// Detaches everything and removes all pins.
     pub fn uninstall(self) -> Result<(), Vec<DataplaneError>> {
         let mut errors = Vec::new();
-        let at = |path: &PathBuf, source| DataplaneError::PinFolder { path: path.clone(), source };
-        for source in self.links.retain(|_, _| false) {
-            errors.push(at(&self.config.pin_dir, source));
-        }
-        let attached = [
+        let at = |source| DataplaneError::PinFolder { path: self.config.pin_dir.clone(), source };
+        let fixed = [
             (object::FROM_OVERLAY, self.config.vxlan_ifindex),
             (object::FROM_HOST, self.config.host_peer_ifindex),
         ];
         let uplinks = self.config.uplinks.iter().map(|uplink| (object::UPLINK_INGRESS, uplink.ifindex));
-        for (name, ifindex) in attached.into_iter().chain(uplinks) {
-            errors.extend(
-                self.links.detach_tc(name, ifindex).err().map(|source| at(&self.config.pin_dir, source)),
-            );
+        for (name, ifindex) in fixed.into_iter().chain(uplinks) {
+            errors.extend(self.links.detach_tc(name, ifindex).err().map(at));
         }
-        let folder = self.config.pin_dir.join(object::version_folder());
-        errors.extend(std::fs::remove_dir_all(&folder).err().map(|source| at(&folder, source)));
+        errors.extend(self.links.retain(|_, _| false).into_iter().map(at));
+        errors.extend(pins::remove_all(&self.config.pin_dir));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// Removes what [`Dataplane::open`] may have pinned and attached, also where it failed half-way.
     pub fn clear_away(pin_dir: &Path) -> Result<(), Vec<DataplaneError>> {
-        let folder = pin_dir.join(object::version_folder());
-        let at = |source| DataplaneError::PinFolder { path: folder.clone(), source };
-        let mut errors = Vec::new();
         if TcHook::of_this_kernel() == TcHook::Classic {
-            attach::detach_classic_everywhere(object::UPLINK_INGRESS);
+            attach::detach_classic_everywhere(&object::CLASSIFIERS);
         }
-        match std::fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => errors.push(at(error)),
-            _ => {}
-        }
+        let errors = pins::remove_all(pin_dir);
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     fn node_config(&self, table: &Table, local: &Local) -> Config {
-        let mtu = self.config.uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(1500);
+        let DataplaneConfig { host_addr, alias_net, vxlan_ifindex, host_ifindex, .. } = &self.config;
+        let vtep = Ip6::from(local.vtep);
+        let low = |number| ALIAS6_NET.with_low(Be32::new(number));
         Config {
             hash_seed: table.cluster.hash_seed,
-            vtep: local.vtep.into(),
-            vxlan_ifindex: self.config.vxlan_ifindex,
-            host_ifindex: self.config.host_ifindex,
-            host_addr: self.config.host_addr.into(),
-            alias_net: Be32::from(self.config.alias_net.network()),
-            alias_mask: Be32::from(self.config.alias_net.netmask()),
+            vtep,
+            host4: Host {
+                addr: (*host_addr).into(),
+                mesh: Be32::new(host_addr.to_bits() + 1),
+                client: client4(local),
+                alias_net: alias_net.network().into(),
+                alias_mask: alias_net.netmask().into(),
+            },
+            host6: Host {
+                addr: low(1),
+                mesh: low(2),
+                client: client6(vtep),
+                alias_net: ALIAS6_NET,
+                alias_mask: Ipv6Addr::from_bits(u128::MAX << 64).into(),
+            },
+            vxlan_ifindex: *vxlan_ifindex,
+            host_ifindex: *host_ifindex,
+            tag: tag_of(vtep),
             vxlan_port: Be16::new(table.cluster.data_path_port),
-            underlay_mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
             reserved: [0; 3],
         }
     }
 }
 
-/// Attaches to everything but tasks' interfaces, and drops attachments to what is gone. Says how XDP runs.
-fn attach_all(
-    config: &DataplaneConfig,
-    programs: &mut Programs,
-    links: &Links,
-) -> Result<&'static str, DataplaneError> {
-    let mode = config.uplinks.iter().try_fold("tc", |mode, uplink| {
-        let attached = attach_xdp(config.xdp, uplink, programs, links)?;
-        Ok::<_, DataplaneError>(if attached == "tc" { mode } else { attached })
-    })?;
-    links.attach_tc(
-        object::FROM_OVERLAY,
-        programs.classifier(object::FROM_OVERLAY)?,
-        config.vxlan_ifindex,
-    )?;
-    links.attach_tc(object::FROM_HOST, programs.classifier(object::FROM_HOST)?, config.host_peer_ifindex)?;
-    for uplink in &config.uplinks {
-        links.attach_tc(
-            object::UPLINK_INGRESS,
-            programs.classifier(object::UPLINK_INGRESS)?,
-            uplink.ifindex,
-        )?;
-    }
-    let xdp_pin = match mode {
-        "xdp-native" => xdp_pin_name(AyaXdpMode::Driver),
-        "xdp-generic" => xdp_pin_name(AyaXdpMode::Skb),
-        _ => "",
-    };
-    let is_uplink = |ifindex| config.uplinks.iter().any(|uplink| uplink.ifindex == ifindex);
-    let stale = links.retain(|program, ifindex| match program {
-        object::UPLINK_INGRESS => is_uplink(ifindex),
-        object::FROM_OVERLAY => ifindex == config.vxlan_ifindex,
-        object::FROM_HOST => ifindex == config.host_peer_ifindex,
-        object::FROM_TASK => nix::net::if_::if_indextoname(ifindex).is_ok(),
-        xdp => xdp == xdp_pin && is_uplink(ifindex),
+/// The IPv4 address that tasks see this node's own processes under: no other node has it.
+fn client4(local: &Local) -> Be32 {
+    /// Where there is none to be had: this range, with what stands for the VTEP.
+    const RANGE: u32 = 0xa9fe_8000;
+    let of_node = [local.vtep].into_iter().chain(local.addresses.iter().copied());
+    let mut addresses = of_node.filter_map(|addr| match addr {
+        IpAddr::V4(addr) => Some(Be32::from(addr)),
+        IpAddr::V6(_) => None,
     });
-    for error in stale {
-        tracing::warn!(%error, "can't remove a stale pin");
-    }
-    Ok(mode)
+    addresses.next().unwrap_or_else(|| Be32::new(RANGE | tag_of(local.vtep.into()) & 0x7fff))
 }
 
-/// Attaches XDP to one uplink as `mode` asks, and says how it runs.
-fn attach_xdp(
-    mode: XdpMode,
-    uplink: &Uplink,
-    programs: &mut Programs,
-    links: &Links,
-) -> Result<&'static str, DataplaneError> {
-    let mut attach = |mode| links.attach_xdp(object::UPLINK_XDP, programs.xdp()?, uplink.ifindex, mode);
-    match mode {
-        XdpMode::Off => Ok("tc"),
-        XdpMode::Native => attach(AyaXdpMode::Driver).map(|()| "xdp-native"),
-        XdpMode::Generic => attach(AyaXdpMode::Skb).map(|()| "xdp-generic"),
-        XdpMode::Auto if uplink.is_veth => Ok("tc"),
-        XdpMode::Auto => match attach(AyaXdpMode::Driver) {
-            Ok(()) => Ok("xdp-native"),
-            Err(error) => {
-                tracing::info!(uplink = uplink.name, %error, "no native XDP; TC does all of it");
-                Ok("tc")
-            }
-        },
+/// The same, IPv6.
+fn client6(vtep: Ip6) -> Ip6 {
+    const NET: Ip6 = Ip6::from_groups([0xfd73, 0x686f, 0x616c, 2, 0, 0, 0, 0]);
+    vtep.to_mapped().map_or(vtep, |addr| NET.with_low(addr))
+}
+
+/// Prepares for the flows of a former version, if there is one whose flows mean the same.
+fn inherit(former: Option<PathBuf>, folder: &Path) -> Result<Option<Inheritance>, DataplaneError> {
+    let flows = former.and_then(|former| Inheritance::between(former, folder.to_owned()));
+    if let Some(flows) = &flows {
+        flows.numbers()?;
     }
+    Ok(flows)
 }

@@ -6,27 +6,28 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
-use hickory_server::proto::rr::rdata::{A, PTR, SOA};
+use hickory_server::proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_server::proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use ipnet::IpNet;
+use mesh_api::table::Table;
 use rand::seq::SliceRandom as _;
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::watch;
 use tracing::debug;
 
 mod forward;
 mod zone;
 
+use crate::dataplane::{LocalEndpoint, Touched};
 use forward::Forwarder;
-pub use zone::{Answer, Zone, zone};
+pub use zone::{Answer, Zone};
 
 /// Time to live of every answer, s: as long as a client may hold on to an address that is gone.
 const TTL_S: u32 = 5;
@@ -39,26 +40,31 @@ const UDP_BYTES_MAX: u16 = 1232;
 
 /// The running name server; it ends when dropped.
 pub struct Dns {
-    zone: Arc<ArcSwap<Zone>>,
+    zone: Arc<RwLock<Zone>>,
     _server: Server<Handler>,
 }
 
 impl Dns {
-    /// Serves at `addr`, UDP and TCP, forwarding to the resolvers of `resolv_conf`; the zone is empty at first.
-    pub async fn start(addr: SocketAddr, resolv_conf: &Path) -> io::Result<Self> {
+    /// Serves at `addr`, UDP and TCP, from the last table, forwarding to the resolvers of `resolv_conf`; nobody may ask
+    /// before the first [`Dns::update`].
+    pub async fn start(
+        addr: SocketAddr,
+        resolv_conf: &Path,
+        tables: watch::Receiver<Option<Arc<Table>>>,
+    ) -> io::Result<Self> {
         let socket = UdpSocket::bind(addr).await?;
         let listener = TcpListener::bind(addr).await?;
-        let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
+        let zone = Arc::new(RwLock::new(Zone::default()));
         let forwarder = Forwarder::new(resolv_conf);
-        let mut server = Server::new(Handler { zone: Arc::clone(&zone), forwarder });
+        let mut server = Server::new(Handler { zone: Arc::clone(&zone), tables, forwarder });
         server.register_socket(socket);
         server.register_listener(listener, TCP_IDLE, TCP_QUEUE);
         Ok(Self { zone, _server: server })
     }
 
-    /// Answers from `zone` from here on.
-    pub fn set_zone(&self, zone: Zone) {
-        self.zone.store(Arc::new(zone));
+    /// Follows the table: see [`Zone::update`].
+    pub fn update(&self, table: &Table, touched: &Touched, endpoints: &[LocalEndpoint]) {
+        self.zone.write().unwrap_or_else(PoisonError::into_inner).update(table, touched, endpoints);
     }
 }
 
@@ -69,7 +75,8 @@ impl std::fmt::Debug for Dns {
 }
 
 struct Handler {
-    zone: Arc<ArcSwap<Zone>>,
+    zone: Arc<RwLock<Zone>>,
+    tables: watch::Receiver<Option<Arc<Table>>>,
     forwarder: Forwarder,
 }
 
@@ -125,7 +132,6 @@ impl Handler {
         let Ok(info) = request.request_info() else { return Reply::code(ResponseCode::FormErr) };
         let IpAddr::V4(source) = info.src.ip() else { return Reply::code(ResponseCode::Refused) };
         let query = info.query.original();
-        // Nothing is awaited while the zone is held: it may be swapped at any time.
         let answer = self.answer(source, query.name(), query.query_class());
         match answer {
             Answer::Addresses(addresses) => Reply::addresses(query.name(), query.query_type(), addresses),
@@ -134,7 +140,7 @@ impl Handler {
                 Reply { authorities: vec![soa(query.name())], ..Reply::own(ResponseCode::NXDomain) }
             }
             Answer::Refused => Reply::code(ResponseCode::Refused),
-            Answer::Forward => match self.forwarder.ask(request.as_slice()).await {
+            Answer::Forward => match self.forwarder.ask(source, request.as_slice()).await {
                 Some(message) => Reply::forwarded(message),
                 None => Reply::code(ResponseCode::ServFail),
             },
@@ -142,13 +148,16 @@ impl Handler {
     }
 
     fn answer(&self, source: Ipv4Addr, name: &Name, class: DNSClass) -> Answer {
-        let zone = self.zone.load();
-        if class != DNSClass::IN {
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.tables.borrow();
+        let Some(table) = table.as_ref().filter(|_| class == DNSClass::IN) else {
             return zone.lookup_other(source);
-        }
+        };
         match name.parse_arpa_name() {
-            Ok(IpNet::V4(net)) if net.prefix_len() == 32 => zone.lookup_reverse(source, net.addr()),
-            _ => zone.lookup(source, text_of(name).trim_end_matches('.')),
+            Ok(net) if net.prefix_len() == net.max_prefix_len() => {
+                zone.lookup_reverse(table, source, net.addr())
+            }
+            _ => zone.lookup(table, source, text_of(name).trim_end_matches('.')),
         }
     }
 }
@@ -169,12 +178,24 @@ impl Reply {
         Self { authoritative: true, ..Self::code(code) }
     }
 
-    fn addresses(name: &Name, record_type: RecordType, mut addresses: Vec<Ipv4Addr>) -> Self {
-        if !matches!(record_type, RecordType::A | RecordType::ANY) || addresses.is_empty() {
+    fn addresses(name: &Name, record_type: RecordType, mut addresses: Vec<IpAddr>) -> Self {
+        addresses.retain(|addr| match record_type {
+            RecordType::A => addr.is_ipv4(),
+            RecordType::AAAA => addr.is_ipv6(),
+            RecordType::ANY => true,
+            _ => false,
+        });
+        if addresses.is_empty() {
             return Self::no_data(name);
         }
         addresses.shuffle(&mut rand::rng());
-        let record = |addr| Record::from_rdata(name.clone(), TTL_S, RData::A(A(addr)));
+        let record = |addr| {
+            let data = match addr {
+                IpAddr::V4(addr) => RData::A(A(addr)),
+                IpAddr::V6(addr) => RData::AAAA(AAAA(addr)),
+            };
+            Record::from_rdata(name.clone(), TTL_S, data)
+        };
         Self { answers: addresses.into_iter().map(record).collect(), ..Self::own(ResponseCode::NoError) }
     }
 

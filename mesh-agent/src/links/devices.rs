@@ -1,17 +1,21 @@
 //! The node's own devices: the VXLAN device, and the pair by which the host itself is on the overlay.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::{LinkUnspec, LinkVeth, LinkVxlan};
 use tracing::info;
 
 use super::{
-    HOST_ADDR, HOST_LINK, HOST_PEER_LINK, HOST_PREFIX, LinkError, Links, VXLAN_LINK, mac, mtu_of, nft, sysctl,
+    Facts, HOST_ADDR, HOST_ADDR6, HOST_LINK, HOST_LINK_LOCAL, HOST_PEER_LINK, HOST_PREFIX, HOST_PREFIX6,
+    LinkError, Links, VXLAN_LINK, has_ipv6, mac, mtu_of, nft, sysctl,
 };
 
 /// The VXLAN device's MTU: what it sends is bounded by the underlay, and by the tasks' own MTU before that.
 pub const VXLAN_MTU: u32 = 65_000;
+
+/// The host's IPv6 addresses on [`HOST_LINK`].
+const HOST_ADDRS6: [Ipv6Addr; 2] = [HOST_ADDR6, HOST_LINK_LOCAL];
 
 /// Indices of the host's own pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +30,7 @@ impl Links {
     /// Makes the VXLAN device if it is not there as it has to be, and returns its index.
     ///
     /// One device serves every network: VNI and remote come with each packet (`external` in iproute2's words), and it
-    /// learns nothing.
+    /// learns nothing. Where the kernel has IPv6 it serves underlays of both families.
     pub async fn ensure_vxlan(&self, port: u16) -> Result<u32, LinkError> {
         if let Some(link) = self.get(VXLAN_LINK).await?
             && !is_vxlan_on(&link, port)
@@ -36,16 +40,19 @@ impl Links {
         }
         if self.index(VXLAN_LINK).await?.is_none() {
             let message = LinkVxlan::new(VXLAN_LINK, 0).port(port).learning(false).collect_metadata(true);
+            // What the programs encapsulate themselves has no UDP checksum, as RFC 6935 lets tunnels do in IPv6 too.
+            let message = message.udp_zero_csum6_rx(true).udp_zero_csum6_tx(true);
             let added = self.handle.link().add(message.build()).execute().await;
             added.map_err(LinkError::netlink("add", VXLAN_LINK))?;
         }
         let index = self.require(VXLAN_LINK).await?;
-        sysctl::set_if_present(&["net", "ipv6", "conf", VXLAN_LINK, "disable_ipv6"], "1")?;
+        sysctl::disable_ipv6(VXLAN_LINK)?;
         self.set("start", VXLAN_LINK, LinkUnspec::new_with_index(index).mtu(VXLAN_MTU).up()).await?;
         Ok(index)
     }
 
-    /// Makes the host's own pair if it is not there, gives it its address and `mtu`, and returns its indices.
+    /// Makes the host's own pair if it is not there, gives it its addresses and `mtu`, has the host forward, and returns
+    /// the pair's indices.
     pub async fn ensure_host_pair(&self, mtu: u32) -> Result<HostPair, LinkError> {
         if self.index(HOST_LINK).await?.is_none() || self.index(HOST_PEER_LINK).await?.is_none() {
             self.remove_named(HOST_LINK).await?;
@@ -56,33 +63,51 @@ impl Links {
         }
         let pair =
             HostPair { host: self.require(HOST_LINK).await?, peer: self.require(HOST_PEER_LINK).await? };
+        let ipv6 = has_ipv6(mtu);
         for (name, index) in [(HOST_LINK, pair.host), (HOST_PEER_LINK, pair.peer)] {
-            sysctl::set_if_present(&["net", "ipv6", "conf", name, "disable_ipv6"], "1")?;
             let mut message = LinkUnspec::new_with_index(index).mtu(mtu);
             if index == pair.host {
                 // What the dataplane addresses frames for the host's stack to: it knows the address, not the device.
                 message = message.address(mac(HOST_ADDR).to_vec());
             }
-            self.set("start", name, message.up()).await?;
+            // The MTU first: there are no IPv6 settings to write where it is too small.
+            self.set("configure", name, message).await?;
+            if ipv6 && index == pair.host {
+                sysctl::enable_ipv6(name)?;
+            } else {
+                sysctl::disable_ipv6(name)?;
+            }
+            self.set("start", name, LinkUnspec::new_with_index(index).up()).await?;
         }
         // Packets of tasks enter the host's stack here under their aliases, whatever the host's other routes say.
         sysctl::set(&["net", "ipv4", "conf", HOST_LINK, "rp_filter"], "0")?;
         sysctl::set(&["net", "ipv4", "ip_forward"], "1")?;
-        self.add_address(pair.host, HOST_ADDR, HOST_PREFIX).await?;
+        self.add_address(pair.host, HOST_ADDR.into(), HOST_PREFIX).await?;
+        if ipv6 {
+            sysctl::forward_ipv6()?;
+            for addr in HOST_ADDRS6 {
+                self.add_address(pair.host, addr.into(), HOST_PREFIX6).await?;
+            }
+        }
         Ok(pair)
     }
 
-    /// Installs Shoal's netfilter table: masquerade for the tasks' way out, no connection tracking for VXLAN.
+    /// Installs Shoal's netfilter tables: masquerade for the tasks' way out, no connection tracking for VXLAN.
     pub async fn ensure_rules(&self, vxlan_port: u16) -> Result<(), LinkError> {
         nft::install(vxlan_port).await
     }
 
-    /// Whether Shoal's netfilter table is there.
+    /// Whether Shoal's netfilter tables are there.
     pub async fn rules_are_there(&self) -> Result<bool, LinkError> {
         nft::is_installed().await
     }
 
-    /// Removes the node's own devices and the netfilter table; goes on past failures and returns them all.
+    /// The names of Shoal's netfilter tables that are there.
+    pub async fn rules(&self) -> Result<Vec<String>, LinkError> {
+        nft::installed().await
+    }
+
+    /// Removes the node's own devices and the netfilter tables; goes on past failures and returns them all.
     pub async fn remove_node_devices(&self) -> Vec<LinkError> {
         let mut errors = Vec::new();
         for name in [HOST_LINK, HOST_PEER_LINK, VXLAN_LINK] {
@@ -92,9 +117,18 @@ impl Links {
         errors
     }
 
-    /// Whether the node's own devices are there, up to their MTU, and the host forwards: what an audit looks at.
-    pub async fn node_devices_are_intact(&self, mtu: u32) -> Result<bool, LinkError> {
-        if !sysctl::is(&["net", "ipv4", "ip_forward"], "1") {
+    /// Whether the node's own devices are there, up to their MTU, with the addresses that `facts` know of, and the host
+    /// forwards: what an audit looks at.
+    pub async fn node_devices_are_intact(&self, facts: &Facts, mtu: u32) -> Result<bool, LinkError> {
+        let ipv6 = has_ipv6(mtu);
+        let forwards = sysctl::is(&["net", "ipv4", "ip_forward"], "1")
+            && (!ipv6 || sysctl::is(&["net", "ipv6", "conf", "all", "forwarding"], "1"));
+        let host = facts.links.iter().find(|link| link.name == HOST_LINK);
+        let has = |addr: IpAddr| host.is_some_and(|link| link.addresses.contains(&addr));
+        if !forwards
+            || !has(HOST_ADDR.into())
+            || (ipv6 && !HOST_ADDRS6.into_iter().all(|addr| has(addr.into())))
+        {
             return Ok(false);
         }
         for (name, mtu) in [(HOST_LINK, mtu), (HOST_PEER_LINK, mtu), (VXLAN_LINK, VXLAN_MTU)] {
@@ -103,17 +137,7 @@ impl Links {
                 _ => return Ok(false),
             }
         }
-        Ok(self.addresses_of(HOST_LINK).await?.contains(&HOST_ADDR))
-    }
-
-    async fn addresses_of(&self, name: &str) -> Result<Vec<Ipv4Addr>, LinkError> {
-        let facts = self.facts().await?;
-        Ok(facts
-            .links
-            .into_iter()
-            .find(|link| link.name == name)
-            .map(|link| link.addresses)
-            .unwrap_or_default())
+        Ok(true)
     }
 }
 
@@ -142,4 +166,5 @@ fn is_vxlan_on(link: &LinkMessage, port: u16) -> bool {
     is_vxlan
         && data.iter().any(|item| matches!(item, InfoVxlan::Port(on) if *on == port))
         && data.iter().any(|item| matches!(item, InfoVxlan::CollectMetadata(true)))
+        && data.iter().any(|item| matches!(item, InfoVxlan::UDPZeroCsumRX(true)))
 }

@@ -1,6 +1,7 @@
 //! A task's links: a veth pair for each endpoint, the host's side in the node's namespace, the other in the task's.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_api::id::TaskId;
 use netlink_packet_route::link::{InfoData, InfoVeth};
@@ -20,7 +21,7 @@ pub struct EndpointLink {
     pub host_name: String,
     /// The task's side: `eth0`, `eth1`…
     pub task_name: String,
-    /// The endpoint's address, which its MAC is made from.
+    /// The endpoint's IPv4 address, which its MAC is made from.
     pub addr: Ipv4Addr,
     /// MTU of both sides, bytes.
     pub mtu: u32,
@@ -31,10 +32,19 @@ pub struct EndpointLink {
 pub struct TaskAddress {
     /// The interface: `eth0`…
     pub link: String,
-    /// The address.
-    pub addr: Ipv4Addr,
+    /// The address. An interface that is given none of IPv6 has IPv6 off.
+    pub addr: IpAddr,
     /// Prefix length of its subnet.
     pub prefix: u8,
+}
+
+/// A task's way out, for one address family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Where it leads.
+    pub gateway: IpAddr,
+    /// The interface that it leads by.
+    pub link: String,
 }
 
 /// A task's network configuration, as it is set up inside its namespace.
@@ -42,8 +52,8 @@ pub struct TaskAddress {
 pub struct TaskNetwork {
     /// The addresses.
     pub addresses: Vec<TaskAddress>,
-    /// The default route's gateway and interface, where there is a way out.
-    pub default_route: Option<(Ipv4Addr, String)>,
+    /// Its default routes: at most one a family, none where there is no way out.
+    pub default_routes: Vec<DefaultRoute>,
 }
 
 /// Name of the host's side of a task's endpoint `index`: `sh`, the id's first characters, a base-36 digit; `None`
@@ -86,7 +96,7 @@ impl Links {
         added.map_err(LinkError::netlink("add", host_name))?;
         let index = self.require(host_name).await?;
         // The host's stack has no part in what passes here; router solicitations of its own would only be dropped.
-        sysctl::set_if_present(&["net", "ipv6", "conf", host_name, "disable_ipv6"], "1")?;
+        sysctl::disable_ipv6(host_name)?;
         Ok(index)
     }
 
@@ -97,24 +107,38 @@ impl Links {
     }
 
     /// Configures the inside of a task: sysctls, loopback, addresses and routes. `self` is of the task's namespace.
+    /// What is there already stays.
     pub async fn configure_task(&self, netns: &Netns, network: &TaskNetwork) -> Result<(), LinkError> {
         set_task_sysctls(netns, network)?;
         let loopback = self.require("lo").await?;
         self.set("start", "lo", LinkUnspec::new_with_index(loopback).up()).await?;
-        for TaskAddress { link, addr, prefix } in &network.addresses {
+        for link in links_of(network) {
             let index = self.require(link).await?;
             self.set("start", link, LinkUnspec::new_with_index(index).up()).await?;
+        }
+        for TaskAddress { link, addr, prefix } in &network.addresses {
+            let index = self.require(link).await?;
             self.add_address(index, *addr, *prefix).await?;
         }
-        if let Some((gateway, link)) = &network.default_route {
+        for DefaultRoute { gateway, link } in &network.default_routes {
             let index = self.require(link).await?;
-            let route =
-                RouteMessageBuilder::<Ipv4Addr>::new().gateway(*gateway).output_interface(index).build();
+            let route = match gateway {
+                IpAddr::V4(gateway) => {
+                    RouteMessageBuilder::<Ipv4Addr>::new().gateway(*gateway).output_interface(index).build()
+                }
+                IpAddr::V6(gateway) => {
+                    RouteMessageBuilder::<Ipv6Addr>::new().gateway(*gateway).output_interface(index).build()
+                }
+            };
             let added = self.handle.route().add(route).replace().execute().await;
             added.map_err(LinkError::netlink("add the default route by", link))?;
         }
         Ok(())
     }
+}
+
+fn links_of(network: &TaskNetwork) -> BTreeSet<&str> {
+    network.addresses.iter().map(|address| address.link.as_str()).collect()
 }
 
 fn set_task_sysctls(netns: &Netns, network: &TaskNetwork) -> Result<(), LinkError> {
@@ -124,11 +148,16 @@ fn set_task_sysctls(netns: &Netns, network: &TaskNetwork) -> Result<(), LinkErro
         sysctl::set_if_present(&["net", "ipv4", "ping_group_range"], "0 2147483647")?;
         // Which interface a packet comes in by is the dataplane's to judge: a task that reaches itself by its own
         // VIP gets packets that its routes would send out elsewhere.
-        for link in network.addresses.iter().map(|address| address.link.as_str()).chain(["all"]) {
+        for link in links_of(network).into_iter().chain(["all"]) {
             sysctl::set(&["net", "ipv4", "conf", link, "rp_filter"], "0")?;
         }
-        for TaskAddress { link, .. } in &network.addresses {
-            sysctl::set_if_present(&["net", "ipv6", "conf", link, "disable_ipv6"], "1")?;
+        for link in links_of(network) {
+            let has_ipv6 = |address: &TaskAddress| address.link == link && address.addr.is_ipv6();
+            if network.addresses.iter().any(has_ipv6) {
+                sysctl::enable_ipv6(link)?;
+            } else {
+                sysctl::disable_ipv6(link)?;
+            }
         }
         Ok(())
     };

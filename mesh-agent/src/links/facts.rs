@@ -1,9 +1,9 @@
 //! What the host's interfaces are: addresses, MTUs and kinds, and which of them are uplinks.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use futures::TryStreamExt as _;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::{HOST_LINK, HOST_PEER_LINK, LinkError, Links, VXLAN_LINK, endpoint, mtu_of, name_of};
@@ -19,10 +19,12 @@ pub struct LinkFact {
     pub mtu: u32,
     /// Whether it is one side of a veth pair.
     pub is_veth: bool,
+    /// Whether it is a VLAN of another interface.
+    pub is_vlan: bool,
     /// Whether it is the loopback.
     pub is_loopback: bool,
-    /// Its IPv4 addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Its addresses, of both families.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// All interfaces of the host, by index.
@@ -46,6 +48,7 @@ impl LinkFact {
             name: name_of(link).unwrap_or_default().to_owned(),
             mtu: mtu_of(link).unwrap_or_default(),
             is_veth: matches!(kind, Some(InfoKind::Veth)),
+            is_vlan: matches!(kind, Some(InfoKind::Vlan)),
             is_loopback: link.header.flags.contains(LinkFlags::Loopback),
             addresses: Vec::new(),
         }
@@ -63,23 +66,29 @@ impl LinkFact {
 }
 
 impl Facts {
-    /// The interfaces that hold `addr`.
-    pub fn holding(&self, addr: Ipv4Addr) -> impl Iterator<Item = &LinkFact> {
-        self.links.iter().filter(move |link| link.addresses.contains(&addr))
+    /// Whether an interface holds `addr`.
+    pub fn holds(&self, addr: IpAddr) -> bool {
+        self.links.iter().any(|link| link.addresses.contains(&addr))
     }
 
-    /// The interfaces called `names`, or where that is empty those that hold `addr`: the uplinks.
-    pub fn uplinks(&self, names: &[String], addr: Ipv4Addr) -> Vec<&LinkFact> {
-        if names.is_empty() {
-            return self.holding(addr).collect();
-        }
-        self.links.iter().filter(|link| names.contains(&link.name)).collect()
+    /// The interfaces called `names`, or where that is empty those that hold one of `addresses`: the uplinks.
+    pub fn uplinks(&self, names: &[String], addresses: &[IpAddr]) -> Vec<&LinkFact> {
+        let is_uplink = |link: &&LinkFact| match names {
+            [] => addresses.iter().any(|addr| link.addresses.contains(addr)),
+            names => names.contains(&link.name),
+        };
+        self.links.iter().filter(is_uplink).collect()
     }
 
-    /// The node's own addresses, on which published ports answer: all but the loopback's and Shoal's own.
-    pub fn node_addresses(&self) -> Vec<Ipv4Addr> {
+    /// The node's own addresses, on which published ports answer: all but the loopback's and Shoal's own, and those
+    /// of a link alone, which nobody dials without naming the link.
+    pub fn node_addresses(&self) -> Vec<IpAddr> {
         let links = self.links.iter().filter(|link| !link.is_loopback && !link.is_ours());
         let mut addresses: Vec<_> = links.flat_map(|link| link.addresses.iter().copied()).collect();
+        addresses.retain(|addr| match addr {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(addr) => !addr.is_unicast_link_local(),
+        });
         addresses.sort_unstable();
         addresses.dedup();
         addresses
@@ -98,17 +107,8 @@ impl Links {
         let mut answers = self.handle.address().get().execute();
         let list_addresses = || LinkError::netlink("list", "addresses");
         while let Some(address) = answers.try_next().await.map_err(list_addresses())? {
-            // On a point-to-point link `Address` is the other side's; `Local` is ours wherever there is one.
-            let mut found = None;
-            for attribute in &address.attributes {
-                match attribute {
-                    AddressAttribute::Local(IpAddr::V4(addr)) => found = Some(*addr),
-                    AddressAttribute::Address(IpAddr::V4(addr)) if found.is_none() => found = Some(*addr),
-                    _ => {}
-                }
-            }
             let link = links.iter_mut().find(|link| link.ifindex == address.header.index);
-            if let (Some(addr), Some(link)) = (found, link) {
+            if let (Some(addr), Some(link)) = (addr_of(&address), link) {
                 link.addresses.push(addr);
             }
         }
@@ -117,47 +117,85 @@ impl Links {
     }
 }
 
+/// The interface's own address in a message; none where another host turned out to have it.
+fn addr_of(message: &AddressMessage) -> Option<IpAddr> {
+    if message.header.flags.contains(AddressHeaderFlags::Dadfailed) {
+        return None;
+    }
+    // On a point-to-point link `Address` is the other side's; `Local` is ours wherever there is one.
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(addr) => Some(*addr),
+        _ => None,
+    });
+    local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(addr) => Some(*addr),
+            _ => None,
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn link(ifindex: u32, name: &str, is_veth: bool, addresses: &[[u8; 4]]) -> LinkFact {
+    fn link(ifindex: u32, name: &str, is_veth: bool, addresses: &[&str]) -> LinkFact {
         LinkFact {
             ifindex,
             name: name.to_owned(),
             mtu: 1500,
             is_veth,
+            is_vlan: name.contains('.'),
             is_loopback: name == "lo",
-            addresses: addresses.iter().map(|bytes| Ipv4Addr::from(*bytes)).collect(),
+            addresses: parsed(addresses),
         }
+    }
+
+    fn parsed(addresses: &[&str]) -> Vec<IpAddr> {
+        addresses.iter().map(|addr| addr.parse().unwrap()).collect()
     }
 
     fn facts() -> Facts {
         let links = vec![
-            link(1, "lo", false, &[[127, 0, 0, 1]]),
-            link(2, "eth0", true, &[[192, 0, 2, 1], [192, 0, 2, 9]]),
-            link(3, "eth1", false, &[[198, 51, 100, 1]]),
-            link(4, "shoal0", true, &[[169, 254, 64, 1]]),
+            link(1, "lo", false, &["127.0.0.1", "::1"]),
+            link(2, "eth0", true, &["192.0.2.1", "192.0.2.9", "2001:db8::1", "fe80::1"]),
+            link(3, "eth1", false, &["198.51.100.1", "2001:db8::1"]),
+            link(4, "shoal0", true, &["169.254.64.1", "fd73:686f:616c:1::1"]),
             link(5, "sh0123456789a", true, &[]),
         ];
         Facts { links }
     }
 
     #[test]
-    fn node_addresses_leave_out_the_loopback_and_our_own() {
-        let expected = [[192, 0, 2, 1], [192, 0, 2, 9], [198, 51, 100, 1]].map(Ipv4Addr::from);
-        assert_eq!(facts().node_addresses(), expected);
+    fn node_addresses_leave_out_the_loopback_our_own_and_those_of_a_link_alone() {
+        assert_eq!(
+            facts().node_addresses(),
+            parsed(&["192.0.2.1", "192.0.2.9", "198.51.100.1", "2001:db8::1"])
+        );
     }
 
     #[test]
-    fn uplinks_are_those_named_or_else_those_that_hold_the_address() {
+    fn uplinks_are_those_named_or_else_those_that_hold_one_of_the_addresses() {
         let facts = facts();
-        let names = |names: &[String]| -> Vec<String> {
-            let addr = Ipv4Addr::new(192, 0, 2, 9);
-            facts.uplinks(names, addr).into_iter().map(|link| link.name.clone()).collect()
+        let names = |names: &[&str], addresses: &[&str]| -> Vec<String> {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let uplinks = facts.uplinks(&names, &parsed(addresses));
+            uplinks.into_iter().map(|link| link.name.clone()).collect()
         };
-        assert_eq!(names(&[]), ["eth0"]);
-        assert_eq!(names(&["eth1".to_owned()]), ["eth1"]);
+        assert_eq!(names(&[], &["192.0.2.9"]), ["eth0"]);
+        assert_eq!(names(&[], &["192.0.2.9", "198.51.100.1"]), ["eth0", "eth1"]);
+        assert_eq!(names(&[], &["192.0.2.9", "192.0.2.1"]), ["eth0"]);
+        assert_eq!(names(&["eth1"], &["192.0.2.9"]), ["eth1"]);
+        assert!(names(&[], &["192.0.2.77"]).is_empty());
+    }
+
+    #[test]
+    fn a_vlan_is_told_from_other_kinds() {
+        let vlan = LinkFact::new(&rtnetlink::LinkVlan::new("eth0.7", 2, 7).build());
+        assert!(vlan.is_vlan && !vlan.is_veth);
+        let veth = LinkFact::new(&rtnetlink::LinkVeth::new("a", "b").build());
+        assert!(veth.is_veth && !veth.is_vlan);
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! Loads no BPF program and knows nothing of services: `dataplane` does the forwarding between what is made here.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use futures::TryStreamExt as _;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
@@ -21,7 +22,7 @@ pub mod sysctl;
 mod watch;
 
 pub use devices::{HostPair, VXLAN_MTU};
-pub use endpoint::{EndpointLink, TaskAddress, TaskNetwork, host_link_name, mac};
+pub use endpoint::{DefaultRoute, EndpointLink, TaskAddress, TaskNetwork, host_link_name, mac};
 pub use facts::{Facts, LinkFact};
 pub use watch::Watch;
 
@@ -35,8 +36,31 @@ pub const HOST_PEER_LINK: &str = "shoal0p";
 pub const HOST_ADDR: Ipv4Addr = Ipv4Addr::new(169, 254, 64, 1);
 /// The prefix length of the node-local range that [`HOST_ADDR`] and the endpoints' aliases are from.
 pub const HOST_PREFIX: u8 = 18;
-/// What VXLAN over IPv4 adds to a packet: outer Ethernet, IPv4, UDP and VXLAN headers, bytes.
-pub const VXLAN_OVERHEAD: u32 = 50;
+/// What local clients' sockets are sent to when they dial a published port: an address of that range that is no
+/// endpoint's alias and no interface's.
+pub const MESH_ADDR: Ipv4Addr = Ipv4Addr::new(169, 254, 64, 2);
+/// As [`HOST_ADDR`], in IPv6. An endpoint's IPv6 alias is in the same subnet, with its IPv4 alias as the lowest 32 bits.
+pub const HOST_ADDR6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x686f, 0x616c, 1, 0, 0, 0, 1);
+/// The host's link-local address on [`HOST_LINK`]: what the kernel asks from for the endpoint that a packet which it forwards
+/// is for. Without one it does not ask.
+pub const HOST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The prefix length of [`HOST_ADDR6`]'s subnet, and of the link-local one.
+pub const HOST_PREFIX6: u8 = 64;
+/// The least MTU of a link with IPv6 (RFC 8200), bytes: below it, the kernel takes IPv6 off an interface.
+pub const IPV6_MTU_MIN: u32 = 1280;
+
+/// What VXLAN adds to a packet on an underlay of `vtep`'s family: outer Ethernet, IP, UDP and VXLAN headers, bytes.
+pub const fn vxlan_overhead(vtep: IpAddr) -> u32 {
+    match vtep {
+        IpAddr::V4(_) => 50,
+        IpAddr::V6(_) => 70,
+    }
+}
+
+/// Whether links of this MTU can have IPv6: the kernel has it, and it fits.
+pub(crate) fn has_ipv6(mtu: u32) -> bool {
+    mtu >= IPV6_MTU_MIN && sysctl::has_ipv6()
+}
 
 /// What can go wrong with links, sysctls and netfilter rules.
 #[derive(Debug, thiserror::Error)]
@@ -201,10 +225,14 @@ impl Links {
         self.set("set the MTU of", &format!("interface {index}"), message).await
     }
 
-    async fn add_address(&self, index: u32, addr: Ipv4Addr, prefix: u8) -> Result<(), LinkError> {
-        let added = self.handle.address().add(index, addr.into(), prefix).execute().await;
+    async fn add_address(&self, index: u32, addr: IpAddr, prefix: u8) -> Result<(), LinkError> {
+        let mut request = self.handle.address().add(index, addr, prefix);
+        if addr.is_ipv6() {
+            // Nobody else can have it, and until that had been found out it could not be used.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         let error = LinkError::netlink("set the address of", format!("interface {index}: {addr}/{prefix}"));
-        ignore(libc::EEXIST, added.map_err(error))
+        ignore(libc::EEXIST, request.execute().await.map_err(error))
     }
 }
 

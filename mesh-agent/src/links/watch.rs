@@ -8,7 +8,7 @@ use tokio::time::{Duration, sleep};
 
 use super::LinkError;
 
-/// Tells that an interface or an IPv4 address of the namespace changed; not which.
+/// Tells that an interface or an address of the namespace changed; not which.
 #[derive(Debug)]
 pub struct Watch {
     changes: watch::Receiver<u64>,
@@ -21,7 +21,7 @@ pub struct Watch {
 impl Watch {
     /// Watches the calling thread's namespace. To be called inside a tokio runtime.
     pub fn open() -> Result<Self, LinkError> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, handle, mut messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Socket)?;
         let (sender, changes) = watch::channel(0);

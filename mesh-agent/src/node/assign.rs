@@ -1,11 +1,11 @@
 //! What a task's record in the table comes to on this node: its links, addresses, routes and files.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use mesh_api::id::NetworkId;
-use mesh_api::table::{SubnetRecord, Table, TaskRecord, TaskSpec};
+use mesh_api::table::{Subnet6Record, SubnetRecord, Table, TaskRecord, TaskSpec};
 
-use crate::links::{EndpointLink, TaskAddress, TaskNetwork, host_link_name};
+use crate::links::{DefaultRoute, EndpointLink, TaskAddress, TaskNetwork, host_link_name};
 use crate::runtime::layout::InitSpec;
 use crate::runtime::{ImageError, Runtime, TaskNames};
 
@@ -44,39 +44,56 @@ pub(super) enum AssignError {
     TooManyEndpoints,
 }
 
-/// Works out how to make a task on the node called `node_name`, whose tasks' links have `mtu`.
+/// How tasks' links are made on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LinkPlan {
+    /// Their MTU, bytes.
+    pub(super) mtu: u32,
+    /// Whether they can have IPv6.
+    pub(super) ipv6: bool,
+}
+
+/// Works out how to make a task on the node called `node_name`.
 pub(super) fn assign(
     table: &Table,
     task: &TaskRecord,
     node_name: &str,
-    mtu: u32,
+    plan: LinkPlan,
 ) -> Result<Assignment, AssignError> {
-    let spec = task.spec.clone().ok_or(AssignError::NoSpec)?;
+    let spec = TaskSpec::clone(task.spec.as_deref().ok_or(AssignError::NoSpec)?);
     let mut links = Vec::new();
     let mut network = TaskNetwork::default();
     let mut nameserver = None;
     for (index, endpoint) in task.endpoints.iter().enumerate() {
         let addr = endpoint.addr;
-        let (internal, SubnetRecord { cidr, gateway }) = table
-            .networks
-            .get(&endpoint.network)
-            .and_then(|record| Some((record.internal, subnet(&record.subnets, addr)?)))
+        let record = table.networks.get(&endpoint.network);
+        let (record, SubnetRecord { cidr, gateway }) = record
+            .and_then(|record| Some((record, subnet(&record.subnets, addr)?)))
             .ok_or_else(|| AssignError::NoSubnet { network: endpoint.network.clone(), addr })?;
         let host_name = host_link_name(&task.id, index).ok_or(AssignError::TooManyEndpoints)?;
         let task_name = format!("eth{index}");
         // The name server is at the gateway that the way out leads by, and without one at the first.
-        if network.default_route.is_none() && (nameserver.is_none() || !internal) {
+        let has_way_out = network.default_routes.iter().any(|route| route.gateway.is_ipv4());
+        if !has_way_out && (nameserver.is_none() || !record.internal) {
             nameserver = Some(gateway);
         }
-        if network.default_route.is_none() && !internal {
-            network.default_route = Some((gateway, task_name.clone()));
+        let mut on_link: Vec<(IpAddr, u8, IpAddr)> = vec![(addr.into(), cidr.prefix_len(), gateway.into())];
+        if let Some(subnet6) = record.subnet6.filter(|_| plan.ipv6) {
+            let Subnet6Record { cidr, gateway } = subnet6;
+            on_link.push((subnet6.addr_of(addr).into(), cidr.prefix_len(), gateway.into()));
         }
-        let prefix = cidr.prefix_len();
-        network.addresses.push(TaskAddress { link: task_name.clone(), addr, prefix });
+        for (addr, prefix, gateway) in on_link {
+            network.addresses.push(TaskAddress { link: task_name.clone(), addr, prefix });
+            let same_family = |route: &DefaultRoute| route.gateway.is_ipv4() == gateway.is_ipv4();
+            if !record.internal && !network.default_routes.iter().any(same_family) {
+                network.default_routes.push(DefaultRoute { gateway, link: task_name.clone() });
+            }
+        }
+        let mtu = plan.mtu;
         links.push((endpoint.network.clone(), EndpointLink { host_name, task_name, addr, mtu }));
     }
     let names = TaskNames {
-        task: task.name.clone(),
+        task: task.name.to_string(),
         node: node_name.to_owned(),
         nameserver,
         addresses: task.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
@@ -91,14 +108,21 @@ fn subnet(subnets: &[SubnetRecord], addr: Ipv4Addr) -> Option<SubnetRecord> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use mesh_api::table::{ClusterRecord, EndpointRecord, NetworkRecord, TaskState};
+    use mesh_api::table::{ClusterRecord, EndpointRecord, NetworkRecord, ReturnPath, TaskState, WEIGHT_MAX};
 
     use super::*;
 
-    /// A table with networks `ingress` (10.0.0.0/24), `front` (10.0.1.0/24) and `back` (10.0.2.0/24, internal).
+    /// A table with networks `ingress` (10.0.0.0/24, fd00:1::/64), `front` (10.0.1.0/24) and `back` (10.0.2.0/24 and
+    /// fd00:3::/96, internal).
     pub(in crate::node) fn table() -> Table {
-        let mut table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 0, data_path_port: 4789 });
-        for (number, id) in ["ingress", "front", "back"].into_iter().enumerate() {
+        let mut table = Table::new(ClusterRecord {
+            id: "c".into(),
+            hash_seed: 0,
+            data_path_port: 4789,
+            return_path: ReturnPath::Tunnel,
+        });
+        let subnets6 = [Some(("fd00:1::/64", "fd00:1::1")), None, Some(("fd00:3::/96", "fd00:3::1"))];
+        for ((number, id), subnet6) in ["ingress", "front", "back"].into_iter().enumerate().zip(subnets6) {
             let cidr = format!("10.0.{number}.0/24").parse().unwrap();
             let gateway = Ipv4Addr::new(10, 0, number as u8, 1);
             let record = NetworkRecord {
@@ -106,6 +130,10 @@ pub(super) mod tests {
                 name: id.to_owned(),
                 vni: 4096 + number as u32,
                 subnets: vec![SubnetRecord { cidr, gateway }],
+                subnet6: subnet6.map(|(cidr, gateway)| Subnet6Record {
+                    cidr: cidr.parse().unwrap(),
+                    gateway: gateway.parse().unwrap(),
+                }),
                 internal: id == "back",
                 ingress: id == "ingress",
             };
@@ -135,41 +163,64 @@ pub(super) mod tests {
         };
         TaskRecord {
             id: id.into(),
-            name: format!("web.1.{id}"),
+            name: format!("web.1.{id}").into(),
             service: "web".into(),
             slot: 1,
             node: "here".into(),
             incarnation: 1,
             desired: TaskState::Running,
             observed: TaskState::Assigned,
+            weight: WEIGHT_MAX,
             endpoints: endpoints.collect(),
-            spec: Some(spec),
+            spec: Some(Box::new(spec)),
         }
     }
 
     const ID: &str = "0123456789abcdefghijklmno";
 
+    const PLAN: LinkPlan = LinkPlan { mtu: 1450, ipv6: true };
+
     fn assigned(networks: &[&str]) -> Assignment {
-        assign(&table(), &task(ID, "shoal/whoami", &[], networks), "h", 1450).unwrap()
+        assign(&table(), &task(ID, "shoal/whoami", &[], networks), "h", PLAN).unwrap()
+    }
+
+    fn routes(assignment: &Assignment) -> Vec<String> {
+        let route = |route: &DefaultRoute| format!("{} {}", route.gateway, route.link);
+        assignment.network.default_routes.iter().map(route).collect()
     }
 
     #[test]
     fn the_way_out_and_names_are_by_the_first_network_that_is_not_internal() {
-        let gateway = |number| Ipv4Addr::new(10, 0, number, 1);
-        let cases = [
-            (vec!["ingress", "front"], Some((0, "eth0")), Some(0)),
-            (vec!["back", "front"], Some((1, "eth1")), Some(1)),
-            (vec!["back"], None, Some(2)),
-            (vec![], None, None),
+        let cases: &[(&[&str], &[&str], Option<u8>)] = &[
+            (&["ingress", "front"], &["10.0.0.1 eth0", "fd00:1::1 eth0"], Some(0)),
+            (&["back", "front"], &["10.0.1.1 eth1"], Some(1)),
+            (&["front", "ingress"], &["10.0.1.1 eth0", "fd00:1::1 eth1"], Some(1)),
+            (&["back"], &[], Some(2)),
+            (&[], &[], None),
         ];
-        for (networks, route, nameserver) in cases {
-            let assignment = assigned(&networks);
-            let expected = route.map(|(number, link)| (gateway(number), link.to_owned()));
-            assert_eq!(assignment.network.default_route, expected, "{networks:?}");
-            let expected = nameserver
-                .map_or_else(String::new, |n| format!("nameserver {}\noptions ndots:0\n", gateway(n)));
-            assert_eq!(assignment.init.resolv_conf, expected, "{networks:?}");
+        for (networks, expected, nameserver) in cases {
+            let assignment = assigned(networks);
+            assert_eq!(routes(&assignment), *expected, "{networks:?}");
+            let expected = nameserver.map(|number| format!("nameserver 10.0.{number}.1\noptions ndots:0\n"));
+            assert_eq!(assignment.init.resolv_conf, expected.unwrap_or_default(), "{networks:?}");
         }
+    }
+
+    #[test]
+    fn networks_with_an_ipv6_subnet_give_an_ipv6_address_where_links_can_have_one() {
+        let addresses = |assignment: &Assignment| -> Vec<String> {
+            let text =
+                |address: &TaskAddress| format!("{} {}/{}", address.link, address.addr, address.prefix);
+            assignment.network.addresses.iter().map(text).collect()
+        };
+        let expected = ["eth0 10.0.0.5/24", "eth0 fd00:1::a00:5/64", "eth1 10.0.1.5/24", "eth2 10.0.2.5/24"];
+        let all = ["ingress", "front", "back"];
+        assert_eq!(addresses(&assigned(&all))[..4], expected);
+        assert_eq!(addresses(&assigned(&all))[4], "eth2 fd00:3::a00:205/96");
+        let plan = LinkPlan { ipv6: false, ..PLAN };
+        let without = assign(&table(), &task(ID, "shoal/whoami", &[], &all), "h", plan).unwrap();
+        assert!(without.network.addresses.iter().all(|address| address.addr.is_ipv4()));
+        assert_eq!(routes(&without), ["10.0.0.1 eth0"]);
     }
 
     #[test]
@@ -183,7 +234,7 @@ pub(super) mod tests {
             mtu: 1450,
         };
         assert_eq!(links[1].1, link);
-        assert_eq!(network.addresses[1].prefix, 24);
+        assert_eq!(network.addresses[0].prefix, 24);
         assert_eq!(init.hostname, "0123456789ab");
         assert!(init.hosts.contains("10.0.0.5\t0123456789ab\n"));
         for pair in ["GREETING=hello", "SHOAL_SERVICE=web", "SHOAL_NODE=h", "HOSTNAME=0123456789ab"] {
@@ -193,9 +244,9 @@ pub(super) mod tests {
 
     #[test]
     fn what_can_not_be_made_says_why() {
-        let unknown = assign(&table(), &task(ID, "nginx", &[], &[]), "h", 1450);
+        let unknown = assign(&table(), &task(ID, "nginx", &[], &[]), "h", PLAN);
         assert!(matches!(unknown, Err(AssignError::Image(_))));
-        let nowhere = assign(&table(), &task(ID, "shoal/whoami", &[], &["gone"]), "h", 1450);
+        let nowhere = assign(&table(), &task(ID, "shoal/whoami", &[], &["gone"]), "h", PLAN);
         assert!(matches!(nowhere, Err(AssignError::NoSubnet { .. })));
     }
 }

@@ -3,8 +3,9 @@
 //! One task owns everything that changes: the dataplane, the zone, which tasks there are. Tasks' own ways up and down
 //! are [`driver`]s beside it, which talk to it in events.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_api::error::chain;
@@ -33,8 +34,7 @@ use setup::Setup;
 use tasks::LocalTask;
 
 use crate::config::Config;
-use crate::dataplane::Local;
-use crate::dns;
+use crate::dataplane::{Local, Touched};
 use crate::facts::Describe;
 use crate::links::Watch;
 use crate::runtime::Runtime;
@@ -57,9 +57,13 @@ pub(crate) struct NodeInputs {
     pub(crate) runtime: Runtime,
     pub(crate) describe: Describe,
     pub(crate) tables: watch::Receiver<Option<Arc<Table>>>,
+    /// What changed of the table and has not been taken from here; the two agree while the table is borrowed.
+    pub(crate) touched: Arc<Mutex<Touched>>,
     pub(crate) settled: watch::Receiver<u64>,
     pub(crate) applied: watch::Sender<Option<u64>>,
     pub(crate) statuses: watch::Sender<Statuses>,
+    /// How long uplinks that are not there yet are waited for at a time.
+    pub(crate) patience: Duration,
 }
 
 impl NodeInputs {
@@ -70,6 +74,7 @@ impl NodeInputs {
         runtime: Runtime,
         describe: Describe,
         session: &Session,
+        patience: Duration,
     ) -> Self {
         Self {
             config,
@@ -77,9 +82,11 @@ impl NodeInputs {
             runtime,
             describe,
             tables: session.tables.clone(),
+            touched: Arc::clone(&session.touched),
             settled: session.settled.clone(),
             applied: session.applied.clone(),
             statuses: session.statuses.clone(),
+            patience,
         }
     }
 }
@@ -133,8 +140,9 @@ async fn run<P: Plane>(
     let worker = loop {
         let attempt = async {
             // The sender is the session's; without it there is nothing to be a node of.
-            let table = inputs.tables.wait_for(Option::is_some).await.ok().and_then(|table| table.clone())?;
-            Some(Worker::<P>::bring_up(&inputs, table).await)
+            let table = inputs.tables.wait_for(Option::is_some).await.ok().and_then(|table| table.clone());
+            let vxlan_port = table?.cluster.data_path_port;
+            Some(Worker::<P>::bring_up(&inputs, vxlan_port).await)
         };
         let brought_up = tokio::select! {
             brought_up = attempt => brought_up,
@@ -164,9 +172,15 @@ async fn run<P: Plane>(
 /// Tears down a node that has not come up: what the attempts made, and what is left of an earlier run.
 async fn clear_away<P: Plane>(inputs: &NodeInputs, command: Option<Command>) {
     let Some(Command::TearDown(reply)) = command else { return };
-    let mut errors = driver::stop_all(&inputs.runtime).await;
-    errors.extend(setup::clear_away::<P>(&inputs.config).await);
-    let _ = reply.send(errors);
+    let _ = reply.send(remove_all::<P>(&inputs.runtime, &inputs.config.bpffs).await);
+}
+
+/// Removes what nodes of earlier runs left on this host, while none runs: tasks, attachments, pins, links, rules. Goes
+/// on past failures and returns them in words.
+pub(crate) async fn remove_all<P: Plane>(runtime: &Runtime, bpffs: &Path) -> Vec<String> {
+    let mut errors = driver::stop_all(runtime).await;
+    errors.extend(setup::clear_away::<P>(bpffs).await);
+    errors
 }
 
 /// The loop's state.
@@ -178,7 +192,13 @@ struct Worker<P> {
     runtime: Runtime,
     drivers: Drivers,
     events: mpsc::Receiver<Event>,
-    table: Arc<Table>,
+    /// The last table. It is not kept for long: while it is, a change copies it.
+    tables: watch::Receiver<Option<Arc<Table>>>,
+    touched: Arc<Mutex<Touched>>,
+    /// What was taken from there, and is still to be followed.
+    pending: Touched,
+    /// The ids of this node's tasks in the table.
+    assigned: BTreeSet<TaskId>,
     tasks: BTreeMap<TaskId, LocalTask>,
     aliases: Aliases,
     applied: watch::Sender<Option<u64>>,
@@ -191,10 +211,9 @@ struct Worker<P> {
 
 impl<P: Plane> Worker<P> {
     /// Makes the node's own parts, finds the tasks of an earlier run, and applies the table.
-    async fn bring_up(inputs: &NodeInputs, table: Arc<Table>) -> Result<Self, NodeError> {
+    async fn bring_up(inputs: &NodeInputs, vxlan_port: u16) -> Result<Self, NodeError> {
+        let setup = Setup::<P>::bring_up(inputs, vxlan_port).await?;
         let NodeInputs { config, membership, runtime, describe, applied, statuses, .. } = inputs;
-        let setup = Setup::<P>::bring_up(config, membership.data_path, &table).await?;
-        describe.set_dataplane(setup.plane.mode());
         let (sender, events) = mpsc::channel(EVENTS);
         let mut worker = Self {
             config: config.clone(),
@@ -204,7 +223,11 @@ impl<P: Plane> Worker<P> {
             runtime: runtime.clone(),
             setup,
             events,
-            table,
+            tables: inputs.tables.clone(),
+            touched: Arc::clone(&inputs.touched),
+            // Also where an attempt before this one took what there was.
+            pending: Touched::all(),
+            assigned: BTreeSet::new(),
             tasks: BTreeMap::new(),
             aliases: Aliases::default(),
             applied: applied.clone(),
@@ -214,25 +237,26 @@ impl<P: Plane> Worker<P> {
             tearing_down: None,
         };
         worker.adopt().await?;
+        // An earlier version may have configured its tasks otherwise.
+        worker.refresh_links().await;
         worker.apply().map_err(|error| NodeError::Dataplane(Box::new(error)))?;
+        worker.describe.set_dataplane(&worker.setup.plane.modes());
         Ok(worker)
     }
 
     async fn run(mut self, inputs: NodeInputs, mut commands: mpsc::Receiver<Command>) {
-        let NodeInputs { mut tables, mut settled, .. } = inputs;
+        let mut settled = inputs.settled;
         let mut watch = Watch::open().map_err(|error| warn!(%error, "interfaces are only polled")).ok();
         let mut audit = interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tables.mark_changed();
+        self.tables.mark_changed();
         loop {
             self.plan(*settled.borrow());
             let deadline = self.tasks.values().filter_map(LocalTask::drain_deadline).min();
             tokio::select! {
-                Ok(()) = tables.changed() => {
-                    if let Some(table) = tables.borrow_and_update().clone() {
-                        self.table = table;
-                        self.apply_soon();
-                    }
+                Ok(()) = self.tables.changed() => {
+                    self.take_changes();
+                    self.apply_soon();
                 }
                 Ok(()) = settled.changed() => drop(settled.borrow_and_update()),
                 Some(event) = self.events.recv() => self.event(event).await,
@@ -254,13 +278,44 @@ impl<P: Plane> Worker<P> {
         }
     }
 
+    /// Notes what changed of the table, and returns it; to be dropped soon.
+    fn take_changes(&mut self) -> Option<Arc<Table>> {
+        let table = {
+            let table = self.tables.borrow_and_update();
+            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            self.pending.merge(std::mem::take(&mut touched));
+            table.clone()?
+        };
+        let is_ours = |id: &TaskId| table.tasks.get(id).is_some_and(|task| task.node == self.node);
+        if self.pending.all {
+            self.assigned = table.tasks.keys().filter(|id| is_ours(id)).cloned().collect();
+        }
+        for id in self.pending.tasks.values().flat_map(BTreeMap::keys) {
+            if is_ours(id) {
+                self.assigned.insert(id.clone());
+            } else {
+                self.assigned.remove(id);
+            }
+        }
+        Some(table)
+    }
+
+    /// What `read` makes of the last table.
+    fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> Option<T> {
+        self.tables.borrow().as_deref().map(read)
+    }
+
     fn plan(&mut self, settled: u64) {
         if self.tearing_down.is_some() {
             return;
         }
         let local: BTreeMap<TaskId, TaskView> =
             self.tasks.iter().map(|(id, task)| (id.clone(), task.view)).collect();
-        for action in plan_tasks(&self.table, &self.node, &local, settled, Instant::now()) {
+        let now = Instant::now();
+        let actions = self
+            .with_table(|table| plan_tasks(table, &self.node, &self.assigned, &local, settled, now))
+            .unwrap_or_default();
+        for action in actions {
             match action {
                 TaskAction::Start(id) => self.start(&id),
                 TaskAction::Decline(id) => self.decline(&id),
@@ -281,28 +336,31 @@ impl<P: Plane> Worker<P> {
         }
     }
 
-    /// Brings dataplane and zone to the table, and tells the managers so.
+    /// Brings dataplane and names to the table, and tells the managers so.
     fn apply(&mut self) -> Result<(), P::Error> {
         self.apply_at = None;
+        let Some(table) = self.take_changes() else { return Ok(()) };
         let local = Local {
             node: self.node.clone(),
             vtep: self.membership.data_path,
             addresses: self.setup.facts.node_addresses(),
             endpoints: self.tasks.values().flat_map(|task| task.endpoints.iter().cloned()).collect(),
         };
-        self.setup.dns.set_zone(dns::zone(&self.table, &local.endpoints));
-        self.setup.plane.apply(&self.table, &local)?;
+        let touched = std::mem::take(&mut self.pending);
+        self.setup.dns.update(&table, &touched, &local.endpoints);
+        self.setup.plane.change(&table, &touched, &local)?;
         self.applied.send_if_modified(|applied| {
-            let index = Some(self.table.index);
+            let index = Some(table.index);
             std::mem::replace(applied, index) != index
         });
         Ok(())
     }
 
     async fn audit(&mut self) {
-        match self.setup.audit(&self.config, self.membership.data_path, &self.table).await {
+        let vxlan_port = self.with_table(|table| table.cluster.data_path_port);
+        match self.setup.audit(&self.config, &self.membership, vxlan_port).await {
             Ok(true) => {
-                self.describe.set_dataplane(self.setup.plane.mode());
+                self.describe.set_dataplane(&self.setup.plane.modes());
                 self.refresh_links().await;
             }
             Ok(false) => {}

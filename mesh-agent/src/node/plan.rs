@@ -56,16 +56,19 @@ pub(crate) enum TaskAction {
     Forget(TaskId),
 }
 
-/// What to do about the tasks of `node`, given those it has and the index that the cluster has `settled` on.
-pub(crate) fn plan_tasks(
+/// What to do about the tasks of `node`, which in the table are `assigned`, given those that it has and the index that
+/// the cluster has `settled` on.
+pub(crate) fn plan_tasks<'a>(
     table: &Table,
     node: &NodeId,
+    assigned: impl IntoIterator<Item = &'a TaskId>,
     local: &BTreeMap<TaskId, TaskView>,
     settled: u64,
     now: Instant,
 ) -> Vec<TaskAction> {
     let mut actions = Vec::new();
-    for task in table.tasks.values().filter(|task| task.node == *node && !local.contains_key(&task.id)) {
+    let missing = assigned.into_iter().filter(|id| !local.contains_key(*id));
+    for task in missing.filter_map(|id| table.tasks.get(id)).filter(|task| task.node == *node) {
         if task.observed.is_terminal() {
             continue;
         }
@@ -106,7 +109,7 @@ impl Drain {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::table::{ClusterRecord, TaskRecord, TaskSpec};
+    use mesh_api::table::{ClusterRecord, ReturnPath, TaskRecord, TaskSpec, WEIGHT_MAX};
 
     use super::*;
 
@@ -125,15 +128,16 @@ mod tests {
         };
         TaskRecord {
             id: id.into(),
-            name: format!("s.1.{id}"),
+            name: format!("s.1.{id}").into(),
             service: "s".into(),
             slot: 1,
             node: node.into(),
             incarnation: 1,
             desired,
             observed,
-            endpoints: vec![],
-            spec: (node == "here").then_some(spec),
+            weight: WEIGHT_MAX,
+            endpoints: Box::default(),
+            spec: (node == "here").then(|| Box::new(spec)),
         }
     }
 
@@ -192,11 +196,17 @@ mod tests {
             ),
         ];
         for (number, case) in cases.into_iter().enumerate() {
-            let mut table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 0, data_path_port: 4789 });
+            let mut table = Table::new(ClusterRecord {
+                id: "c".into(),
+                hash_seed: 0,
+                data_path_port: 4789,
+                return_path: ReturnPath::Tunnel,
+            });
             table.tasks.extend(case.record.map(|record| (record.id.clone(), record)));
             let local = case.view.map(|(phase, drain)| (TaskId::from("t"), TaskView { phase, drain }));
             let local = local.into_iter().collect();
-            let actions = plan_tasks(&table, &"here".into(), &local, case.settled, start + case.waited);
+            let (node, ids) = ("here".into(), table.tasks.keys());
+            let actions = plan_tasks(&table, &node, ids, &local, case.settled, start + case.waited);
             let expected: Vec<_> = case.expected.map(|action| action("t".into())).into_iter().collect();
             assert_eq!(actions, expected, "case {number}");
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mesh_api::table::Table;
 
-use crate::dataplane::{Dataplane, DataplaneConfig, DataplaneError, Local};
+use crate::dataplane::{Dataplane, DataplaneConfig, DataplaneError, Local, Touched};
 
 /// Programs and maps of a node. Calls block, for milliseconds.
 pub(crate) trait Plane: Sized + Send + 'static {
@@ -14,14 +14,15 @@ pub(crate) trait Plane: Sized + Send + 'static {
 
     /// Loads and attaches what is of the node, taking over what is pinned already.
     fn open(config: DataplaneConfig) -> Result<Self, Self::Error>;
-    /// Makes the maps hold what follows from the table.
-    fn apply(&mut self, table: &Table, local: &Local) -> Result<(), Self::Error>;
+    /// Makes the maps hold what follows from the table, given that they did before what `touched` names changed of it;
+    /// looks at all of it the first time, and after a failure.
+    fn change(&mut self, table: &Table, touched: &Touched, local: &Local) -> Result<(), Self::Error>;
     /// Attaches the host's side of a task's link; one that is attached already is no error.
     fn attach_endpoint(&mut self, ifindex: u32) -> Result<(), Self::Error>;
     /// Forgets the host's side of a task's link, which may be gone.
     fn detach_endpoint(&mut self, ifindex: u32);
-    /// How the uplinks are attached, in a word.
-    fn mode(&self) -> &'static str;
+    /// How each uplink is attached: its name, and a word.
+    fn modes(&self) -> Vec<(String, &'static str)>;
     /// Removes everything, going on past failures.
     fn uninstall(self) -> Result<(), Vec<Self::Error>>;
     /// Removes what there is under `pin_dir` without opening it first, going on past failures.
@@ -35,8 +36,8 @@ impl Plane for Dataplane {
         Self::open(config)
     }
 
-    fn apply(&mut self, table: &Table, local: &Local) -> Result<(), DataplaneError> {
-        self.apply(table, local)
+    fn change(&mut self, table: &Table, touched: &Touched, local: &Local) -> Result<(), DataplaneError> {
+        self.change(table, touched, local)
     }
 
     fn attach_endpoint(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
@@ -47,8 +48,8 @@ impl Plane for Dataplane {
         self.detach_endpoint(ifindex);
     }
 
-    fn mode(&self) -> &'static str {
-        self.mode()
+    fn modes(&self) -> Vec<(String, &'static str)> {
+        self.modes()
     }
 
     fn uninstall(self) -> Result<(), Vec<DataplaneError>> {

@@ -2,20 +2,25 @@
 
 use std::error::Error;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use mesh_api::error::chain;
-use mesh_api::table::Table;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use super::NodeInputs;
+use super::assign::LinkPlan;
 use super::plane::Plane;
 use crate::config::Config;
 use crate::dataplane::{DataplaneConfig, Uplink};
 use crate::dns::Dns;
-use crate::links::{Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, Links, VXLAN_OVERHEAD};
+use crate::links::{
+    Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, LinkFact, Links, has_ipv6, vxlan_overhead,
+};
+use crate::session::Membership;
 
 /// Where the host's resolvers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -24,6 +29,11 @@ const MTU_MIN: u32 = 576;
 
 /// How often the netfilter rules are looked at: whoever reloads the host's firewall may flush ours with it.
 const RULES_AUDIT: Duration = Duration::from_secs(5);
+
+/// How often the host is looked at while its uplinks are waited for.
+const UPLINK_POLL: Duration = Duration::from_millis(500);
+/// How often it is said that they are waited for.
+const UPLINK_SAY: Duration = Duration::from_secs(10);
 
 /// Why a node can't be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +47,7 @@ pub enum NodeError {
     )]
     NoUplink {
         /// The VXLAN address.
-        addr: Ipv4Addr,
+        addr: IpAddr,
     },
     /// A named uplink does not exist.
     #[error("there is no network interface {name}: see `ip link` for the names --uplink can take")]
@@ -46,12 +56,12 @@ pub enum NodeError {
         name: String,
     },
     /// The underlay's packets are too small.
-    #[error(
-        "the uplink's MTU of {mtu} bytes leaves too little for the overlay: it takes {VXLAN_OVERHEAD} of them"
-    )]
+    #[error("the uplink's MTU of {mtu} bytes leaves too little for the overlay: it takes {overhead} of them")]
     SmallMtu {
         /// The uplink's MTU, bytes.
         mtu: u32,
+        /// What VXLAN takes, bytes.
+        overhead: u32,
     },
     /// The BPF dataplane.
     #[error("cannot start the dataplane")]
@@ -79,48 +89,54 @@ pub(super) struct Setup<P> {
 }
 
 impl<P: Plane> Setup<P> {
-    /// Makes the devices and rules, opens the dataplane and starts the name server.
-    pub(super) async fn bring_up(config: &Config, vtep: Ipv4Addr, table: &Table) -> Result<Self, NodeError> {
+    /// Makes the devices and rules, opens the dataplane and starts the name server. Uplinks that are not there yet, or
+    /// have no address, are waited for: at a boot the agent may be there before them.
+    pub(super) async fn bring_up(inputs: &NodeInputs, vxlan_port: u16) -> Result<Self, NodeError> {
+        let NodeInputs { config, membership, tables, patience, .. } = inputs;
         let links = Links::open()?;
-        let facts = links.facts().await?;
-        let uplinks = uplinks(&facts, &config.uplinks, vtep)?;
-        let mtu = overlay_mtu(&uplinks)?;
-        let vxlan_port = table.cluster.data_path_port;
+        let (facts, uplinks) = wait_for_uplinks(&links, &config.uplinks, membership, *patience).await?;
+        let mtu = overlay_mtu(&uplinks, membership.data_path)?;
         let (vxlan, pair) = devices(&links, vxlan_port, mtu).await?;
         let plane_config = plane_config(config, uplinks, vxlan, pair);
         let plane = open::<P>(&plane_config)?;
         let address = SocketAddr::from((HOST_ADDR, 53));
-        let dns = Dns::start(address, Path::new(RESOLV_CONF)).await.map_err(NodeError::Dns)?;
-        info!(mode = plane.mode(), mtu, "dataplane up");
+        let dns = Dns::start(address, Path::new(RESOLV_CONF), tables.clone()).await;
+        let dns = dns.map_err(NodeError::Dns)?;
+        info!(uplinks = ?plane.modes(), mtu, "dataplane up");
+        if !has_ipv6(mtu) {
+            info!(mtu, "tasks have no IPv6: the kernel has none, or their links' MTU is too small for it");
+        }
         let rules_seen = Instant::now();
         Ok(Self { links, facts, plane, plane_config, dns, mtu, vxlan_port, rules_seen })
     }
 
-    /// Looks at the host again, and repairs what drifted; true if the dataplane was opened anew, or the node's
+    /// Looks at the host again, and repairs what drifted or is no more what the cluster has (`vxlan_port`); true if the dataplane was opened anew, or the node's
     /// addresses or the tasks' MTU changed.
     pub(super) async fn audit(
         &mut self,
         config: &Config,
-        vtep: Ipv4Addr,
-        table: &Table,
+        membership: &Membership,
+        vxlan_port: Option<u16>,
     ) -> Result<bool, NodeError> {
+        let vxlan_port = vxlan_port.unwrap_or(self.vxlan_port);
         let facts = self.links.facts().await?;
         let moved = facts.node_addresses() != self.facts.node_addresses();
         self.facts = facts;
-        let uplinks = match uplinks(&self.facts, &config.uplinks, vtep) {
-            Ok(uplinks) => uplinks,
+        let uplinks = match uplinks(&self.facts, &config.uplinks, membership) {
+            Ok(uplinks) => {
+                still_uplinks(&self.facts, &config.uplinks, membership, uplinks, &self.plane_config)
+            }
             // An uplink that lost its address for a while is still the one to wait for.
             Err(error) => {
                 warn!(%error, "the node has no uplink at the moment");
                 self.plane_config.uplinks.clone()
             }
         };
-        let mtu = overlay_mtu(&uplinks)?;
-        let vxlan_port = table.cluster.data_path_port;
-        let intact = vxlan_port == self.vxlan_port && self.links.node_devices_are_intact(mtu).await?;
+        let mtu = overlay_mtu(&uplinks, membership.data_path)?;
+        let intact =
+            vxlan_port == self.vxlan_port && self.links.node_devices_are_intact(&self.facts, mtu).await?;
         let (vxlan_ifindex, pair) = if intact {
-            let HostPair { host, peer } = self.pair();
-            (self.plane_config.vxlan_ifindex, HostPair { host, peer })
+            (self.plane_config.vxlan_ifindex, self.pair())
         } else {
             info!("repairing the node's network devices");
             devices(&self.links, vxlan_port, mtu).await?
@@ -129,7 +145,7 @@ impl<P: Plane> Setup<P> {
         if self.rules_seen.elapsed() >= RULES_AUDIT {
             self.rules_seen = Instant::now();
             if !self.links.rules_are_there().await? {
-                warn!("Shoal's netfilter table was removed or changed; installing it again");
+                warn!("Shoal's netfilter tables were removed or changed; installing them again");
                 self.links.ensure_rules(vxlan_port).await?;
             }
         }
@@ -147,6 +163,11 @@ impl<P: Plane> Setup<P> {
         Ok(moved || resized || !same)
     }
 
+    /// How tasks' links are made.
+    pub(super) fn link_plan(&self) -> LinkPlan {
+        LinkPlan { mtu: self.mtu, ipv6: has_ipv6(self.mtu) }
+    }
+
     fn pair(&self) -> HostPair {
         HostPair { host: self.plane_config.host_ifindex, peer: self.plane_config.host_peer_ifindex }
     }
@@ -159,28 +180,34 @@ impl<P: Plane> Setup<P> {
         if let Err(failures) = plane.uninstall() {
             errors.extend(failures.iter().map(|error| chain(error)));
         }
-        match links.facts().await {
-            Ok(facts) => {
-                for link in facts.links.iter().filter(|link| link.is_task_link()) {
-                    errors.extend(links.remove(link.ifindex).await.err().map(|error| chain(&error)));
-                }
-            }
-            Err(error) => errors.push(chain(&error)),
-        }
-        errors.extend(links.remove_node_devices().await.iter().map(|error| chain(error)));
+        errors.extend(remove_links(&links).await);
         errors
     }
 }
 
-/// Removes what a node that did not come up, or an earlier run of the agent, may have left.
-pub(super) async fn clear_away<P: Plane>(config: &Config) -> Vec<String> {
+/// Removes the tasks' links and the node's own devices and rules.
+async fn remove_links(links: &Links) -> Vec<String> {
     let mut errors = Vec::new();
-    if let Err(failures) = P::clear_away(&config.bpffs) {
+    match links.facts().await {
+        Ok(facts) => {
+            for link in facts.links.iter().filter(|link| link.is_task_link()) {
+                errors.extend(links.remove(link.ifindex).await.err().map(|error| chain(&error)));
+            }
+        }
+        Err(error) => errors.push(chain(&error)),
+    }
+    errors.extend(links.remove_node_devices().await.iter().map(|error| chain(error)));
+    errors
+}
+
+/// Removes what a node that did not come up, or an earlier run of the agent, may have left.
+pub(super) async fn clear_away<P: Plane>(bpffs: &Path) -> Vec<String> {
+    let mut errors = Vec::new();
+    if let Err(failures) = P::clear_away(bpffs) {
         errors.extend(failures.iter().map(|error| chain(error)));
     }
-    // Tasks' links have gone with the tasks.
     match Links::open() {
-        Ok(links) => errors.extend(links.remove_node_devices().await.iter().map(|error| chain(error))),
+        Ok(links) => errors.extend(remove_links(&links).await),
         Err(error) => errors.push(chain(&error)),
     }
     errors
@@ -211,27 +238,103 @@ fn plane_config(config: &Config, uplinks: Vec<Uplink>, vxlan: u32, pair: HostPai
     }
 }
 
-fn uplinks(facts: &Facts, names: &[String], vtep: Ipv4Addr) -> Result<Vec<Uplink>, NodeError> {
-    let found = facts.uplinks(names, vtep);
+/// Looks for the uplinks until they are there; what is missing at the end is the error.
+async fn wait_for_uplinks(
+    links: &Links,
+    names: &[String],
+    membership: &Membership,
+    patience: Duration,
+) -> Result<(Facts, Vec<Uplink>), NodeError> {
+    let started = Instant::now();
+    let mut said = None::<Instant>;
+    loop {
+        let facts = links.facts().await?;
+        let found = uplinks(&facts, names, membership);
+        let addressed = facts.holds(membership.data_path);
+        if (found.is_ok() && addressed) || started.elapsed() >= patience {
+            if !addressed && found.is_ok() {
+                warn!(addr = %membership.data_path, "no interface holds the VXLAN address; going on without it");
+            }
+            return found.map(|uplinks| (facts, uplinks));
+        }
+        if said.is_none_or(|said| said.elapsed() >= UPLINK_SAY) {
+            said = Some(Instant::now());
+            let left_s = patience.saturating_sub(started.elapsed()).as_secs();
+            if let Err(error) = &found {
+                info!(%error, left_s, "waiting for the uplink");
+            } else {
+                info!(addr = %membership.data_path, left_s, "waiting for the uplink's address");
+            }
+        }
+        sleep(UPLINK_POLL).await;
+    }
+}
+
+fn uplinks(facts: &Facts, names: &[String], membership: &Membership) -> Result<Vec<Uplink>, NodeError> {
+    let Membership { advertise, data_path, .. } = *membership;
+    let found = facts.uplinks(names, &[advertise, data_path]);
     if let Some(name) = names.iter().find(|name| !found.iter().any(|link| link.name == **name)) {
         return Err(NodeError::UnknownUplink { name: name.clone() });
     }
-    if found.is_empty() {
-        return Err(NodeError::NoUplink { addr: vtep });
+    if names.is_empty() && !facts.holds(data_path) {
+        return Err(NodeError::NoUplink { addr: data_path });
     }
-    let uplink = |link: &crate::links::LinkFact| Uplink {
+    Ok(found.into_iter().map(uplink).collect())
+}
+
+fn uplink(link: &LinkFact) -> Uplink {
+    Uplink {
         ifindex: link.ifindex,
         name: link.name.clone(),
         mtu: link.mtu,
         is_veth: link.is_veth,
-    };
-    Ok(found.into_iter().map(uplink).collect())
+        is_vlan: link.is_vlan,
+    }
 }
 
-fn overlay_mtu(uplinks: &[Uplink]) -> Result<u32, NodeError> {
+/// The uplinks `found`, and where none was named and the advertised address is nowhere at the moment, those that were
+/// uplinks before: one of them is about to have it again.
+fn still_uplinks(
+    facts: &Facts,
+    names: &[String],
+    membership: &Membership,
+    mut found: Vec<Uplink>,
+    before: &DataplaneConfig,
+) -> Vec<Uplink> {
+    if names.is_empty() && !facts.holds(membership.advertise) {
+        let was = |link: &&LinkFact| before.uplinks.iter().any(|uplink| uplink.ifindex == link.ifindex);
+        let is = |ifindex| found.iter().any(|uplink: &Uplink| uplink.ifindex == ifindex);
+        let lost: Vec<_> =
+            facts.links.iter().filter(was).filter(|link| !is(link.ifindex)).map(uplink).collect();
+        found.extend(lost);
+        found.sort_by_key(|uplink| uplink.ifindex);
+    }
+    found
+}
+
+fn overlay_mtu(uplinks: &[Uplink], vtep: IpAddr) -> Result<u32, NodeError> {
     let mtu = uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(1500);
-    match mtu.checked_sub(VXLAN_OVERHEAD) {
+    let overhead = vxlan_overhead(vtep);
+    match mtu.checked_sub(overhead) {
         Some(overlay) if overlay >= MTU_MIN => Ok(overlay.min(u32::from(u16::MAX))),
-        _ => Err(NodeError::SmallMtu { mtu }),
+        _ => Err(NodeError::SmallMtu { mtu, overhead }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overlays_mtu_is_what_the_smallest_uplink_leaves() {
+        let uplink = |mtu| Uplink { ifindex: 1, name: "e".to_owned(), mtu, is_veth: false, is_vlan: false };
+        let (v4, v6) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        assert_eq!(overlay_mtu(&[uplink(9000), uplink(1500)], v4).unwrap(), 1450);
+        assert_eq!(overlay_mtu(&[uplink(1500)], v6).unwrap(), 1430);
+        assert_eq!(overlay_mtu(&[uplink(65_536)], v4).unwrap(), 65_486);
+        assert!(matches!(
+            overlay_mtu(&[uplink(600)], v4),
+            Err(NodeError::SmallMtu { mtu: 600, overhead: 50 })
+        ));
     }
 }

@@ -4,19 +4,19 @@ use std::net::Ipv4Addr;
 
 use mesh_api::error::chain;
 use mesh_api::id::TaskId;
-use mesh_api::table::TaskState;
+use mesh_api::table::{Table, TaskState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::assign::{AssignError, assign};
+use super::assign::{AssignError, Assignment, assign};
 use super::driver::{End, Event, StopPlan};
 use super::plan::{Drain, Phase, TaskView};
 use super::plane::Plane;
 use super::setup::NodeError;
 use super::{Worker, status};
 use crate::dataplane::LocalEndpoint;
-use crate::links::{LinkError, Links};
+use crate::links::{LinkError, Links, TaskNetwork};
 use crate::runtime::layout::Exit;
 use crate::runtime::{Found, Running};
 
@@ -68,8 +68,11 @@ impl LocalTask {
 
 impl<P: Plane> Worker<P> {
     pub(super) fn start(&mut self, id: &TaskId) {
-        let Some(record) = self.table.tasks.get(id) else { return };
-        let assignment = match assign(&self.table, record, &self.config.hostname, self.setup.mtu) {
+        let (hostname, plan) = (&self.config.hostname, self.setup.link_plan());
+        let assigned =
+            self.with_table(|table| table.tasks.get(id).map(|record| assign(table, record, hostname, plan)));
+        let Some(assigned) = assigned.flatten() else { return };
+        let assignment = match assigned {
             Ok(assignment) => assignment,
             Err(error) => {
                 let state = match error {
@@ -107,7 +110,7 @@ impl<P: Plane> Worker<P> {
     }
 
     pub(super) fn drain(&mut self, id: &TaskId) {
-        let index = self.table.index;
+        let index = self.with_table(|table| table.index).unwrap_or_default();
         if let Some(task) = self.tasks.get_mut(id) {
             debug!(task = %id, index, "draining");
             task.view.drain = Some(Drain { index, since: Instant::now() });
@@ -223,16 +226,16 @@ impl<P: Plane> Worker<P> {
         self.report(reported);
     }
 
-    /// Takes on the tasks of an earlier run of the agent, and clears away what they left.
+    /// Takes on the tasks of an earlier run of the agent, and clears away what they left. Their links are still to be
+    /// refreshed.
     pub(super) async fn adopt(&mut self) -> Result<(), NodeError> {
-        for Found { file, state } in self.runtime.find()? {
+        let mut found = self.runtime.find()?;
+        self.adopt_aliases(&mut found);
+        for Found { file, state } in found {
             let id = file.task.clone();
             match state {
                 Ok(running) => {
                     let aliases: Vec<_> = file.endpoints.iter().map(|endpoint| endpoint.alias).collect();
-                    for alias in &aliases {
-                        self.aliases.adopt(*alias);
-                    }
                     let mut endpoints = Vec::new();
                     for endpoint in file.endpoints {
                         let Some(ifindex) = self.setup.links.index(&endpoint.link).await? else { break };
@@ -249,13 +252,33 @@ impl<P: Plane> Worker<P> {
                 }
                 Err(exit) => {
                     self.tasks.insert(id.clone(), LocalTask::ended());
-                    let told = self.table.tasks.get(&id).is_none_or(|task| task.desired.is_terminal());
+                    let is_told =
+                        |table: &Table| table.tasks.get(&id).is_none_or(|task| task.desired.is_terminal());
+                    let told = self.with_table(is_told).unwrap_or(true);
                     self.report_end(&id, End::Exited { exit, told });
                 }
             }
         }
         self.audit_links().await;
         Ok(())
+    }
+
+    /// Marks the aliases of running tasks as taken. One that an earlier version gave out and this one has another use
+    /// for is replaced: the dataplane translates by what it is told, and the task itself never sees its alias.
+    fn adopt_aliases(&mut self, found: &mut [Found]) {
+        let mut unfit = Vec::new();
+        for Found { file, state } in found {
+            for endpoint in file.endpoints.iter_mut().filter(|_| state.is_ok()) {
+                if !self.aliases.adopt(endpoint.alias) {
+                    unfit.push(&mut endpoint.alias);
+                }
+            }
+        }
+        for alias in unfit {
+            if let Some(free) = self.aliases.take() {
+                *alias = free;
+            }
+        }
     }
 
     fn adopt_running(
@@ -271,12 +294,7 @@ impl<P: Plane> Worker<P> {
         let mut task = LocalTask::new(Phase::Running, sender);
         task.pid = Some(running.pid());
         task.aliases = aliases;
-        for endpoint in &endpoints {
-            task.attached.push(endpoint.ifindex);
-            if let Err(error) = self.setup.plane.attach_endpoint(endpoint.ifindex) {
-                warn!(task = %id, error = &error as &dyn std::error::Error, "a task's link can't be attached to");
-            }
-        }
+        task.attached = endpoints.iter().map(|endpoint| endpoint.ifindex).collect();
         task.endpoints = endpoints;
         self.tasks.insert(id.clone(), task);
         tokio::spawn(self.drivers.clone().watch(id.clone(), running, plan, stop));
@@ -320,12 +338,12 @@ impl<P: Plane> Worker<P> {
         self.stop(id);
     }
 
-    /// Brings tasks' links to the MTU that the uplinks leave, and programs back to where they were attached.
+    /// Brings tasks' links to the MTU that the uplinks leave, and programs to where they are to be attached.
     pub(super) async fn refresh_links(&mut self) {
-        let mtu = self.setup.mtu;
+        let plan = self.setup.link_plan();
         for (id, task) in &self.tasks {
             for endpoint in &task.endpoints {
-                let resized = self.setup.links.set_mtu(endpoint.ifindex, mtu).await;
+                let resized = self.setup.links.set_mtu(endpoint.ifindex, plan.mtu).await;
                 let attached = self.setup.plane.attach_endpoint(endpoint.ifindex);
                 let errors =
                     [resized.err().map(|error| chain(&error)), attached.err().map(|error| chain(&error))];
@@ -333,17 +351,28 @@ impl<P: Plane> Worker<P> {
                     warn!(task = %id, error, "a task's link can't be brought up to date");
                 }
             }
-            if let Some(pid) = task.pid
-                && let Err(error) = resize_inside(pid, task.endpoints.len(), mtu).await
-            {
+            let Some(pid) = task.pid else { continue };
+            // Without the task's record, its links are only resized.
+            let assigned = self.with_table(|table| {
+                let record = table.tasks.get(id)?;
+                assign(table, record, &self.config.hostname, plan).ok()
+            });
+            let network = assigned.flatten().map(|Assignment { network, .. }| network);
+            if let Err(error) = refresh_inside(pid, task.endpoints.len(), plan.mtu, network).await {
                 warn!(task = %id, error = chain(&error), "a task's MTU can't be set");
             }
         }
     }
 }
 
-/// Sets the MTU of the links inside a task.
-async fn resize_inside(pid: u32, count: usize, mtu: u32) -> Result<(), LinkError> {
+/// Sets the MTU of the links inside a task, and configures them again: a link whose MTU was too small for IPv6 has
+/// lost its addresses.
+async fn refresh_inside(
+    pid: u32,
+    count: usize,
+    mtu: u32,
+    network: Option<TaskNetwork>,
+) -> Result<(), LinkError> {
     let netns = crate::sys::netns::Netns::of_pid(pid).map_err(|source| LinkError::Netns { pid, source })?;
     let links = Links::open_in(&netns)?;
     for number in 0..count {
@@ -351,5 +380,8 @@ async fn resize_inside(pid: u32, count: usize, mtu: u32) -> Result<(), LinkError
             links.set_mtu(index, mtu).await?;
         }
     }
-    Ok(())
+    match network {
+        Some(network) => links.configure_task(&netns, &network).await,
+        None => Ok(()),
+    }
 }

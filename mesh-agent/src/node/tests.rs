@@ -1,12 +1,12 @@
 //! The node's loop on real links and processes, with a dataplane that only takes notes.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Mutex;
 
 use hickory_server::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_server::proto::rr::{Name, RecordType};
-use mesh_api::table::{EndpointMode, Role, ServiceRecord, TaskRecord, VipRecord};
+use mesh_api::table::{BalancingRecord, EndpointMode, Role, ServiceRecord, TaskRecord, VipRecord};
 use tempfile::TempDir;
 
 use super::assign::tests::{table, task};
@@ -49,7 +49,7 @@ impl Plane for Fake {
         Ok(fake)
     }
 
-    fn apply(&mut self, _: &Table, local: &Local) -> Result<(), Self::Error> {
+    fn change(&mut self, _: &Table, _: &Touched, local: &Local) -> Result<(), Self::Error> {
         self.note(|notes| {
             let attached = |endpoint: &LocalEndpoint| notes.attached.contains(&endpoint.ifindex);
             assert!(
@@ -70,8 +70,8 @@ impl Plane for Fake {
         self.note(|notes| notes.attached.retain(|attached| *attached != ifindex));
     }
 
-    fn mode(&self) -> &'static str {
-        "fake"
+    fn modes(&self) -> Vec<(String, &'static str)> {
+        vec![("up0".to_owned(), "fake")]
     }
 
     fn uninstall(self) -> Result<(), Vec<Self::Error>> {
@@ -90,9 +90,11 @@ struct Host {
     _tasks: KillTasks,
     folder: TempDir,
     tables: watch::Sender<Option<Arc<Table>>>,
+    touched: Arc<Mutex<Touched>>,
     settled: watch::Sender<u64>,
     applied: watch::Sender<Option<u64>>,
     statuses: watch::Sender<Statuses>,
+    describe: Describe,
 }
 
 impl Host {
@@ -107,9 +109,11 @@ impl Host {
             _tasks: KillTasks(folder.path().join("tasks")),
             folder,
             tables: watch::channel(Some(Arc::new(table))).0,
+            touched: Arc::default(),
             settled: watch::channel(0).0,
             applied: watch::channel(None).0,
             statuses: watch::channel(Statuses::new()).0,
+            describe: Describe::new("here".to_owned()),
         }
     }
 
@@ -131,24 +135,30 @@ impl Host {
     }
 
     async fn try_start(&self) -> (Node, Result<(), NodeError>) {
-        let vtep = Ipv4Addr::new(192, 0, 2, 1);
+        self.start_at(UPLINK, Duration::ZERO).await
+    }
+
+    /// Starts a node that advertises `advertise`, and waits for its uplinks.
+    async fn start_at(&self, advertise: IpAddr, patience: Duration) -> (Node, Result<(), NodeError>) {
         let membership = Membership {
             cluster_id: "c".into(),
             node_id: "here".into(),
             role: Role::Worker,
-            advertise: vtep,
-            data_path: vtep,
+            advertise,
+            data_path: UPLINK,
             remotes: Vec::new(),
         };
         let inputs = NodeInputs {
             config: self.config(),
             membership,
             runtime: Runtime::new(self.folder.path().join("tasks"), program()),
-            describe: Describe::new("here".to_owned()),
+            describe: self.describe.clone(),
             tables: self.tables.subscribe(),
+            touched: Arc::clone(&self.touched),
             settled: self.settled.subscribe(),
             applied: self.applied.clone(),
             statuses: self.statuses.clone(),
+            patience,
         };
         let (node, ready) = Node::start::<Fake>(inputs);
         (node, ready.await.unwrap())
@@ -161,8 +171,16 @@ impl Host {
     fn change(&self, change: impl FnOnce(&mut Table)) {
         self.tables.send_modify(|table| {
             let table = Arc::make_mut(table.as_mut().unwrap());
+            let before = table.clone();
             table.index += 1;
             change(table);
+            // Of tables, the tests change the tasks alone.
+            let mut touched = self.touched.lock().unwrap();
+            for task in before.tasks.values().chain(table.tasks.values()) {
+                if before.tasks.get(&task.id) != table.tasks.get(&task.id) {
+                    touched.note_task(task);
+                }
+            }
         });
     }
 
@@ -177,6 +195,7 @@ impl Host {
     }
 }
 
+const UPLINK: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const T1: &str = "t1aaaaaaaaaaaaaaaaaaaaaaa";
 const T2: &str = "t2aaaaaaaaaaaaaaaaaaaaaaa";
 const T3: &str = "t3aaaaaaaaaaaaaaaaaaaaaaa";
@@ -185,6 +204,10 @@ fn with(tasks: impl IntoIterator<Item = TaskRecord>) -> Table {
     let mut table = table();
     table.tasks.extend(tasks.into_iter().map(|task| (task.id.clone(), task)));
     table
+}
+
+fn sysctl(name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap().trim().to_owned()
 }
 
 fn links() -> String {
@@ -202,12 +225,21 @@ fn a_task_is_started_drained_stopped_and_forgotten() {
 
         let local = host.notes().local.unwrap();
         let aliases: Vec<_> = local.endpoints.iter().map(|endpoint| endpoint.alias).collect();
-        assert_eq!(aliases, [Ipv4Addr::new(169, 254, 64, 2), Ipv4Addr::new(169, 254, 64, 3)]);
-        assert_eq!(local.addresses, [Ipv4Addr::new(192, 0, 2, 1)]);
+        assert_eq!(aliases, [Ipv4Addr::new(169, 254, 64, 3), Ipv4Addr::new(169, 254, 64, 4)]);
+        assert_eq!(local.addresses, [UPLINK]);
         let inside = run(&format!("nsenter --net=/proc/{pid}/ns/net ip -o address"));
         assert!(inside.contains("10.0.0.5/24") && inside.contains("10.0.1.5/24"), "{inside}");
         let routes = run(&format!("nsenter --net=/proc/{pid}/ns/net ip route"));
         assert!(routes.contains("default via 10.0.0.1 dev eth0"), "{routes}");
+        // `front` has no IPv6, and what has some has the addresses that it was given alone.
+        let inside = run(&format!("nsenter --net=/proc/{pid}/ns/net ip -6 -o address show scope global"));
+        assert!(inside.contains("eth0    inet6 fd00:1::a00:5/64"), "{inside}");
+        assert_eq!(inside.lines().count(), 1, "{inside}");
+        assert!(!inside.contains("tentative"), "{inside}");
+        let local = run(&format!("nsenter --net=/proc/{pid}/ns/net ip -6 -o address show scope link"));
+        assert_eq!(local, "");
+        let routes = run(&format!("nsenter --net=/proc/{pid}/ns/net ip -6 route"));
+        assert!(routes.contains("default via fd00:1::1 dev eth0"), "{routes}");
         let link = run(&format!("nsenter --net=/proc/{pid}/ns/net ip link show eth1"));
         assert!(link.contains("mtu 1450") && link.contains("02:42:0a:00:01:05"), "{link}");
 
@@ -228,6 +260,8 @@ fn a_task_is_started_drained_stopped_and_forgotten() {
 
         host.change(|table| table.tasks.clear());
         until("it is forgotten", || host.status(T1).is_none()).await;
+        let holders = || Arc::strong_count(host.tables.borrow().as_ref().unwrap());
+        until("nobody keeps the table, which a change would copy", || holders() == 1).await;
         assert!(!host.folder.path().join("tasks").join(T1).exists());
         assert!(node.tear_down().await.is_empty());
     });
@@ -302,8 +336,26 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
         }
         assert!(run("ip -d link show shoal-vxlan").contains("external"));
         assert!(run("ip -d link show shoal-vxlan").contains("dstport 4789"));
-        assert!(run("ip address show shoal0").contains("169.254.64.1/18"));
-        assert!(run("nft list table ip shoal").contains("masquerade"));
+        assert!(run("ip -d link show shoal-vxlan").contains(" udp6zerocsumrx"));
+        let addresses = run("ip -o address show shoal0");
+        assert!(
+            ["169.254.64.1/18", "fd73:686f:616c:1::1/64", "fe80::1/64"]
+                .iter()
+                .all(|addr| addresses.contains(addr)),
+            "{addresses}"
+        );
+        assert_eq!(addresses.lines().count(), 3, "{addresses}");
+        assert!(!addresses.contains("tentative"), "{addresses}");
+        for family in ["ip", "ip6"] {
+            assert!(run(&format!("nft list table {family} shoal")).contains("masquerade"));
+        }
+        assert_eq!(sysctl("ipv6/conf/all/forwarding"), "1");
+        assert_eq!(
+            sysctl("ipv6/conf/up0/accept_ra"),
+            "2",
+            "the host keeps the routes that it has from routers"
+        );
+        assert_eq!(host.describe.describe(UPLINK, UPLINK).dataplane, "up0=fake");
         let opened = host.notes().opened.len();
 
         run("ip link set up0 mtu 1400");
@@ -323,18 +375,26 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
                 && run("ip address show").contains("169.254.64.1/18")
         })
         .await;
-        run("nft flush ruleset");
-        until("the rules are back", || run("nft list ruleset").contains("masquerade")).await;
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
-        until("the host forwards", || {
-            std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim() == "1"
-        })
-        .await;
-        run("ip address add 192.0.2.77/24 dev up0");
-        until("the address counts as the node's", || {
-            host.notes().local.unwrap().addresses.contains(&Ipv4Addr::new(192, 0, 2, 77))
-        })
-        .await;
+        for flushed in ["nft flush ruleset", "nft delete table ip6 shoal"] {
+            run(flushed);
+            until("the rules are back", || run("nft list ruleset").matches("masquerade").count() == 2).await;
+        }
+        for forwards in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{forwards}"), "0").unwrap();
+            until("the host forwards", || sysctl(forwards) == "1").await;
+        }
+        for addr in ["fd73:686f:616c:1::1/64", "fe80::1/64"] {
+            run(&format!("ip address del {addr} dev shoal0"));
+            until("shoal0 has its IPv6 addresses", || run("ip address show shoal0").contains(addr)).await;
+        }
+        for addr in ["192.0.2.77/24", "2001:db8::77/64"] {
+            run(&format!("ip address add {addr} dev up0"));
+            let addr: ipnet::IpNet = addr.parse().unwrap();
+            until("the address counts as the node's", || {
+                host.notes().local.unwrap().addresses.contains(&addr.addr())
+            })
+            .await;
+        }
 
         assert!(node.tear_down().await.is_empty());
         assert!(!host.notes().installed);
@@ -397,6 +457,101 @@ fn a_host_without_the_address_or_the_uplink_says_so() {
     });
 }
 
+#[test]
+fn a_task_that_is_placed_here_later_is_started_and_one_that_is_placed_elsewhere_is_not() {
+    in_netns(|| async {
+        let host = Host::new(table());
+        let node = host.start().await.unwrap();
+        let elsewhere = TaskRecord { node: "there".into(), ..task(T2, "shoal/exec", &["true"], &[]) };
+        host.change(|table| drop(table.tasks.insert(T2.into(), elsewhere)));
+        host.change(|table| {
+            table.tasks.insert(T1.into(), task(T1, "shoal/exec", &["sleep", "1000"], &["front"]));
+        });
+        host.reaches(T1, TaskState::Running).await;
+        assert!(host.status(T2).is_none());
+        assert!(node.tear_down().await.is_empty());
+    });
+}
+
+#[test]
+fn ipv6_goes_with_an_mtu_that_is_too_small_for_it_and_comes_back_with_a_larger_one() {
+    in_netns(|| async {
+        let host = Host::new(with([task(T1, "shoal/exec", &["sleep", "1000"], &["ingress"])]));
+        let node = host.start().await.unwrap();
+        let pid = host.reaches(T1, TaskState::Running).await.pid.unwrap();
+        let has_ipv6 = || {
+            let inside = run(&format!("nsenter --net=/proc/{pid}/ns/net ip -6 address show eth0"));
+            let route = run(&format!("nsenter --net=/proc/{pid}/ns/net ip -6 route show default"));
+            let host = run("ip -6 address show shoal0");
+            let all = [inside.contains("fd00:1::a00:5"), !route.is_empty(), host.contains("fd73:")];
+            assert_eq!(
+                run(&format!("nsenter --net=/proc/{pid}/ns/net ip route show default")).lines().count(),
+                1
+            );
+            all
+        };
+        assert_eq!(has_ipv6(), [true; 3]);
+        run("ip link set up0 mtu 1300");
+        until("IPv6 is gone", || has_ipv6() == [false; 3]).await;
+        run("ip link set up0 mtu 1330");
+        until("the node is right at that MTU", || {
+            run(&format!("nsenter --net=/proc/{pid}/ns/net ip link show eth0")).contains("mtu 1280")
+        })
+        .await;
+        until("IPv6 is back", || has_ipv6() == [true; 3]).await;
+        assert!(node.tear_down().await.is_empty());
+    });
+}
+
+#[test]
+fn a_node_waits_for_its_uplinks_address_and_attaches_to_the_one_it_advertises_as_well() {
+    in_netns(|| async {
+        let host = Host::new(table());
+        run("ip address del 192.0.2.1/24 dev up0");
+        run("ip link add other0 type veth peer name other1");
+        run("ip address add 198.51.100.1/24 dev other0");
+        run("ip link set other0 up");
+        let starting = host.start_at("198.51.100.1".parse().unwrap(), Duration::from_mins(1));
+        let appears = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            assert!(host.notes().opened.is_empty(), "it waits");
+            run("ip address add 192.0.2.1/24 dev up0");
+        };
+        let ((node, came_up), ()) = tokio::join!(starting, appears);
+        came_up.unwrap();
+        let opened = host.notes().opened.pop().unwrap();
+        let mut uplinks: Vec<_> = opened.uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+        uplinks.sort_unstable();
+        assert_eq!(uplinks, ["other0", "up0"]);
+
+        // An address that is gone for a while takes no uplink with it.
+        run("ip address del 198.51.100.1/24 dev other0");
+        until("the address is no longer the node's", || host.notes().local.unwrap().addresses == [UPLINK])
+            .await;
+        assert_eq!(host.notes().opened.len(), 1);
+        assert!(node.tear_down().await.is_empty());
+    });
+}
+
+#[test]
+fn an_alias_that_an_earlier_version_gave_out_is_replaced() {
+    in_netns(|| async {
+        let host = Host::new(with([task(T1, "shoal/exec", &["sleep", "1000"], &["front", "back"])]));
+        let node = host.start().await.unwrap();
+        host.reaches(T1, TaskState::Running).await;
+        drop(node);
+        let path = host.folder.path().join("tasks").join(T1).join("task.json");
+        let file = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, file.replace("169.254.64.3", "169.254.64.2")).unwrap();
+
+        let node = host.start().await.unwrap();
+        let endpoints = host.notes().local.unwrap().endpoints;
+        let aliases: Vec<_> = endpoints.iter().map(|endpoint| endpoint.alias).collect();
+        assert_eq!(aliases, [Ipv4Addr::new(169, 254, 64, 5), Ipv4Addr::new(169, 254, 64, 4)]);
+        assert!(node.tear_down().await.is_empty());
+    });
+}
+
 /// Asks the node's name server from an alias, as the dataplane would make it look, and returns code and addresses.
 fn ask(alias: Ipv4Addr, name: &str, record_type: RecordType) -> (ResponseCode, Vec<String>) {
     let socket = UdpSocket::bind((alias, 0)).unwrap();
@@ -411,10 +566,17 @@ fn ask(alias: Ipv4Addr, name: &str, record_type: RecordType) -> (ResponseCode, V
     (answer.metadata.response_code, records.collect())
 }
 
+/// An IPv6 address as names of reverse lookups have it.
+fn nibbles(addr: &str) -> String {
+    let addr: std::net::Ipv6Addr = addr.parse().unwrap();
+    let digits = format!("{:032x}", addr.to_bits());
+    digits.chars().rev().map(String::from).collect::<Vec<_>>().join(".")
+}
+
 #[test]
 fn tasks_ask_for_names_by_their_aliases() {
     in_netns(|| async {
-        let mut table = with([task(T1, "shoal/exec", &["sleep", "1000"], &["front"])]);
+        let mut table = with([task(T1, "shoal/exec", &["sleep", "1000"], &["front", "back"])]);
         let vip = VipRecord { network: "front".into(), addr: Some([10, 0, 1, 2].into()), aliases: vec![] };
         let name = "db".to_owned();
         let service = ServiceRecord {
@@ -423,18 +585,22 @@ fn tasks_ask_for_names_by_their_aliases() {
             endpoint_mode: EndpointMode::Vip,
             vips: vec![vip],
             ports: vec![],
+            balancing: BalancingRecord::default(),
         };
         table.services.insert(service.id.clone(), service);
+        table.tasks.values_mut().for_each(|task| task.observed = TaskState::Running);
         let host = Host::new(table);
         let node = host.start().await.unwrap();
         host.reaches(T1, TaskState::Running).await;
         // The alias is a host's address here, since no BPF program translates.
-        run("ip address add 169.254.64.2/32 dev lo");
-        let alias = Ipv4Addr::new(169, 254, 64, 2);
+        run("ip address add 169.254.64.3/32 dev lo");
+        let alias = Ipv4Addr::new(169, 254, 64, 3);
         let asked = tokio::task::spawn_blocking(move || {
             [
                 ask(alias, "DB.", RecordType::A),
                 ask(alias, "db.", RecordType::AAAA),
+                ask(alias, "t1aaaaaaaaaa.", RecordType::AAAA),
+                ask(alias, &format!("{}.ip6.arpa.", nibbles("fd00:3::a00:205")), RecordType::PTR),
                 ask(alias, "tasks.nobody.", RecordType::A),
                 ask(alias, "2.1.0.10.in-addr.arpa.", RecordType::PTR),
                 ask(HOST_ADDR, "db.", RecordType::A),
@@ -443,6 +609,8 @@ fn tasks_ask_for_names_by_their_aliases() {
         let expected = [
             (ResponseCode::NoError, vec!["10.0.1.2".to_owned()]),
             (ResponseCode::NoError, vec![]),
+            (ResponseCode::NoError, vec!["fd00:3::a00:205".to_owned()]),
+            (ResponseCode::NoError, vec![format!("web.1.{T1}.")]),
             (ResponseCode::NXDomain, vec![]),
             (ResponseCode::NoError, vec!["db.".to_owned()]),
             (ResponseCode::Refused, vec![]),

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::*;
-use crate::links::{EndpointLink, Links, TaskAddress, TaskNetwork, host_link_name};
+use crate::links::{DefaultRoute, EndpointLink, Links, TaskAddress, TaskNetwork, host_link_name};
 use crate::sys::testing::{KillTasks, in_netns, program, run, until};
 
 const TASK: &str = "0123456789abcdefghijklmno";
@@ -80,8 +80,8 @@ impl Fixture {
         self.links.start_endpoint(index).await.unwrap();
         run(&format!("ip address add {GATEWAY}/24 dev {host_name}"));
         let network = TaskNetwork {
-            addresses: vec![TaskAddress { link: "eth0".to_owned(), addr: ADDR, prefix: 24 }],
-            default_route: Some((GATEWAY, "eth0".to_owned())),
+            addresses: vec![TaskAddress { link: "eth0".to_owned(), addr: ADDR.into(), prefix: 24 }],
+            default_routes: vec![DefaultRoute { gateway: GATEWAY.into(), link: "eth0".to_owned() }],
         };
         Links::open_in(&netns).unwrap().configure_task(&netns, &network).await.unwrap();
         prepared.start().await.unwrap()

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_api::codec::{CodecError, FrameReader, FrameWriter, MANAGER_FRAME_BYTES_MAX};
-use mesh_api::session::{AgentMessage, ManagerMessage, RefusalReason};
+use mesh_api::session::{AgentMessage, ManagerMessage, NodeDescription, RefusalReason};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
@@ -53,25 +53,34 @@ pub enum ConnectError {
     },
 }
 
+type Reader = FrameReader<OwnedReadHalf, ManagerMessage>;
+type Writer = FrameWriter<OwnedWriteHalf, AgentMessage>;
+
 /// An open session, after the greeting.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) remote: SocketAddr,
-    pub(crate) reader: FrameReader<OwnedReadHalf, ManagerMessage>,
-    pub(crate) writer: FrameWriter<OwnedWriteHalf, AgentMessage>,
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+    /// The host as it was described to the manager.
+    pub(crate) node: NodeDescription,
     /// `Joined` or `Resumed`.
     pub(crate) greeting: ManagerMessage,
 }
 
-/// Opens a session with the first of `remotes` that takes it. A refusal that every manager would repeat ends the search.
+/// Opens a session of the host `node` with the first of `remotes` that takes it. A refusal that every manager would repeat ends the search.
 pub(crate) async fn connect(
     remotes: &[SocketAddr],
-    hello: &AgentMessage,
+    node: NodeDescription,
+    hello: impl FnOnce(NodeDescription) -> AgentMessage,
 ) -> Result<Connection, ConnectError> {
+    let hello = hello(node.clone());
     let mut last = ConnectError::NoRemotes;
     for remote in remotes {
-        match connect_one(*remote, hello).await {
-            Ok(connection) => return Ok(connection),
+        match connect_one(*remote, &hello).await {
+            Ok((reader, writer, greeting)) => {
+                return Ok(Connection { remote: *remote, reader, writer, node, greeting });
+            }
             Err(error @ ConnectError::Refused { reason, .. }) if reason != RefusalReason::Unavailable => {
                 return Err(error);
             }
@@ -81,7 +90,10 @@ pub(crate) async fn connect(
     Err(last)
 }
 
-async fn connect_one(remote: SocketAddr, hello: &AgentMessage) -> Result<Connection, ConnectError> {
+async fn connect_one(
+    remote: SocketAddr,
+    hello: &AgentMessage,
+) -> Result<(Reader, Writer, ManagerMessage), ConnectError> {
     let stream = match timeout(STEP, TcpStream::connect(remote)).await {
         Ok(connected) => connected,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -101,9 +113,7 @@ async fn connect_one(remote: SocketAddr, hello: &AgentMessage) -> Result<Connect
         Ok(Err(source)) => return Err(ConnectError::Stream { remote, source }),
     };
     match greeting {
-        ManagerMessage::Joined { .. } | ManagerMessage::Resumed { .. } => {
-            Ok(Connection { remote, reader, writer, greeting })
-        }
+        ManagerMessage::Joined { .. } | ManagerMessage::Resumed { .. } => Ok((reader, writer, greeting)),
         ManagerMessage::Refused { reason, message } => Err(ConnectError::Refused { remote, reason, message }),
         _ => Err(ConnectError::Unexpected { remote }),
     }

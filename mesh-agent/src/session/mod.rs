@@ -4,16 +4,16 @@
 //! in (the index that the dataplane holds, the tasks' states) is said again to whichever manager listens next.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_api::codec::CodecError;
 use mesh_api::id::TaskId;
 use mesh_api::session::{
-    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, PROTOCOL_VERSION, RefusalReason, SESSION_TIMEOUT_MS,
-    TaskStatus,
+    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason,
+    SESSION_TIMEOUT_MS, TaskStatus,
 };
-use mesh_api::table::{DeltaGap, Table};
+use mesh_api::table::{Delta, DeltaGap, Role, Table};
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -21,14 +21,19 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
 mod connect;
+mod difference;
 mod store;
 
 pub use connect::ConnectError;
 pub(crate) use connect::{Connection, connect};
 pub use store::Membership;
-pub(crate) use store::{Credentials, Store, TableKeeper};
+use store::TableWriter;
+pub(crate) use store::{Credentials, Store};
 
+use self::difference::difference;
+use crate::dataplane::Touched;
 use crate::facts::Describe;
+use crate::sys::memory;
 
 const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_PERIOD_MS);
 const SILENCE: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
@@ -36,6 +41,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Messages read ahead of what they change.
 const READ_AHEAD: usize = 64;
+/// Differences of a table that are taken one by one, with what they touch planned anew.
+const DIFFERENCES_MAX: usize = 10_000;
 /// Task states in one message, far below the longest frame.
 const STATUSES_MAX: usize = 500;
 
@@ -56,8 +63,10 @@ pub enum SessionState {
 /// The node's ends of the session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// The last table.
+    /// The last table. While somebody else holds on to it, a change copies it.
     pub(crate) tables: watch::Receiver<Option<Arc<Table>>>,
+    /// What changed of it, for whom it is to be taken by: looked at while the table is borrowed, the two agree.
+    pub(crate) touched: Arc<Mutex<Touched>>,
     /// The table index that every live node has applied.
     pub(crate) settled: watch::Receiver<u64>,
     /// The table index that the dataplane holds.
@@ -75,8 +84,9 @@ struct Client {
     store: Store,
     credentials: Arc<Mutex<Credentials>>,
     describe: Describe,
-    table: Option<Arc<Table>>,
+    writer: TableWriter,
     tables: watch::Sender<Option<Arc<Table>>>,
+    touched: Arc<Mutex<Touched>>,
     settled: watch::Sender<u64>,
     applied: watch::Receiver<Option<u64>>,
     statuses: watch::Receiver<Statuses>,
@@ -114,16 +124,29 @@ impl Session {
         table: Option<Arc<Table>>,
         connection: Option<Connection>,
     ) -> Self {
-        let (tables, tables_rx) = watch::channel(table.clone());
+        let (tables, tables_rx) = watch::channel(table);
+        let touched = Arc::new(Mutex::new(Touched::all()));
         let (settled, settled_rx) = watch::channel(0);
         let (applied_tx, applied) = watch::channel(None);
         let (statuses_tx, statuses) = watch::channel(Statuses::new());
         let (leave_tx, leave) = watch::channel(false);
         let (state, state_rx) = watch::channel(SessionState::Disconnected("connecting".to_owned()));
-        let client =
-            Client { store, credentials, describe, table, tables, settled, applied, statuses, state, leave };
+        let client = Client {
+            writer: TableWriter::new(store.clone()),
+            store,
+            credentials,
+            describe,
+            tables,
+            touched: Arc::clone(&touched),
+            settled,
+            applied,
+            statuses,
+            state,
+            leave,
+        };
         Self {
             tables: tables_rx,
+            touched,
             settled: settled_rx,
             applied: applied_tx,
             statuses: statuses_tx,
@@ -140,6 +163,14 @@ impl Session {
         if timeout(HEARTBEAT, &mut self.task).await.is_err() {
             self.task.abort();
         }
+    }
+}
+
+impl Session {
+    /// Ends the session without a word to the managers.
+    pub(crate) async fn end(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 }
 
@@ -199,38 +230,43 @@ impl Client {
     }
 
     async fn resume(&mut self) -> Result<Connection, ConnectError> {
-        let (hello, remotes) = {
-            let credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
-            let Credentials { membership, secret } = &*credentials;
-            let hello = AgentMessage::Resume {
-                protocol: PROTOCOL_VERSION,
-                node_id: membership.node_id.clone(),
-                secret: secret.clone(),
-                node: self.describe.describe(membership.advertise, membership.data_path),
-            };
-            (hello, membership.remotes.clone())
-        };
-        let connection = connect(&remotes, &hello).await?;
+        let Credentials { membership, secret } = self.credentials().clone();
+        let (protocol, node_id) = (PROTOCOL_VERSION, membership.node_id);
+        let hello = |node| AgentMessage::Resume { protocol, node_id, secret, node };
+        let connection = connect(&membership.remotes, self.description(), hello).await?;
         let ManagerMessage::Resumed { role, .. } = connection.greeting else {
             return Err(ConnectError::Unexpected { remote: connection.remote });
         };
-        self.set_role(role);
+        self.set_role(role).await;
         Ok(connection)
     }
 
-    fn set_role(&self, role: mesh_api::table::Role) {
-        let mut credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
-        if credentials.membership.role == role {
-            return;
-        }
-        credentials.membership.role = role;
-        if let Err(error) = self.store.save_credentials(&credentials) {
+    fn credentials(&self) -> MutexGuard<'_, Credentials> {
+        self.credentials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host as it is now.
+    fn description(&self) -> NodeDescription {
+        let Membership { advertise, data_path, .. } = self.credentials().membership;
+        self.describe.describe(advertise, data_path)
+    }
+
+    async fn set_role(&self, role: Role) {
+        let changed = {
+            let mut credentials = self.credentials();
+            let former = std::mem::replace(&mut credentials.membership.role, role);
+            (former != role).then(|| credentials.clone())
+        };
+        let Some(credentials) = changed else { return };
+        let store = self.store.clone();
+        let saved = tokio::task::spawn_blocking(move || store.save_credentials(&credentials)).await;
+        if let Ok(Err(error)) = saved {
             warn!(%error, "the node's role can't be written to the state folder");
         }
     }
 
     async fn converse(&mut self, connection: Connection) -> SessionEnd {
-        let Connection { mut reader, mut writer, .. } = connection;
+        let Connection { mut reader, mut writer, node, remote: _, greeting: _ } = connection;
         let (sender, mut messages) = mpsc::channel(READ_AHEAD);
         // The reader is not cancel-safe, so it has a task of its own.
         let reading = AbortOnDrop(tokio::spawn(async move {
@@ -242,7 +278,9 @@ impl Client {
                 }
             }
         }));
-        let mut sent = Sent::default();
+        let mut sent = Sent::new(node);
+        let mut described = self.describe.watch();
+        described.mark_changed();
         self.applied.mark_changed();
         self.statuses.mark_changed();
         let mut heartbeat = interval(HEARTBEAT);
@@ -253,13 +291,14 @@ impl Client {
             let outgoing = tokio::select! {
                 message = messages.recv() => {
                     heard = Instant::now();
-                    match self.receive(message, &mut messages) {
+                    match self.receive(message, &mut messages).await {
                         Ok(()) => continue,
                         Err(end) => break end,
                     }
                 }
                 Ok(()) = self.applied.changed() => sent.applied(*self.applied.borrow_and_update()),
                 Ok(()) = self.statuses.changed() => sent.statuses(&self.statuses.borrow_and_update()),
+                Ok(()) = described.changed() => sent.description(self.description()),
                 _ = heartbeat.tick() => vec![AgentMessage::Alive],
                 () = tokio::time::sleep_until(heard + SILENCE) => break SessionEnd::Silent,
                 true = told(&mut leave) => {
@@ -283,8 +322,8 @@ impl Client {
         end
     }
 
-    /// Takes a message and those that wait behind it, so that a burst of deltas makes one new table.
-    fn receive(
+    /// Takes a message and those that wait behind it, so that a burst of deltas is told once.
+    async fn receive(
         &mut self,
         first: Option<Result<Option<ManagerMessage>, CodecError>>,
         messages: &mut mpsc::Receiver<Result<Option<ManagerMessage>, CodecError>>,
@@ -298,7 +337,7 @@ impl Client {
                 Some(Ok(None)) | None => break Err(SessionEnd::Closed),
                 Some(Err(error)) => break Err(error.into()),
             };
-            match self.take(message, &mut settled) {
+            match self.take(message, &mut settled).await {
                 Ok(table_changed) => changed |= table_changed,
                 Err(end) => break Err(end),
             }
@@ -308,7 +347,7 @@ impl Client {
             }
         };
         if changed {
-            self.tables.send_replace(self.table.clone());
+            self.tables.send_modify(|_| ());
         }
         if let Some(index) = settled {
             self.settled.send_replace(index);
@@ -317,20 +356,24 @@ impl Client {
     }
 
     /// Whether the table changed.
-    fn take(&mut self, message: ManagerMessage, settled: &mut Option<u64>) -> Result<bool, SessionEnd> {
+    async fn take(&mut self, message: ManagerMessage, settled: &mut Option<u64>) -> Result<bool, SessionEnd> {
         match message {
             ManagerMessage::Snapshot { table } => {
                 debug!(index = table.index, "snapshot");
-                self.table = Some(Arc::new(*table));
+                self.replace(*table).await;
                 Ok(true)
             }
-            ManagerMessage::Delta { delta } => match &mut self.table {
-                Some(table) => {
-                    Arc::make_mut(table).apply(delta)?;
-                    Ok(true)
+            ManagerMessage::Delta { delta } => {
+                let at = self.tables.borrow().as_ref().map(|table| table.index);
+                match at {
+                    Some(at) if at == delta.from => {
+                        self.change(delta).await;
+                        Ok(true)
+                    }
+                    Some(at) => Err(DeltaGap { at, from: delta.from }.into()),
+                    None => Err(SessionEnd::OutOfTurn),
                 }
-                None => Err(SessionEnd::OutOfTurn),
-            },
+            }
             ManagerMessage::Settled { index } => {
                 *settled = Some(index);
                 Ok(false)
@@ -340,16 +383,68 @@ impl Client {
             ManagerMessage::Joined { .. } | ManagerMessage::Resumed { .. } => Err(SessionEnd::OutOfTurn),
         }
     }
+
+    /// Takes a whole table: by its differences where they are few, as after a short absence, and else as it is.
+    async fn replace(&mut self, table: Table) {
+        let delta = self.tables.borrow().as_ref().map(|former| difference(former, &table));
+        if let Some(delta) = delta.filter(|delta| delta.changes.len() < DIFFERENCES_MAX) {
+            drop(table);
+            memory::trim();
+            return self.change(delta).await;
+        }
+        let table = Arc::new(table);
+        self.writer.write(Arc::clone(&table)).await;
+        self.tables.send_if_modified(|tables| {
+            *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Touched::all();
+            *tables = Some(table);
+            false
+        });
+    }
+
+    /// Makes a change that starts from the present table: on the disk first, since the dataplane must not be ahead of
+    /// what the next agent comes back with.
+    async fn change(&mut self, delta: Delta) {
+        if self.writer.wants_table() {
+            let table = self.tables.borrow().clone();
+            if let Some(table) = table {
+                self.writer.write(table).await;
+            }
+        }
+        self.writer.append(&delta);
+        self.tables.send_if_modified(|tables| {
+            if let Some(table) = tables {
+                let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+                delta.changes.iter().for_each(|change| touched.note(table, change));
+                // It starts where the table is, which has been looked at.
+                let _ = Arc::make_mut(table).apply(delta);
+            }
+            false
+        });
+    }
 }
 
 /// What has been said in this session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sent {
+    node: NodeDescription,
     applied: Option<u64>,
     statuses: Statuses,
 }
 
 impl Sent {
+    /// Of a session that began with the host described as `node`.
+    fn new(node: NodeDescription) -> Self {
+        Self { node, applied: None, statuses: Statuses::new() }
+    }
+
+    fn description(&mut self, node: NodeDescription) -> Vec<AgentMessage> {
+        if self.node == node {
+            return Vec::new();
+        }
+        self.node = node.clone();
+        vec![AgentMessage::Described { node }]
+    }
+
     fn applied(&mut self, applied: Option<u64>) -> Vec<AgentMessage> {
         match applied {
             Some(index) if self.applied != Some(index) => {

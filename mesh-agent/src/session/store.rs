@@ -1,24 +1,29 @@
 //! What the node remembers across restarts: its membership with its secret, and the last table.
+//!
+//! The table is a file of all of it and one of the deltas since. A delta is written before the dataplane hears of it, so
+//! that an agent that is killed comes back with no older table than its maps hold. It is not flushed to the disk: a host
+//! that loses power loses its maps as well.
 
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mesh_api::id::{ClusterId, NodeId};
-use mesh_api::table::{Role, Table};
+use mesh_api::table::{Delta, Role, Table};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::files;
+use crate::sys::memory;
 
-/// Between two writes of the table passes at least this many times what the last one took. An agent that is killed in
-/// between comes back with an older table than its maps hold, and takes them back for as long as the managers need to
-/// answer: so no longer than it has to be.
-const TABLE_PAUSE_FACTOR: u32 = 4;
+/// Bytes of deltas that are kept beside a table of any size before it is written again.
+const DELTAS_BYTES_MIN: u64 = 1 << 20;
+/// How long a table that could not be written is left at that.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// This node's place in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,9 +35,9 @@ pub struct Membership {
     /// Manager or worker, as the managers last said.
     pub role: Role,
     /// The address that the node advertises.
-    pub advertise: Ipv4Addr,
+    pub advertise: IpAddr,
     /// Its VXLAN address.
-    pub data_path: Ipv4Addr,
+    pub data_path: IpAddr,
     /// The managers that it knows.
     pub remotes: Vec<SocketAddr>,
 }
@@ -55,11 +60,13 @@ impl std::fmt::Debug for Credentials {
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     dir: PathBuf,
+    /// Whether tables may be written: a write that is on its way must not come after the host has left its cluster.
+    is_member: Arc<Mutex<bool>>,
 }
 
 impl Store {
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), is_member: Arc::new(Mutex::new(true)) }
     }
 
     fn membership(&self) -> PathBuf {
@@ -68,6 +75,11 @@ impl Store {
 
     fn table(&self) -> PathBuf {
         self.dir.join("table.json")
+    }
+
+    /// The deltas since the table was written, one a line.
+    fn deltas(&self) -> PathBuf {
+        self.dir.join("deltas.json")
     }
 
     /// The folder of the tasks' folders.
@@ -80,81 +92,136 @@ impl Store {
     }
 
     pub(crate) fn save_credentials(&self, credentials: &Credentials) -> io::Result<()> {
+        let mut is_member = self.is_member.lock().unwrap_or_else(PoisonError::into_inner);
         std::fs::create_dir_all(&self.dir)?;
-        files::write_json(&self.membership(), credentials, files::SECRET)
+        files::write_json(&self.membership(), credentials, files::SECRET)?;
+        *is_member = true;
+        Ok(())
     }
 
     /// The last table; none where it can't be read, since the managers have it.
     pub(crate) fn load_table(&self) -> Option<Table> {
-        files::read_json(&self.table()).unwrap_or_else(|error| {
+        let table = files::read_json(&self.table()).unwrap_or_else(|error| {
             warn!(file = %self.table().display(), %error, "the last table can't be read");
             None
-        })
+        });
+        let mut table: Table = table?;
+        let deltas = File::open(self.deltas()).map(BufReader::new);
+        for line in deltas.into_iter().flat_map(BufReader::lines) {
+            // The agent, or the host, may have ended amid the last one.
+            let delta = line.ok().and_then(|line| serde_json::from_str::<Delta>(&line).ok());
+            let Some(delta) = delta else { break };
+            // Those that the table has already are left by an agent that ended before it removed them.
+            if delta.from >= table.index && table.apply(delta).is_err() {
+                break;
+            }
+        }
+        Some(table)
     }
 
-    /// Task specifications hold environments, and these secrets.
-    pub(crate) fn save_table(&self, table: &Table) -> io::Result<()> {
-        files::write_json(&self.table(), table, files::SECRET)
+    /// Writes all of the table, which makes the deltas so far useless; returns its size in bytes. Nothing is written once
+    /// the membership is forgotten. Task specifications hold environments, and these secrets.
+    fn save_table(&self, table: &Table) -> io::Result<u64> {
+        let is_member = self.is_member.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_member {
+            files::write_json(&self.table(), table, files::SECRET)?;
+            files::remove(&self.deltas())?;
+        }
+        std::fs::metadata(self.table()).map(|metadata| metadata.len())
     }
 
     /// Forgets the membership and the table.
     pub(crate) fn forget(&self) -> Vec<io::Error> {
-        let removed = [self.membership(), self.table()].map(|path| files::remove(&path));
+        let mut is_member = self.is_member.lock().unwrap_or_else(PoisonError::into_inner);
+        *is_member = false;
+        let removed = [self.membership(), self.table(), self.deltas()].map(|path| files::remove(&path));
         removed.into_iter().filter_map(Result::err).collect()
     }
-
-    /// Writes the tables that come, leaving out those that others replace meanwhile.
-    pub(crate) fn keep_tables(self, tables: watch::Receiver<Option<Arc<Table>>>) -> TableKeeper {
-        let (stop, stopped) = oneshot::channel();
-        TableKeeper { stop, task: tokio::spawn(keep(self, tables, stopped)) }
-    }
 }
 
-/// What writes tables as they come; it ends with the sender of tables, and when dropped.
+/// Writes the table and its deltas as they come.
 #[derive(Debug)]
-pub(crate) struct TableKeeper {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
-}
-
-impl TableKeeper {
-    /// Ends it; nothing is written any more once this returns.
-    pub(crate) async fn stop(self) {
-        drop(self.stop);
-        // Not aborted: a write that is on its way would go on without it.
-        let _ = self.task.await;
-    }
-}
-
-async fn keep(
+pub(super) struct TableWriter {
     store: Store,
-    mut tables: watch::Receiver<Option<Arc<Table>>>,
-    mut stop: oneshot::Receiver<()>,
-) {
-    loop {
-        tokio::select! {
-            changed = tables.changed() => if changed.is_err() { return },
-            _ = &mut stop => return,
-        }
-        let started = Instant::now();
-        let Some(table) = tables.borrow_and_update().clone() else { continue };
-        let store = store.clone();
-        match tokio::task::spawn_blocking(move || store.save_table(&table)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "the table can't be written to the state folder"),
-            // The runtime is shutting down.
-            Err(_) => return,
-        }
-        tokio::select! {
-            () = tokio::time::sleep(started.elapsed() * TABLE_PAUSE_FACTOR) => {}
-            _ = &mut stop => return,
+    /// The file of deltas. Without one, the whole table is to be written first.
+    deltas: Option<File>,
+    deltas_bytes: u64,
+    table_bytes: u64,
+    /// When the whole table could not be written.
+    failed: Option<Instant>,
+}
+
+impl TableWriter {
+    /// For what `store` holds.
+    pub(super) fn new(store: Store) -> Self {
+        let size = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.len()).ok();
+        // Deltas that are there may break off in the middle: what comes after them would not be read.
+        let is_fresh = size(&store.deltas()).is_none_or(|bytes| bytes == 0);
+        let table_bytes = size(&store.table()).filter(|_| is_fresh);
+        let deltas = table_bytes.and_then(|_| open(&store.deltas()).ok());
+        Self { store, deltas, deltas_bytes: 0, table_bytes: table_bytes.unwrap_or_default(), failed: None }
+    }
+
+    /// Writes a delta: at once, into the system's memory.
+    pub(super) fn append(&mut self, delta: &Delta) {
+        let Some(file) = &mut self.deltas else { return };
+        let written = serde_json::to_vec(delta).map_err(io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            file.write_all(&line)?;
+            Ok(line.len() as u64)
+        });
+        match written {
+            Ok(bytes) => self.deltas_bytes += bytes,
+            Err(error) => {
+                warn!(%error, "a change of the table can't be written to the state folder");
+                self.deltas = None;
+            }
         }
     }
+
+    /// Whether the whole table is to be written before the next delta: for lack of a file to add it to, or because that
+    /// has outgrown the table.
+    pub(super) fn wants_table(&self) -> bool {
+        match &self.deltas {
+            Some(_) => self.deltas_bytes > self.table_bytes.max(DELTAS_BYTES_MIN),
+            None => self.failed.is_none_or(|failed| failed.elapsed() >= RETRY),
+        }
+    }
+
+    /// Writes the whole table.
+    pub(super) async fn write(&mut self, table: Arc<Table>) {
+        let store = self.store.clone();
+        self.deltas = None;
+        let written = tokio::task::spawn_blocking(move || {
+            let bytes = store.save_table(&table)?;
+            // Its text was larger than it is.
+            memory::trim();
+            Ok::<_, io::Error>((bytes, open(&store.deltas())?))
+        });
+        match written.await {
+            Ok(Ok((bytes, deltas))) => {
+                (self.table_bytes, self.deltas_bytes, self.deltas) = (bytes, 0, Some(deltas));
+            }
+            Ok(Err(error)) => {
+                warn!(%error, "the table can't be written to the state folder");
+                self.failed = Some(Instant::now());
+            }
+            // The runtime is shutting down.
+            Err(_) => {}
+        }
+    }
+}
+
+/// The file of deltas, to add to.
+fn open(deltas: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(files::SECRET).open(deltas)
 }
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::table::ClusterRecord;
+    use std::net::Ipv4Addr;
+
+    use mesh_api::table::{Change, ClusterRecord, ReturnPath};
 
     use super::*;
 
@@ -163,11 +230,25 @@ mod tests {
             cluster_id: "c".into(),
             node_id: "n".into(),
             role: Role::Worker,
-            advertise: Ipv4Addr::new(192, 0, 2, 1),
-            data_path: Ipv4Addr::new(192, 0, 2, 2),
+            advertise: Ipv4Addr::new(192, 0, 2, 1).into(),
+            data_path: Ipv4Addr::new(192, 0, 2, 2).into(),
             remotes: vec!["192.0.2.9:2377".parse().unwrap()],
         };
         Credentials { membership, secret: "s".to_owned() }
+    }
+
+    fn cluster(hash_seed: u64) -> ClusterRecord {
+        let (data_path_port, return_path) = (4789, ReturnPath::Tunnel);
+        ClusterRecord { id: "c".into(), hash_seed, data_path_port, return_path }
+    }
+
+    /// A table that was changed `index` times.
+    fn table(index: u64) -> Table {
+        Table { index, ..Table::new(cluster(index)) }
+    }
+
+    fn delta(from: u64) -> Delta {
+        Delta { from, to: from + 1, changes: vec![Change::Cluster(cluster(from + 1))] }
     }
 
     #[test]
@@ -176,30 +257,97 @@ mod tests {
         let store = Store::new(&folder.path().join("state"));
         assert!(store.load_credentials().unwrap().is_none());
         store.save_credentials(&credentials()).unwrap();
-        let table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 7, data_path_port: 4789 });
-        store.save_table(&table).unwrap();
+        store.save_table(&table(7)).unwrap();
         assert_eq!(store.load_credentials().unwrap().unwrap().membership, credentials().membership);
-        assert_eq!(store.load_table(), Some(table));
+        assert_eq!(store.load_table(), Some(table(7)));
         assert!(store.forget().is_empty());
         assert!(store.load_credentials().unwrap().is_none());
         assert!(store.load_table().is_none());
     }
 
     #[tokio::test]
-    async fn a_keeper_that_was_stopped_writes_no_more() {
+    async fn deltas_are_loaded_with_the_table_that_they_follow() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path());
-        let table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 7, data_path_port: 4789 });
-        for _ in 0..50 {
-            let (tables, receiver) = watch::channel(None);
-            let keeper = store.clone().keep_tables(receiver);
-            tables.send_replace(Some(Arc::new(table.clone())));
-            // Far enough for a write to be on its way.
-            tokio::task::yield_now().await;
-            keeper.stop().await;
-            assert!(store.forget().is_empty());
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let mut writer = TableWriter::new(store.clone());
+        assert!(writer.wants_table());
+        writer.write(Arc::new(table(5))).await;
+        assert!(!writer.wants_table());
+        for from in [5, 6] {
+            writer.append(&delta(from));
+        }
+        assert_eq!(store.load_table(), Some(table(7)));
+
+        // The next agent begins with the whole table, whatever the last line looks like.
+        let mut file = open(&store.deltas()).unwrap();
+        file.write_all(b"{\"from\":7").unwrap();
+        assert_eq!(store.load_table(), Some(table(7)));
+        let mut writer = TableWriter::new(store.clone());
+        assert!(writer.wants_table());
+        writer.write(Arc::new(table(7))).await;
+        writer.append(&delta(7));
+        assert_eq!(store.load_table(), Some(table(8)));
+    }
+
+    #[tokio::test]
+    async fn deltas_that_the_table_has_already_change_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let mut writer = TableWriter::new(store.clone());
+        writer.write(Arc::new(table(5))).await;
+        for from in [5, 6] {
+            writer.append(&delta(from));
+        }
+        files::write_json(&store.table(), &table(6), files::SECRET).unwrap();
+        assert_eq!(store.load_table(), Some(table(7)));
+    }
+
+    #[tokio::test]
+    async fn many_deltas_ask_for_the_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let mut writer = TableWriter::new(store.clone());
+        writer.write(Arc::new(table(0))).await;
+        let mut deltas = (0..).map(delta);
+        while !writer.wants_table() {
+            writer.append(&deltas.next().unwrap());
+        }
+        let written = deltas.next().unwrap().from;
+        assert!(written > 1000, "{written}");
+        assert_eq!(store.load_table(), Some(table(written)));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_once_the_membership_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let mut writer = TableWriter::new(store.clone());
+        assert!(store.forget().is_empty());
+        writer.write(Arc::new(table(1))).await;
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        store.save_credentials(&credentials()).unwrap();
+        writer.failed = None;
+        writer.write(Arc::new(table(1))).await;
+        assert_eq!(store.load_table(), Some(table(1)));
+    }
+
+    #[test]
+    fn the_membership_is_read_as_it_was_first_written_and_in_both_families() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let file = |addr: &str, remote: &str| {
+            format!(
+                r#"{{"membership":{{"cluster_id":"c","node_id":"n","role":"worker","advertise":"{addr}","data_path":"{addr}","remotes":["{remote}"]}},"secret":"s"}}"#
+            )
+        };
+        for (addr, remote) in [("192.0.2.1", "192.0.2.9:2377"), ("2001:db8::1", "[2001:db8::9]:2377")] {
+            let text = file(addr, remote);
+            std::fs::write(store.membership(), &text).unwrap();
+            let credentials = store.load_credentials().unwrap().unwrap();
+            let addr: IpAddr = addr.parse().unwrap();
+            assert_eq!([credentials.membership.advertise, credentials.membership.data_path], [addr; 2]);
+            store.save_credentials(&credentials).unwrap();
+            assert_eq!(std::fs::read_to_string(store.membership()).unwrap(), text);
         }
     }
 

@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
-use mesh_api::table::{Change, ClusterRecord, Delta, NodeRecord, NodeState, Role, TaskState};
+use mesh_api::table::{
+    Change, ClusterRecord, Delta, NodeRecord, NodeState, ReturnPath, Role, ServiceRecord, TaskState,
+};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -42,12 +44,13 @@ impl Peer {
 }
 
 fn table(index: u64) -> Table {
-    let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port: 4789 };
+    let (data_path_port, return_path) = (4789, ReturnPath::Tunnel);
+    let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path };
     Table { index, ..Table::new(cluster) }
 }
 
 fn node() -> NodeRecord {
-    let vtep = Ipv4Addr::new(192, 0, 2, 1);
+    let vtep = Ipv4Addr::new(192, 0, 2, 1).into();
     NodeRecord { id: "n".into(), hostname: "h".to_owned(), role: Role::Worker, vtep, state: NodeState::Ready }
 }
 
@@ -57,18 +60,21 @@ fn status(state: TaskState) -> TaskStatus {
 }
 
 async fn start() -> (Session, TcpListener, tempfile::TempDir) {
+    start_as(Describe::new("h".to_owned())).await
+}
+
+async fn start_as(describe: Describe) -> (Session, TcpListener, tempfile::TempDir) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let membership = Membership {
         cluster_id: "c".into(),
         node_id: "n".into(),
         role: Role::Worker,
-        advertise: Ipv4Addr::LOCALHOST,
-        data_path: Ipv4Addr::LOCALHOST,
+        advertise: Ipv4Addr::LOCALHOST.into(),
+        data_path: Ipv4Addr::LOCALHOST.into(),
         remotes: vec![listener.local_addr().unwrap()],
     };
     let credentials = Arc::new(Mutex::new(Credentials { membership, secret: "s".to_owned() }));
-    let describe = Describe::new("h".to_owned());
     let session = Session::start(Store::new(folder.path()), credentials, describe, None, None);
     (session, listener, folder)
 }
@@ -99,6 +105,49 @@ async fn snapshots_and_deltas_make_the_table_and_a_gap_starts_over() {
     index_becomes(&mut session, 10).await;
 }
 
+fn service(id: &str) -> ServiceRecord {
+    ServiceRecord {
+        id: id.into(),
+        name: id.to_owned(),
+        endpoint_mode: mesh_api::table::EndpointMode::Vip,
+        vips: Vec::new(),
+        ports: Vec::new(),
+        balancing: mesh_api::table::BalancingRecord::default(),
+    }
+}
+
+#[tokio::test]
+async fn what_changed_is_told_and_on_the_disk_before_the_table_is_handed_on() {
+    let (mut session, listener, folder) = start().await;
+    let store = Store::new(folder.path());
+    let touched = |session: &Session| std::mem::take(&mut *session.touched.lock().unwrap());
+    let mut manager = Peer::accept(&listener).await;
+    manager.resume().await;
+    manager.send(ManagerMessage::Snapshot { table: Box::new(table(5)) }).await;
+    index_becomes(&mut session, 5).await;
+    assert_eq!(store.load_table(), Some(table(5)));
+    assert!(touched(&session).all);
+
+    let changes = vec![Change::Service(service("a"))];
+    manager.send(ManagerMessage::Delta { delta: Delta { from: 5, to: 6, changes } }).await;
+    index_becomes(&mut session, 6).await;
+    assert_eq!(store.load_table(), session.tables.borrow().as_deref().cloned());
+    let of_service = Touched { services: ["a".into()].into(), ..Touched::default() };
+    assert_eq!(touched(&session), of_service);
+    drop(manager);
+
+    // What the next manager has is taken by its differences.
+    let mut manager = Peer::accept(&listener).await;
+    manager.resume().await;
+    let same = session.tables.borrow().as_deref().cloned().unwrap();
+    let mut next = Table { index: 9, ..same };
+    next.services.insert("b".into(), service("b"));
+    manager.send(ManagerMessage::Snapshot { table: Box::new(next.clone()) }).await;
+    index_becomes(&mut session, 9).await;
+    assert_eq!(store.load_table(), Some(next));
+    assert_eq!(touched(&session), Touched { services: ["b".into()].into(), ..Touched::default() });
+}
+
 #[tokio::test]
 async fn what_was_said_is_said_again_to_the_next_manager() {
     let (session, listener, _folder) = start().await;
@@ -122,6 +171,33 @@ async fn what_was_said_is_said_again_to_the_next_manager() {
     manager.resume().await;
     let said = [manager.next().await.unwrap(), manager.next().await.unwrap()];
     assert!(said.contains(&AgentMessage::Applied { index: 8 }) && said.contains(&running), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_host_that_changes_is_described_anew() {
+    let describe = Describe::new("h".to_owned());
+    let (session, listener, _folder) = start_as(describe.clone()).await;
+    let mut manager = Peer::accept(&listener).await;
+    manager.resume().await;
+    let addr = Ipv4Addr::LOCALHOST.into();
+    for mode in ["xdp-generic", "tc"] {
+        describe.set_dataplane(&[("eth0".to_owned(), mode)]);
+        let node = describe.describe(addr, addr);
+        assert_eq!(node.dataplane, format!("eth0={mode}"));
+        assert_eq!(manager.next().await, Some(AgentMessage::Described { node }));
+    }
+    // The same again is not worth a message.
+    describe.set_dataplane(&[("eth0".to_owned(), "tc")]);
+    session.applied.send_replace(Some(1));
+    assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 1 }));
+    drop(manager);
+
+    // The next manager is told in the greeting, and not once more.
+    let mut manager = Peer::accept(&listener).await;
+    let Some(AgentMessage::Resume { node, .. }) = manager.next().await else { panic!("not resumed") };
+    assert_eq!(node, describe.describe(addr, addr));
+    manager.send(ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker }).await;
+    assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 1 }));
 }
 
 #[tokio::test]

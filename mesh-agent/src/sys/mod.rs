@@ -3,9 +3,14 @@
 //!
 //! Small functions that are safe to call; no policy.
 
+pub mod bpf;
+pub mod clock;
 pub mod limits;
+pub mod link;
+pub mod memory;
 pub mod netns;
 pub mod pidfd;
 pub mod process;
+pub mod test_run;
 #[cfg(test)]
 pub(crate) mod testing;

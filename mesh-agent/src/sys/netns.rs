@@ -5,9 +5,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::thread;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// An open network namespace; it lives at least as long as this does.
@@ -60,10 +62,42 @@ impl AsFd for Netns {
     }
 }
 
+/// What BPF programs know the calling thread's namespace by; never 0. `ENOPROTOOPT` before kernel 5.14.
+pub fn cookie() -> io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    let (value, fd) = ((&raw mut cookie).cast(), socket.as_raw_fd());
+    // SAFETY: the kernel writes no more than `len` bytes to the value; both live through the call.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut len) };
+    Errno::result(result)?;
+    Ok(cookie)
+}
+
 /// Runs `work` on a thread that ends with it.
 pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("shoal-ns".to_owned()).spawn_scoped(scope, work)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_one_cookie_and_another_has_another() {
+        let ours = cookie().unwrap();
+        assert_ne!(ours, 0);
+        assert_eq!(cookie().unwrap(), ours);
+        if !nix::unistd::Uid::effective().is_root() {
+            let _ = io::stdout().write_all(b"\nSKIP: a fresh namespace needs root\n");
+            return;
+        }
+        assert_ne!(Netns::fresh().unwrap().run(cookie).unwrap(), ours);
+    }
 }

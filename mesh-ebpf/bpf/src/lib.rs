@@ -10,8 +10,11 @@
 
 pub mod act;
 pub mod bounds;
+pub mod hook;
 pub mod maps;
 pub mod next_hop;
+pub mod reuse;
+pub mod socket;
 pub mod tc;
 pub mod xdp;
 

@@ -1,45 +1,98 @@
-//! Where a peer's packets go next: the host's routes and neighbours, asked once a second and peer.
+//! Where a packet goes next: the host's routes and neighbours; for another node, asked once a second.
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+};
 use aya_ebpf::helpers::generated;
+use mesh_common::addr::{Address, Ip6};
 use mesh_common::be::Be32;
 use mesh_common::map::{NEXT_HOP_TTL_NS, Peer};
 use mesh_datapath::tables::Tables as _;
 
-use crate::maps::{Maps, update_peer};
+use crate::maps::{Maps, now_ns, update_peer};
 
-/// `AF_INET`.
-pub const AF_INET: u8 = 2;
-
-/// Shortest IPv4 packet, bytes.
-const MIN_LEN: u16 = 20;
+/// Any length that surely fits: it makes the kernel report the route's MTU.
+const SHORT: u16 = 20;
 
 /// What the host's routes say of a destination.
-pub struct Route {
+pub struct Route<A> {
     /// The interface.
     pub ifindex: u32,
     /// The next hop's address: the destination itself, or a gateway.
-    pub next_hop: Be32,
+    pub next_hop: A,
     /// The next hop's and the interface's Ethernet addresses, if the neighbour is resolved.
     pub frame: Option<([u8; 6], [u8; 6])>,
     /// MTU of the route, bytes.
     pub mtu: u16,
 }
 
+/// A family as the kernel's route helpers take it.
+pub trait Routed: Address {
+    /// `AF_INET` or `AF_INET6`.
+    const AF: u8;
+
+    /// Writes the ends of a packet.
+    fn ask(params: &mut bpf_fib_lookup, src: Self, dst: Self);
+    /// Reads the next hop.
+    fn answer(params: &bpf_fib_lookup) -> Self;
+    /// Writes the next hop of a redirect.
+    fn redirect(params: &mut bpf_redir_neigh, next_hop: Self);
+}
+
+impl Routed for Be32 {
+    const AF: u8 = 2;
+
+    #[inline(always)]
+    fn ask(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        params.__bindgen_anon_3.ipv4_src = src.raw();
+        params.__bindgen_anon_4.ipv4_dst = dst.raw();
+    }
+
+    #[inline(always)]
+    fn answer(params: &bpf_fib_lookup) -> Self {
+        // SAFETY: Every bit pattern is an address.
+        Self::from_bytes(unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn redirect(params: &mut bpf_redir_neigh, next_hop: Self) {
+        params.__bindgen_anon_1.ipv4_nh = next_hop.raw();
+    }
+}
+
+impl Routed for Ip6 {
+    const AF: u8 = 10;
+
+    #[inline(always)]
+    fn ask(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        params.__bindgen_anon_3.ipv6_src = src.0.map(Be32::raw);
+        params.__bindgen_anon_4.ipv6_dst = dst.0.map(Be32::raw);
+    }
+
+    #[inline(always)]
+    fn answer(params: &bpf_fib_lookup) -> Self {
+        // SAFETY: Every bit pattern is an address.
+        let words = unsafe { params.__bindgen_anon_4.ipv6_dst };
+        Self(words.map(|word| Be32::from_bytes(word.to_ne_bytes())))
+    }
+
+    #[inline(always)]
+    fn redirect(params: &mut bpf_redir_neigh, next_hop: Self) {
+        params.__bindgen_anon_1.ipv6_nh = next_hop.0.map(Be32::raw);
+    }
+}
+
 /// Asks the host's routes, as for a packet from `src` to `dst` that came in by `ifindex`.
 #[inline(always)]
-pub fn route(ctx: *mut c_void, ifindex: u32, src: Be32, dst: Be32) -> Option<Route> {
+pub fn route<A: Routed>(ctx: *mut c_void, ifindex: u32, src: A, dst: A) -> Option<Route<A>> {
     // SAFETY: All-zero bytes are a value of this C struct.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    params.family = AF_INET;
+    params.family = A::AF;
     params.ifindex = ifindex;
-    // Any length that surely fits: it makes the kernel report the route's MTU.
-    params.__bindgen_anon_1.tot_len = MIN_LEN;
-    params.__bindgen_anon_3.ipv4_src = src.raw();
-    params.__bindgen_anon_4.ipv4_dst = dst.raw();
+    params.__bindgen_anon_1.tot_len = SHORT;
+    A::ask(&mut params, src, dst);
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: The context is the program's own, and the parameters outlive the call.
     let result = unsafe { generated::bpf_fib_lookup(ctx, &raw mut params, size, 0) };
@@ -50,8 +103,7 @@ pub fn route(ctx: *mut c_void, ifindex: u32, src: Be32, dst: Be32) -> Option<Rou
     };
     Some(Route {
         ifindex: params.ifindex,
-        // SAFETY: Every bit pattern is an address.
-        next_hop: Be32::from_bytes(unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes()),
+        next_hop: A::answer(&params),
         frame,
         // SAFETY: Every bit pattern is a number.
         mtu: unsafe { params.__bindgen_anon_1.mtu_result },
@@ -60,24 +112,30 @@ pub fn route(ctx: *mut c_void, ifindex: u32, src: Be32, dst: Be32) -> Option<Rou
 
 /// The peer in `slot` with its next hop; `None` while the neighbour is unresolved, or without a route.
 #[inline(always)]
-pub fn resolve(ctx: *mut c_void, ifindex: u32, slot: u32, vtep: Be32) -> Option<Peer> {
+pub fn resolve(ctx: *mut c_void, ifindex: u32, slot: u32, vtep: Ip6) -> Option<Peer> {
     let peer = *Maps.peer(slot)?;
-    // SAFETY: A plain helper call.
-    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    if now_ns < peer.expires_ns {
+    if now_ns() < peer.expires_ns {
         return Some(peer);
     }
-    let route = route(ctx, ifindex, vtep, peer.vtep)?;
-    let (next_hop, source) = route.frame?;
-    let peer = Peer {
-        expires_ns: now_ns + NEXT_HOP_TTL_NS,
-        vtep: peer.vtep,
-        ifindex: route.ifindex,
-        next_hop,
-        source,
-        mtu: route.mtu,
-        reserved: 0,
+    ask_again(ctx, ifindex, slot, vtep, peer)
+}
+
+/// [`resolve`], once the next hop has expired.
+#[inline(always)]
+fn ask_again(ctx: *mut c_void, ifindex: u32, slot: u32, vtep: Ip6, peer: Peer) -> Option<Peer> {
+    let (ifindex, frame, mtu) = match (vtep.to_mapped(), peer.vtep.to_mapped()) {
+        (Some(src), Some(dst)) => {
+            let Route { ifindex, frame, mtu, .. } = route(ctx, ifindex, src, dst)?;
+            (ifindex, frame, mtu)
+        }
+        _ => {
+            let Route { ifindex, frame, mtu, .. } = route(ctx, ifindex, vtep, peer.vtep)?;
+            (ifindex, frame, mtu)
+        }
     };
+    let (next_hop, source) = frame?;
+    let expires_ns = now_ns() + NEXT_HOP_TTL_NS;
+    let peer = Peer { expires_ns, vtep: peer.vtep, ifindex, next_hop, source, mtu, ..Peer::default() };
     update_peer(slot, &peer);
     Some(peer)
 }

@@ -1,19 +1,25 @@
 //! The TC context as a packet.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key,
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key,
 };
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_update, bpf_skb_load_bytes};
 use aya_ebpf::helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 use aya_ebpf::programs::TcContext;
+use mesh_common::addr::Ip6;
 use mesh_common::be::Be32;
+use mesh_common::counter::Counter;
+use mesh_common::map::EXAMPLE_PERIOD_NS;
 use mesh_datapath::overlay::Arrival;
-use mesh_datapath::packet::{Fault, Field, Packet, Rewrite};
+use mesh_datapath::packet::{Fault, Field, Packet, Rewrite, Store};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::bounds;
+use crate::maps;
 
-/// How much of a packet's front must be readable at once: Ethernet, the longest IPv4 header, TCP's.
-const HEADERS_MAX: u32 = 14 + 60 + 20;
+/// How much of a packet's front must be readable at once: Ethernet, the longest IPv4 header, ICMP's, and as much of the
+/// packet that it quotes. (Or Ethernet, IPv6, some extension headers, TCP's.)
+const HEADERS_MAX: u32 = 14 + 60 + 8 + 60 + 20;
 /// `PACKET_HOST`: addressed to the host that has it.
 const PACKET_HOST: u32 = 0;
 /// Hop limit of outer headers.
@@ -38,6 +44,12 @@ impl Skb {
         skb
     }
 
+    /// The packet of a program's context, in another function of the program.
+    #[inline(always)]
+    pub fn again(skb: *mut __sk_buff) -> Self {
+        Self { ctx: TcContext::new(skb) }
+    }
+
     /// The interface that the program runs on.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
@@ -45,38 +57,70 @@ impl Skb {
         unsafe { (*self.raw()).ifindex }
     }
 
-    /// Tunnel metadata of a packet from the VXLAN device.
+    /// Tunnel metadata of a packet from the VXLAN device, on an underlay of the family of `vtep`.
     #[inline(always)]
-    pub fn arrival(&self) -> Option<Arrival> {
+    pub fn arrival(&self, vtep: Ip6) -> Option<Arrival> {
         // SAFETY: All-zero bytes are a value of this C struct.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         let size = size_of::<bpf_tunnel_key>() as u32;
+        let ipv4 = vtep.to_mapped().is_some();
+        let flags = if ipv4 { 0 } else { u64::from(BPF_F_TUNINFO_IPV6) };
         // SAFETY: The context is the program's own, and the key outlives the call.
-        if unsafe { bpf_skb_get_tunnel_key(self.raw(), &raw mut key, size, 0) } != 0 {
+        if unsafe { bpf_skb_get_tunnel_key(self.raw(), &raw mut key, size, flags) } != 0 {
             return None;
         }
         // SAFETY: Every bit pattern is an address.
-        let vtep = Be32::new(unsafe { key.__bindgen_anon_1.remote_ipv4 });
+        let vtep = unsafe {
+            if ipv4 {
+                Ip6::mapped(Be32::new(key.__bindgen_anon_1.remote_ipv4))
+            } else {
+                Ip6(key.__bindgen_anon_1.remote_ipv6.map(|word| Be32::from_bytes(word.to_ne_bytes())))
+            }
+        };
         Some(Arrival { vni: key.tunnel_id, vtep })
     }
 
     /// Sets where the VXLAN device is to send the packet.
     #[inline(always)]
-    pub fn set_tunnel(&mut self, vni: u32, local: Be32, remote: Be32, tos: u8) -> Result<(), Fault> {
+    pub fn set_tunnel(&mut self, vni: u32, local: Ip6, remote: Ip6, tos: u8) -> Result<(), Fault> {
         // SAFETY: All-zero bytes are a value of this C struct.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         key.tunnel_id = vni;
         key.tunnel_ttl = TUNNEL_TTL;
         key.tunnel_tos = tos;
-        key.__bindgen_anon_1.remote_ipv4 = remote.get();
-        key.__bindgen_anon_3.local_ipv4 = local.get();
+        let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
+        if let (Some(local), Some(remote)) = (local.to_mapped(), remote.to_mapped()) {
+            key.__bindgen_anon_1.remote_ipv4 = remote.get();
+            key.__bindgen_anon_3.local_ipv4 = local.get();
+        } else {
+            key.__bindgen_anon_1.remote_ipv6 = remote.0.map(Be32::raw);
+            key.__bindgen_anon_3.local_ipv6 = local.0.map(Be32::raw);
+            flags |= u64::from(BPF_F_TUNINFO_IPV6);
+        }
         let size = size_of::<bpf_tunnel_key>() as u32;
-        let flags = u64::from(BPF_F_ZERO_CSUM_TX);
         // SAFETY: The context is the program's own, and the key outlives the call.
         match unsafe { bpf_skb_set_tunnel_key(self.raw(), &raw mut key, size, flags) } {
             0 => Ok(()),
             _ => Err(Fault),
         }
+    }
+
+    /// Keeps the packet's beginning as the last example of a counter, unless there is a young one.
+    #[inline(never)]
+    pub fn exemplify(&self, counter: Counter) {
+        let Some(example) = maps::example(counter, EXAMPLE_PERIOD_NS) else { return };
+        let len = self.ctx.len();
+        // Not zero, which the helper doesn't take.
+        let head_len = bounds::forgotten(len).clamp(1, size_of_val(&example.head) as u32);
+        example.counter = counter as u32;
+        example.ifindex = self.ifindex();
+        example.len = len;
+        example.head_len = head_len;
+        // SAFETY: `head` has room for `head_len` bytes, and the context is the program's own.
+        unsafe {
+            bpf_skb_load_bytes(self.raw().cast(), 0, (&raw mut example.head).cast(), head_len);
+        }
+        maps::tell(example);
     }
 
     /// Makes the packet one that the stack behind the next interface takes as its own.
@@ -89,7 +133,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn raw(&self) -> *mut __sk_buff {
+    pub(crate) fn raw(&self) -> *mut __sk_buff {
         self.ctx.skb.skb
     }
 }
@@ -104,17 +148,25 @@ impl Packet for Skb {
     fn load<T: FromBytes + Immutable + KnownLayout + Copy>(&self, offset: usize) -> Option<T> {
         let at = bounds::at::<T>(self.ctx.data(), self.ctx.data_end(), offset)?;
         // SAFETY: The bytes are inside the packet's readable part, and any bytes are a `T`.
-        Some(unsafe { at.read_unaligned() })
+        Some(unsafe { bounds::read(at) })
+    }
+
+    #[inline(always)]
+    fn segment_len(&self) -> u32 {
+        // SAFETY: The context is valid while the program runs.
+        unsafe { (*self.raw()).gso_size }
     }
 }
 
-impl Rewrite for Skb {
+impl Store for Skb {
     #[inline(always)]
     fn store<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Result<(), Fault> {
         // The checksums are patched beside, so the helper needn't.
         self.ctx.store(offset, value, 0).map_err(|_| Fault)
     }
+}
 
+impl Rewrite for Skb {
     #[inline(always)]
     fn patch_ip_checksum(&mut self, offset: usize, from: u32, to: u32) -> Result<(), Fault> {
         self.ctx.l3_csum_replace(offset, u64::from(from), u64::from(to), 4).map_err(|_| Fault)
@@ -138,4 +190,33 @@ impl Rewrite for Skb {
         }
         self.ctx.l4_csum_replace(offset, u64::from(from), u64::from(to), flags).map_err(|_| Fault)
     }
+
+    #[inline(always)]
+    fn patch_l4_address6(&mut self, offset: usize, from: &Ip6, to: &Ip6, udp: bool) -> Result<(), Fault> {
+        let mut flags = u64::from(BPF_F_PSEUDO_HDR);
+        if udp {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        let difference = difference(from, to);
+        self.ctx.l4_csum_replace(offset, 0, u64::from(difference), flags).map_err(|_| Fault)?;
+        // The helper takes the difference off the sum that a driver may have given for the whole packet, as if an IPv4
+        // header's checksum had changed as well. IPv6 has none, so the sum is what it was.
+        // SAFETY: The context is the program's own.
+        unsafe { bpf_csum_update(self.raw(), difference) };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn patch_l4_payload6(&mut self, offset: usize, from: &Ip6, to: &Ip6) -> Result<(), Fault> {
+        self.ctx.l4_csum_replace(offset, 0, u64::from(difference(from, to)), 0).map_err(|_| Fault)
+    }
+}
+
+/// What `to` adds to a checksum beside `from`.
+#[inline(always)]
+fn difference(from: &Ip6, to: &Ip6) -> u32 {
+    let len = size_of::<Ip6>() as u32;
+    let (from, to) = ((&raw const *from).cast_mut().cast(), (&raw const *to).cast_mut().cast());
+    // SAFETY: The helper reads `len` bytes of both.
+    unsafe { bpf_csum_diff(from, len, to, len, 0) as u32 }
 }

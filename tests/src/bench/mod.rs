@@ -1,39 +1,48 @@
 //! Benchmarks of what needs the packet harness; `cargo xtask bench` runs them and shows their figures.
 
+pub mod churn;
+pub mod cluster;
 pub mod dataplane;
+pub mod node;
 
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-/// The measurements of one case.
+/// What a figure counts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Nanoseconds.
+    Ns,
+    /// Milliseconds.
+    Ms,
+    /// 10^6 bytes.
+    Mb,
+}
+
+/// The measurements of one case, one a round.
 #[derive(Debug, Clone, Serialize)]
 pub struct Case {
     /// What was measured.
     #[serde(rename = "case")]
-    pub name: String,
-    /// The unit of the figures.
-    pub unit: &'static str,
-    /// Median over the runs.
-    pub median: f64,
-    /// Least of the runs.
-    pub min: f64,
-    /// Greatest of the runs.
-    pub max: f64,
-    /// How many runs.
-    pub runs: usize,
+    pub name: &'static str,
+    /// The unit of the samples.
+    pub unit: Unit,
+    /// The measurements, in the order in which they were made.
+    pub samples: Vec<f64>,
 }
 
 impl Case {
-    /// The figures of `samples`, of which there must be one.
-    pub fn new(name: &str, unit: &'static str, mut samples: Vec<f64>) -> Self {
-        samples.sort_by(f64::total_cmp);
-        let runs = samples.len();
-        Self {
-            name: name.to_owned(),
-            unit,
-            median: samples[runs / 2],
-            min: samples[0],
-            max: samples[runs - 1],
-            runs,
-        }
+    /// Nothing measured yet.
+    pub fn new(name: &'static str, unit: Unit) -> Self {
+        Self { name, unit, samples: Vec::new() }
     }
+}
+
+/// CPU time in user and kernel mode that this process or this thread has had.
+fn cpu_time(clock: ClockId) -> Result<Duration> {
+    Ok(clock_gettime(clock).context("no clock of CPU time")?.into())
 }

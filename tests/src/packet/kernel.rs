@@ -7,64 +7,81 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
-use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use mesh_agent::dataplane::object::{self, Maps, Programs};
+use mesh_agent::dataplane::contents::{Changes as Writes, Contents};
+use mesh_agent::dataplane::maps::Maps;
+use mesh_agent::dataplane::object::{self, Programs};
+use mesh_common::addr::Ip6;
+use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
-use mesh_common::map::{Flow, FlowKey, Peer};
+use mesh_common::map::{
+    BUDGET_PER_S, BUDGETS_MAX, Budget, Flow, FlowKey, FragmentKey, FragmentPorts, Peer, Sent,
+};
+use nix::time::{ClockId, clock_gettime};
 
-use super::world::{CLIENT, CLIENT_ROUTE, N1, World};
-use super::{Hook, Outcome};
+use super::entries::{
+    Changes, Entries, Held, Place, changes, lift_flow, lift_fragment, lift_key, lower_flow, lower_fragment,
+    lower_key,
+};
+use super::family::{Family, Side};
+use super::world::{CLIENT, CLIENT_ROUTE, N1, NOWHERE, ROUTER, World};
+use super::{Fixture, Hook, Outcome};
 
 /// The probe programs' object.
 static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shoal.bpf.o"));
 
-/// Entries of the flow table in tests.
+/// Entries of the flow tables in tests.
 const FLOWS_MAX: u32 = 262_144;
+/// How often a fixture is run in search of a run within one second.
+const ATTEMPTS: usize = 10;
 /// Longest packet that comes back, bytes.
 const OUTPUT_MAX: usize = 4096;
 /// Bytes of `struct __sk_buff`, and offsets in it.
 const SKB_LEN: usize = 192;
 const SKB_IFINDEX: usize = 40;
 const SKB_CB: usize = 48;
+const SKB_GSO_SIZE: usize = 176;
 
 /// The programs and maps.
 pub struct Kernel {
     /// The agent's programs.
-    pub programs: Programs,
+    programs: Programs,
     /// The probe programs.
-    pub probe: Ebpf,
+    probe: Ebpf,
     maps: Maps,
+    /// What `maps` hold.
+    held: Contents,
     peers: Array<MapData, Peer>,
-    flows: HashMap<MapData, FlowKey, Flow>,
+    v4: Written<Be32>,
+    v6: Written<Ip6>,
     counters: PerCpuArray<MapData, u64>,
+    budgets: PerCpuArray<MapData, Budget>,
 }
 
-/// What one program run said.
-#[derive(Debug, Clone, Copy)]
-pub struct Run {
-    /// The program's return value.
-    pub code: u32,
-    /// Mean time of a run, ns.
-    pub ns: u32,
+/// What the programs write for one family.
+struct Written<A: Side + aya::Pod> {
+    sent: HashMap<MapData, FlowKey<A>, Sent>,
+    opening: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    established: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    fragments: HashMap<MapData, FragmentKey<A>, FragmentPorts>,
 }
 
 impl Kernel {
     /// Loads everything, in new namespaces of the calling thread. Fails without root, or in a build without BPF.
     pub fn new() -> Result<Self> {
         let folder = enter_namespaces()?;
-        let (programs, maps) = object::load(&folder, FLOWS_MAX).context("loading the agent's programs")?;
+        let programs = Programs::load(&folder, FLOWS_MAX).context("loading the agent's programs")?;
         if PROBE.is_empty() {
             bail!("built without the probe programs: run `cargo xtask setup`");
         }
-        let mut probe = EbpfLoader::new()
-            .default_map_pin_directory(&folder)
-            .map_max_entries("shoal_flows", FLOWS_MAX)
-            .load(PROBE)
-            .context("loading the probe programs")?;
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(&folder);
+        let mut probe = loader.load(PROBE).context("loading the probe programs")?;
         for (name, program) in probe.programs_mut() {
             match program {
                 Program::Xdp(program) => program.load(),
@@ -73,71 +90,80 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        let pinned =
-            |name: &str| MapData::from_pin(folder.join(name)).with_context(|| format!("opening {name}"));
         Ok(Self {
             programs,
             probe,
-            maps,
-            peers: Map::Array(pinned("shoal_peers")?).try_into()?,
-            flows: Map::LruHashMap(pinned("shoal_flows")?).try_into()?,
-            counters: Map::PerCpuArray(pinned("shoal_counters")?).try_into()?,
+            maps: Maps::open(&folder)?,
+            held: Contents::default(),
+            peers: Map::Array(pinned(&folder, "shoal_peers")?).try_into()?,
+            v4: Written::open(&folder, 4)?,
+            v6: Written::open(&folder, 6)?,
+            counters: Map::PerCpuArray(pinned(&folder, "shoal_counters")?).try_into()?,
+            budgets: Map::PerCpuArray(pinned(&folder, "shoal_budgets")?).try_into()?,
         })
     }
 
-    /// Writes a world's contents into the maps.
-    pub fn set_up(&mut self, world: &World) -> Result<()> {
-        self.maps.write(&world.config, &world.contents)?;
+    /// Writes a world into the maps; times in it count from `now_s`.
+    fn set_up(&mut self, world: &World, now_s: u32) -> Result<()> {
+        let contents = world.contents();
+        self.maps.write(&Writes::between(self.held.clone(), contents.clone()), &world.places)?;
+        self.maps.configure(&world.config())?;
+        self.held = contents;
         for (slot, peer) in world.peers() {
             self.peers.set(slot, peer, 0)?;
         }
-        for key in self.flows.keys().collect::<Result<Vec<_>, _>>()? {
-            self.flows.remove(&key)?;
-        }
-        for (key, flow) in &world.flows {
-            self.flows.insert(key, flow, 0)?;
-        }
-        let zeros = vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        self.v4.set(&world.known, now_s)?;
+        self.v6.set(&world.known, now_s)?;
+        let since_ns = now()?.as_nanos() as u64;
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         for counter in Counter::ALL {
-            self.counters.set(*counter as u32, PerCpuValues::try_from(zeros.clone())?, 0)?;
+            self.counters.set(*counter as u32, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        }
+        for budget in 0..BUDGETS_MAX {
+            let spent = if world.spent.contains(&budget) { BUDGET_PER_S } else { 0 };
+            let value = Budget { since_ns, spent };
+            self.budgets.set(budget, PerCpuValues::try_from(vec![value; cpus])?, 0)?;
         }
         Ok(())
     }
 
-    /// What the kernel makes of a packet: return value, bytes, counters that moved, flows that changed.
-    pub fn run(&mut self, hook: Hook, world: &World, input: &[u8]) -> Result<(u32, KernelOutcome)> {
-        self.set_up(world)?;
+    /// What the kernel makes of a fixture's packet: return value, bytes, counters that moved, entries that changed.
+    pub fn run(&mut self, fixture: &Fixture) -> Result<(u32, KernelOutcome)> {
+        for _ in 0..ATTEMPTS {
+            let now_s = now()?.as_secs() as u32;
+            let ended = self.run_at(fixture, now_s)?;
+            // Otherwise, nobody can tell which of the two seconds a stamp is of.
+            if now()?.as_secs() as u32 == now_s {
+                return Ok(ended);
+            }
+        }
+        bail!("{}: no run within one second", fixture.name)
+    }
+
+    fn run_at(&mut self, fixture: &Fixture, now_s: u32) -> Result<(u32, KernelOutcome)> {
+        self.set_up(&fixture.world, now_s)?;
+        let before = fixture.world.known.iter().map(|(place, held)| (*place, held.at(now_s))).collect();
         let mut output = vec![0; OUTPUT_MAX];
-        let context = skb_context(hook);
-        let mut options =
-            TestRunOptions { data_in: Some(input), data_out: Some(&mut output), ..TestRunOptions::new() };
-        let result = if hook == Hook::UplinkXdp {
+        let context = skb_context(fixture);
+        let mut options = TestRunOptions {
+            data_in: Some(&fixture.input),
+            data_out: Some(&mut output),
+            ..TestRunOptions::new()
+        };
+        let result = if fixture.hook == Hook::UplinkXdp {
             self.programs.xdp()?.test_run(options)?
         } else {
             options.ctx_in = Some(&context);
-            self.classifier(hook)?.test_run(options)?
+            self.classifier(fixture.hook)?.test_run(options)?
         };
         output.truncate(result.data_size_out as usize);
-        let outcome = KernelOutcome {
-            output,
-            counters: self.counters()?,
-            flows: super::host::changed(&world.flows, &self.flows.iter().collect::<Result<_, _>>()?),
-        };
-        Ok((result.return_value, outcome))
+        let after = self.v4.entries()?.into_iter().chain(self.v6.entries()?).collect();
+        let changes = changes(&before, &after).into_iter();
+        let changes = changes.map(|(place, held)| (place, held.map(|held| held.since(now_s)))).collect();
+        Ok((result.return_value, KernelOutcome { output, counters: self.counters()?, changes }))
     }
 
-    /// Runs an XDP program of the probe, or the agent's if `name` is `uplink_xdp`, on a packet many times.
-    pub fn repeat(&mut self, name: &'static str, input: &[u8], repeat: u32) -> Result<Run> {
-        let options = TestRunOptions { data_in: Some(input), repeat, ..TestRunOptions::new() };
-        let program: &mut Xdp = match self.probe.program_mut(name) {
-            Some(program) => program.try_into()?,
-            None => self.programs.xdp()?,
-        };
-        let result = program.test_run(options)?;
-        Ok(Run { code: result.return_value, ns: result.duration.as_nanos() as u32 })
-    }
-
-    /// How much of every program the verifier walked, instructions.
+    /// How much of every program of the agent the verifier walked, instructions.
     pub fn verified_instructions(&mut self) -> Result<BTreeMap<String, u32>> {
         let mut verified = BTreeMap::new();
         for (name, program) in self.programs.ebpf().programs() {
@@ -152,7 +178,7 @@ impl Kernel {
             Hook::Uplink | Hook::UplinkXdp => self.programs.classifier(object::UPLINK_INGRESS)?,
             Hook::Task(_) => self.programs.classifier(object::FROM_TASK)?,
             Hook::Host => self.programs.classifier(object::FROM_HOST)?,
-            Hook::Overlay(_) => {
+            Hook::Overlay { .. } => {
                 self.probe.program_mut("probe_overlay").context("no probe_overlay")?.try_into()?
             }
         })
@@ -170,18 +196,96 @@ impl Kernel {
     }
 }
 
+impl<A: Side + aya::Pod> Written<A> {
+    fn open(folder: &Path, family: u8) -> Result<Self> {
+        let table = |name| pinned(folder, &format!("shoal_{name}{family}")).map(Map::LruHashMap);
+        Ok(Self {
+            sent: table("sent")?.try_into()?,
+            opening: table("opening")?.try_into()?,
+            established: table("flows")?.try_into()?,
+            fragments: table("frags")?.try_into()?,
+        })
+    }
+
+    /// Makes the tables hold the entries of this family, with times that count from `now_s`, and nothing else.
+    fn set(&mut self, entries: &Entries, now_s: u32) -> Result<()> {
+        clear(&mut self.sent)?;
+        clear(&mut self.opening)?;
+        clear(&mut self.established)?;
+        clear(&mut self.fragments)?;
+        for (place, held) in entries {
+            match (place, held.at(now_s)) {
+                (Place::Sent(key), Held::Sent(sent)) if A::is_of(key.dst) => {
+                    self.sent.insert(lower_key(key), sent, 0)?;
+                }
+                (Place::Opening(key), Held::Flow(flow)) if A::is_of(key.dst) => {
+                    self.opening.insert(lower_key(key), lower_flow(&flow), 0)?;
+                }
+                (Place::Established(key), Held::Flow(flow)) if A::is_of(key.dst) => {
+                    self.established.insert(lower_key(key), lower_flow(&flow), 0)?;
+                }
+                (Place::Fragment(key), Held::Fragment(ports)) if A::is_of(key.dst) => {
+                    self.fragments.insert(lower_fragment(key), ports, 0)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Result<Entries> {
+        let mut entries = Entries::new();
+        for entry in &self.sent {
+            let (key, sent) = entry?;
+            entries.insert(Place::Sent(lift_key(&key)), Held::Sent(sent));
+        }
+        for entry in &self.opening {
+            let (key, flow) = entry?;
+            entries.insert(Place::Opening(lift_key(&key)), Held::Flow(lift_flow(&flow)));
+        }
+        for entry in &self.established {
+            let (key, flow) = entry?;
+            entries.insert(Place::Established(lift_key(&key)), Held::Flow(lift_flow(&flow)));
+        }
+        for entry in &self.fragments {
+            let (key, ports) = entry?;
+            entries.insert(Place::Fragment(lift_fragment(&key)), Held::Fragment(ports));
+        }
+        Ok(entries)
+    }
+}
+
+fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
+    for key in map.keys().collect::<Result<Vec<_>, _>>()? {
+        map.remove(&key)?;
+    }
+    Ok(())
+}
+
+fn pinned(folder: &Path, name: &str) -> Result<MapData> {
+    MapData::from_pin(folder.join(name)).with_context(|| format!("opening {name}"))
+}
+
+/// Now, on the clock that programs read.
+fn now() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?.into())
+}
+
 /// The `struct __sk_buff` that a packet comes with at a hook.
-fn skb_context(hook: Hook) -> [u8; SKB_LEN] {
+fn skb_context(fixture: &Fixture) -> [u8; SKB_LEN] {
     let mut context = [0; SKB_LEN];
     let mut set = |offset: usize, value: u32| context[offset..][..4].copy_from_slice(&value.to_ne_bytes());
-    match hook {
+    match fixture.hook {
         Hook::Task(ifindex) => set(SKB_IFINDEX, ifindex),
-        Hook::Overlay(arrival) => {
-            set(SKB_CB, arrival.vni);
-            set(SKB_CB + 4, arrival.vtep.get());
+        Hook::Overlay { vni, from } => {
+            set(SKB_CB, vni);
+            for (i, word) in fixture.world.vtep(from).0.iter().enumerate() {
+                set(SKB_CB + 4 + 4 * i, word.get());
+            }
         }
         Hook::UplinkXdp | Hook::Uplink | Hook::Host => {}
     }
+    set(SKB_GSO_SIZE, fixture.segment_len);
     context
 }
 
@@ -192,8 +296,8 @@ pub struct KernelOutcome {
     pub output: Vec<u8>,
     /// Counters that aren't zero.
     pub counters: Vec<(Counter, u64)>,
-    /// Flows gained or changed.
-    pub flows: Vec<(FlowKey, Flow)>,
+    /// Entries gained, changed or lost.
+    pub changes: Changes,
 }
 
 impl KernelOutcome {
@@ -201,8 +305,8 @@ impl KernelOutcome {
     pub fn expected(outcome: &Outcome) -> Self {
         Self {
             output: outcome.output.clone(),
-            counters: outcome.counter.map(|counter| (counter, 1)).into_iter().collect(),
-            flows: outcome.flows.clone(),
+            counters: outcome.counters().into_iter().map(|counter| (counter, 1)).collect(),
+            changes: outcome.changes.clone(),
         }
     }
 }
@@ -224,11 +328,19 @@ pub fn enter_namespaces() -> Result<PathBuf> {
     ip("link set two up")?;
     ip("link set three up")?;
     ip(&format!("link set two address {}", colons(CLIENT_ROUTE.source)))?;
-    ip(&format!("addr add {N1}/24 dev two"))?;
-    ip(&format!("neigh add {CLIENT} lladdr {} dev two", colons(CLIENT_ROUTE.next_hop)))?;
-    ip("route add default via 198.18.0.1")?;
+    for (family, bits) in [(Family::V4, 24), (Family::V6, 120)] {
+        let addr = |addr| family.addr(addr);
+        let nodad = if family == Family::V6 { " nodad" } else { "" };
+        ip(&format!("addr add {}/{bits} dev two{nodad}", addr(N1)))?;
+        ip(&format!("neigh add {} lladdr {} dev two", addr(CLIENT), colons(CLIENT_ROUTE.next_hop)))?;
+        ip(&format!("route add default via {}", addr(ROUTER)))?;
+        ip(&format!("route add unreachable {}", addr(NOWHERE)))?;
+    }
     for scope in ["all", "lo", "two", "three"] {
-        fs::write(format!("/proc/sys/net/ipv4/conf/{scope}/forwarding"), "1").context("forwarding")?;
+        for family in ["ipv4", "ipv6"] {
+            let path = format!("/proc/sys/net/{family}/conf/{scope}/forwarding");
+            fs::write(&path, "1").with_context(|| format!("writing {path}"))?;
+        }
     }
     let pins = folder.join("packet-tests");
     fs::create_dir_all(&pins)?;

@@ -1,16 +1,22 @@
-//! Packet fixtures: one packet in, its verdict, bytes, counters and flows out; on the host library and in the kernel.
+//! Packet fixtures: one packet in, its verdict, bytes, counters and table entries out; on the host library and in the
+//! kernel, in IPv4 and in IPv6.
 
+pub mod entries;
+pub mod family;
 pub mod fixtures;
 pub mod frames;
 pub mod host;
+pub mod icmp;
 pub mod kernel;
+pub mod tables;
 pub mod world;
 
+use std::net::Ipv4Addr;
+
 use mesh_common::counter::Counter;
-use mesh_common::map::{Flow, FlowKey};
-use mesh_datapath::overlay::Arrival;
 use mesh_datapath::verdict::Action;
 
+use self::entries::{Changes, Entries, Place};
 use self::world::World;
 
 /// Where a packet comes in.
@@ -23,7 +29,12 @@ pub enum Hook {
     /// TC on the host side of a task's veth, by its index.
     Task(u32),
     /// TC on the VXLAN device.
-    Overlay(Arrival),
+    Overlay {
+        /// The packet's VNI.
+        vni: u32,
+        /// The node that sent it.
+        from: Ipv4Addr,
+    },
     /// TC on `shoal0p`.
     Host,
 }
@@ -31,14 +42,18 @@ pub enum Hook {
 /// One case.
 #[derive(Debug)]
 pub struct Fixture {
-    /// A sentence.
-    pub name: &'static str,
+    /// A sentence, and the family.
+    pub name: String,
     /// Where the packet comes in.
     pub hook: Hook,
     /// What the tables hold.
     pub world: World,
     /// The packet.
     pub input: Vec<u8>,
+    /// Bytes of payload in each segment that the packet will be cut into; 0: it won't be.
+    pub segment_len: u32,
+    /// Whether a kernel can be given the packet: its test runs take none that ends within the IP header.
+    pub in_kernel: bool,
     /// What must become of it.
     pub outcome: Outcome,
 }
@@ -52,8 +67,39 @@ pub struct Outcome {
     pub output: Vec<u8>,
     /// What counted it; `None` for a packet that XDP leaves to TC.
     pub counter: Option<Counter>,
-    /// Flows that the flow table has gained or changed, by key.
-    pub flows: Vec<(FlowKey, Flow)>,
+    /// What counted the answer that it has become.
+    pub made: Option<Counter>,
+    /// What the programs' tables have gained, changed or lost.
+    pub changes: Changes,
+}
+
+impl Outcome {
+    /// The packet has become an answer.
+    #[must_use]
+    pub fn made(self, made: Counter) -> Self {
+        Self { made: Some(made), ..self }
+    }
+
+    /// Entries were written.
+    #[must_use]
+    pub fn wrote(mut self, entries: Entries) -> Self {
+        self.changes.extend(entries.into_iter().map(|(place, held)| (place, Some(held))));
+        self
+    }
+
+    /// Entries were removed.
+    #[must_use]
+    pub fn removed(mut self, places: impl IntoIterator<Item = Place>) -> Self {
+        self.changes.extend(places.into_iter().map(|place| (place, None)));
+        self
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> Vec<Counter> {
+        let mut counters: Vec<_> = self.counter.into_iter().chain(self.made).collect();
+        counters.sort_unstable();
+        counters
+    }
 }
 
 /// Where a packet goes.

@@ -1,32 +1,42 @@
-//! `cargo xtask bench`: figures with their spread. What is compared comes from the same run, in turns, because the
-//! machine's mood changes.
+//! `cargo xtask bench`: figures with their spread, beside what they are to reach. What is compared comes from the same
+//! run, in turns, because the machine's mood changes.
 
+mod figures;
+mod load;
 mod netns;
+mod overlay;
+mod place;
+mod probe;
+mod programs;
+mod shoal;
+mod stage;
+mod ways;
 
-use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
-use serde::{Deserialize, Serialize};
 
-use crate::lab::Xdp;
-use crate::{bounded, lab, setup, sys, workspace};
-
-/// For the dataplane's benchmark once it is built.
-const DATAPLANE_LIMIT: Duration = Duration::from_mins(5);
+use self::figures::{Case, Report};
+use crate::lab::{Lab, Xdp};
+use crate::{build, lab, setup, sys};
 
 /// What to measure.
 #[derive(Subcommand)]
 pub(crate) enum Suite {
-    /// ns per packet of the XDP program, and the mesh beside plain routing on a lab
+    /// The first figures in a few minutes: ns per packet, and the mesh beside plain routing
     Quick(Output),
     /// ns per packet of the XDP program, by BPF_PROG_TEST_RUN
     Dataplane(Output),
-    /// The mesh beside plain routing, on a lab with native XDP and on one with TC alone
+    /// The mesh beside plain routing, nftables and haproxy, with native XDP and with TC alone
     Netns(Output),
+    /// Traffic between tasks beside the kernel's VXLAN, and beside the underlay
+    Overlay(Output),
+    /// Time, CPU and memory that 10,000 services take to install and to change
+    Churn(Output),
+    /// Measures latencies for the others
+    #[command(subcommand, hide = true)]
+    Probe(probe::Probe),
 }
 
 /// Where figures go besides the terminal.
@@ -37,126 +47,82 @@ pub(crate) struct Output {
     json: Option<PathBuf>,
 }
 
-/// The measurements of one case.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Case {
-    #[serde(rename = "case")]
-    pub(crate) name: String,
-    pub(crate) unit: String,
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-    pub(crate) runs: usize,
+/// How much is measured on labs.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    /// Rounds; each measures every way once.
+    rounds: usize,
+    /// Length of one measurement, s.
+    seconds: u32,
+    /// Not only the mesh and plain routing.
+    all_ways: bool,
 }
 
-impl Case {
-    /// The figures of `samples`, of which there must be one.
-    pub(crate) fn new(name: String, unit: &str, mut samples: Vec<f64>) -> Self {
-        samples.sort_by(f64::total_cmp);
-        let runs = samples.len();
-        Self {
-            name,
-            unit: unit.to_owned(),
-            median: samples[runs / 2],
-            min: samples[0],
-            max: samples[runs - 1],
-            runs,
-        }
+impl Scale {
+    /// For each round, the order in which so many ways have their turns: each way is first, second and so on equally often.
+    fn turns(self, ways: usize) -> impl Iterator<Item = Vec<usize>> {
+        (0..self.rounds).map(move |round| (0..ways).map(|turn| (round + turn) % ways).collect())
     }
 }
 
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, unit, median, min, max, runs } = self;
-        write!(f, "{name:<34} {median:>10.2} {unit:<6} {min:>10.2} … {max:<10.2} {runs:>3} runs")
-    }
-}
-
-/// What a run found, as it is written to a file.
-#[derive(Serialize)]
-struct Report {
-    kernel: String,
-    cpu: String,
-    results: Vec<Case>,
-}
+// Many short measurements rather than a few long ones: what disturbs a round disturbs all that is compared in it.
+const FULL: Scale = Scale { rounds: 7, seconds: 1, all_ways: true };
+const QUICK: Scale = Scale { rounds: 3, seconds: 1, all_ways: false };
 
 /// `cargo xtask bench`.
 pub(crate) fn run(suite: &Suite) -> Result<()> {
-    lab::require_root()?;
-    setup::ensure()?;
-    sys::catch_interrupts();
-    let (kernel, cpu) = machine()?;
-    println!("kernel {kernel}; {cpu}\n");
-    let mut results = Vec::new();
-    let output = match suite {
-        Suite::Quick(output) => {
-            results.extend(dataplane()?);
-            results.extend(on_labs()?);
-            output
-        }
-        Suite::Dataplane(output) => {
-            results.extend(dataplane()?);
-            output
-        }
-        Suite::Netns(output) => {
-            results.extend(on_labs()?);
-            output
-        }
+    let measure: fn() -> Result<Vec<Case>> = match suite {
+        Suite::Probe(probe) => return probe::run(probe),
+        Suite::Quick(_) => || Ok([programs::dataplane()?, on_labs(&lab::build()?, QUICK)?].concat()),
+        Suite::Dataplane(_) => programs::dataplane,
+        Suite::Netns(_) => || on_labs(&build::shoal("release")?, FULL),
+        Suite::Overlay(_) => || on_lab(2, Xdp::Off, &build::shoal("release")?, |lab| overlay::run(lab, FULL)),
+        Suite::Churn(_) => programs::churn,
     };
-    if let Some(file) = &output.json {
-        let report = serde_json::to_string_pretty(&Report { kernel, cpu, results })?;
-        fs::write(file, report).with_context(|| format!("could not write {}", file.display()))?;
+    let (Suite::Quick(output)
+    | Suite::Dataplane(output)
+    | Suite::Netns(output)
+    | Suite::Overlay(output)
+    | Suite::Churn(output)) = suite
+    else {
+        return Ok(());
+    };
+    lab::require_root()?;
+    setup::ensure_for_benchmarks()?;
+    sys::catch_interrupts();
+    let mut report = Report::of_this_machine()?;
+    println!("kernel {}; {}\n", report.kernel, report.cpu);
+    report.results = measure()?;
+    match &output.json {
+        Some(file) => report.write(file),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-fn machine() -> Result<(String, String)> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("no kernel release")?;
-    let cpus = fs::read_to_string("/proc/cpuinfo").context("no /proc/cpuinfo")?;
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    let model = model.map_or("unknown CPU", |(_, model)| model);
-    Ok((kernel.trim().to_owned(), format!("{count} x {model}")))
-}
-
-fn dataplane() -> Result<Vec<Case>> {
-    println!(
-        "dataplane: BPF_PROG_TEST_RUN, 500,000 packets a run; forward_* undo the encapsulation after each packet,"
-    );
-    println!("which floor_adjust measures alone");
-    let mut command = workspace::cargo();
-    command.args(["run", "--quiet", "--profile", "lab", "--package", "shoal-tests", "--bin", "bench"]);
-    // The build is not part of what is bounded tightly.
-    let printed = bounded::output(&mut command, DATAPLANE_LIMIT * 4)?;
-    let cases: Vec<Case> = serde_json::from_str(printed.trim()).context("the benchmark's output")?;
-    show(&cases);
-    let median =
-        |name: &str| cases.iter().find(|case| case.name == name).map_or(f64::NAN, |case| case.median);
-    let floor = median("floor_tx");
-    for name in ["forward_hit", "forward_wset", "forward_new"] {
-        println!(
-            "{name} net of the harness: {:.1} x floor_tx",
-            (median(name) - median("floor_adjust")) / floor
-        );
-    }
-    println!();
+fn on_labs(binary: &Path, scale: Scale) -> Result<Vec<Case>> {
+    let mut cases = on_lab(4, Xdp::Off, binary, |lab| netns::run(lab, scale))?;
+    cases.extend(on_lab(4, Xdp::Native, binary, |lab| netns::run(lab, scale))?);
     Ok(cases)
 }
 
-fn on_labs() -> Result<Vec<Case>> {
-    let binary = lab::build()?;
-    let mut cases = Vec::new();
-    for xdp in [Xdp::Native, Xdp::Off] {
-        cases.extend(on_lab(&binary, xdp)?);
-    }
-    Ok(cases)
-}
-
-fn on_lab(binary: &Path, xdp: Xdp) -> Result<Vec<Case>> {
-    let up = lab::Up { nodes: 3, xdp, mtu: 1500, swarm: true, binary: Some(binary.to_owned()) };
+/// Measures on a lab that lives as long as that takes.
+fn on_lab(
+    nodes: u8,
+    xdp: Xdp,
+    binary: &Path,
+    measure: impl FnOnce(&Lab) -> Result<Vec<Case>>,
+) -> Result<Vec<Case>> {
+    let up = lab::Up {
+        nodes,
+        xdp,
+        mtu: 1500,
+        underlay: lab::Underlay::Ipv4,
+        swarm: true,
+        binary: Some(binary.to_owned()),
+    };
     let _claim = lab::claim()?;
     let lab = lab::up(&up)?;
-    let measured = netns::run(&lab, xdp);
+    let measured = measure(&lab);
     sys::forget_interrupt();
     let down = lab::down();
     let cases = measured?;
@@ -164,9 +130,13 @@ fn on_lab(binary: &Path, xdp: Xdp) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn show(cases: &[Case]) {
-    println!("{:<34} {:>10} {:<6} {:>10} … {:<10}", "case", "median", "unit", "min", "max");
-    for case in cases {
-        println!("{case}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_has_each_turn_as_often_as_the_others() {
+        let turns: Vec<_> = Scale { rounds: 3, ..FULL }.turns(3).collect();
+        assert_eq!(turns, [[0, 1, 2], [1, 2, 0], [2, 0, 1]]);
     }
 }

@@ -1,184 +1,215 @@
-//! The mesh beside plain routing: the same client, the same servers, the same number of nodes passed.
+//! The mesh beside plain routing, nftables and haproxy, from a client by one host in the middle to servers on three.
 //!
-//! The client dials n1; the servers run on n2. Through the mesh, n1 is the ingress node of a published port and the
-//! servers are tasks of n2. By plain routing, n1 forwards by its routes to an address of n2, where the same programs
-//! run beside the tasks, and answers come back by n1 as well.
+//! All ways share the client, the switch, the programs and the kind of links; what differs is what the host in the
+//! middle does, and that the mesh's servers are tasks, one veth further away than the others' servers, which run on
+//! their hosts. Nothing of Shoal is on the other ways.
+//!
+//! Once with TC alone on links as veth makes them, and again with segmentation and checksums done before a link as for
+//! a network card without offloads; once with native XDP, where all links carry an XDP program, the other ways' too,
+//! because it takes a veth's offloads away from whatever passes.
 
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use anyhow::Result;
 
-use anyhow::{Context, Result};
+use super::figures::{Case, Goal, Unit, show, show_goals};
+use super::load::Load;
+use super::place::Place;
+use super::stage::{self, Offloads, Stage};
+use super::ways::{MIDDLE, Others, SERVERS, Way};
+use super::{Scale, shoal};
+use crate::lab::{Host, Lab, Xdp};
+use crate::sys;
 
-use super::{Case, show};
-use crate::bounded;
-use crate::lab::{self, BINARY, Host, Lab, ROUTED_CLIENT, Xdp, in_netns};
-
-/// Rounds; each measures every way once.
-const ROUNDS: usize = 5;
-/// Length of one measurement, s.
-const SECONDS: &str = "2";
-/// For one measurement.
-const LIMIT: Duration = Duration::from_secs(20);
-/// For services to serve.
-const READY_LIMIT: Duration = Duration::from_secs(30);
-/// The address on n2 that plain routing leads to.
-const PLAIN: &str = "198.18.2.2";
-/// Ports of the servers: published, and on the plain address.
-const HTTP: u16 = 8081;
-const IPERF: u16 = 5201;
-
-/// One way from the client to the servers.
-struct Way {
-    name: &'static str,
-    address: String,
+/// What is measured of each way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Figure {
+    Connections,
+    Requests,
+    Up,
+    Down,
+    P50,
+    P99,
+    WireUp,
+    WireDown,
 }
 
-/// Measures on a lab that is up.
-pub(super) fn run(lab: &Lab, xdp: Xdp) -> Result<Vec<Case>> {
-    let client = Host::client();
-    let (n1, n2) = (lab.node("n1")?, lab.node("n2")?);
-    publish(&n1)?;
-    let servers = PlainServers::start(&n1, &n2, &client)?;
-    let ways = [
-        Way { name: "plain", address: PLAIN.to_owned() },
-        Way { name: "mesh", address: n1.address.to_string() },
+impl Figure {
+    const ALL: [Self; 8] = [
+        Self::Connections,
+        Self::Requests,
+        Self::Up,
+        Self::Down,
+        Self::P50,
+        Self::P99,
+        Self::WireUp,
+        Self::WireDown,
     ];
-    for way in &ways {
-        await_servers(&client, way)?;
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Requests => "requests",
+            Self::Up => "iperf3_up",
+            Self::Down => "iperf3_down",
+            Self::P50 => "request_p50",
+            Self::P99 => "request_p99",
+            Self::WireUp => "wire_iperf3_up",
+            Self::WireDown => "wire_iperf3_down",
+        }
+    }
+
+    fn unit(self) -> Unit {
+        match self {
+            Self::Connections | Self::Requests => Unit::PerS,
+            Self::Up | Self::Down | Self::WireUp | Self::WireDown => Unit::GbitS,
+            Self::P50 | Self::P99 => Unit::Us,
+        }
+    }
+
+    /// What the mesh is to reach of plain routing.
+    fn goal(self) -> Option<Goal> {
+        match self {
+            Self::Connections | Self::Up | Self::Down | Self::WireUp | Self::WireDown => {
+                Some(Goal::AtLeast(0.9))
+            }
+            Self::P99 => Some(Goal::AtMost(1.3)),
+            Self::Requests | Self::P50 => None,
+        }
+    }
+
+    /// What the mesh is to reach of a way that it is to be ahead of.
+    fn ahead(self) -> Goal {
+        match self.unit() {
+            Unit::Us => Goal::AtMost(1.0),
+            _ => Goal::AtLeast(1.0),
+        }
+    }
+}
+
+/// A way, and what was measured of it, in the order of [`Figure::ALL`].
+struct Measured {
+    way: Way,
+    cases: Vec<Case>,
+}
+
+impl Measured {
+    fn new(links: &str, way: Way) -> Self {
+        let name = |figure: Figure| format!("netns_{links}_{}_{}", figure.name(), way.name);
+        let cases = Figure::ALL.into_iter().map(|figure| Case::new(name(figure), figure.unit())).collect();
+        Self { way, cases }
+    }
+
+    fn case(&self, figure: Figure) -> &Case {
+        &self.cases[figure as usize]
+    }
+
+    fn push(&mut self, figure: Figure, sample: f64) {
+        self.cases[figure as usize].push(sample);
+    }
+
+    /// A figure over that of another way, with the goal that the mesh has of it.
+    fn over(&self, other: &Self, figure: Figure) -> Case {
+        let case = self.case(figure);
+        case.over(other.case(figure), format!("{}_of_{}", case.name, other.way.name))
+    }
+}
+
+/// Measures on a lab of four nodes that is up.
+pub(super) fn run(lab: &Lab, scale: Scale) -> Result<Vec<Case>> {
+    let native = lab.xdp == Xdp::Native;
+    let links = if native { "xdp" } else { "tc" };
+    let client = Place::of_host(&Host::client());
+    let n1 = lab.node("n1")?;
+    let mut stage = Stage::new()?;
+    let others = Others::set_up(&mut stage, &client)?;
+    shoal::ensure_attached(lab, if native { "xdp-native" } else { "tc" })?;
+    let mesh = shoal::publish(&n1)?;
+    if native {
+        let pin = n1.bpffs().join("bench_pass");
+        sys::bpf::pin_xdp_pass(&pin)?;
+        for host in [MIDDLE].into_iter().chain(SERVERS.map(|(name, _, _)| name)) {
+            stage::pass_by_xdp(host, &pin)?;
+        }
+    }
+
+    let load = Load::new(client, scale.seconds, &stage)?;
+    let mut ways = vec![Measured::new(links, Others::plain()), Measured::new(links, mesh)];
+    if scale.all_ways {
+        ways.extend([Others::nftables(), Others::haproxy()].map(|way| Measured::new(links, way)));
+    }
+    for Measured { way, .. } in &ways {
+        let names = if way.name == "shoal" { ["n2", "n3", "n4"] } else { ["s1", "s2", "s3"] };
+        load.await_servers(way.name, &way.http, &names)?;
+        load.await_iperf3(way.name, way.iperf3)?;
     }
     println!(
-        "netns, xdp {xdp}: client -> n1 -> n2; wrk -t1 -c16, connections closed and kept; iperf3, one stream"
+        "netns, {links}: client -> switch -> middle -> switch -> 3 servers; {} rounds, the ways in turns\n{}",
+        scale.rounds,
+        load.commands()
     );
-    let mut samples: Vec<[Vec<f64>; 4]> = ways.iter().map(|_| Default::default()).collect();
-    for _ in 0..ROUNDS {
-        for (way, samples) in ways.iter().zip(&mut samples) {
-            samples[0].push(requests(&client, way, true)?);
-            samples[1].push(requests(&client, way, false)?);
-            samples[2].push(gigabits(&client, way, false)?);
-            samples[3].push(gigabits(&client, way, true)?);
+    let nodes = lab.nodes();
+    let places: Vec<Place> = nodes.iter().map(Place::of_host).collect();
+    let mut hosts: Vec<(&Place, String)> =
+        places.iter().zip(nodes.iter().map(|node| node.name.clone())).collect();
+    hosts.push((&others.middle, format!("shb-{MIDDLE}")));
+    hosts.extend(others.servers.iter().zip(SERVERS.map(|(name, _, _)| format!("shb-{name}"))));
+    let hosts: Vec<(&Place, &str)> = hosts.iter().map(|(place, port)| (*place, port.as_str())).collect();
+    for turns in scale.turns(ways.len()) {
+        if !native {
+            stage::set_offloads(&hosts, Offloads::On)?;
+        }
+        for &way in &turns {
+            measure(&mut ways[way], &load)?;
+        }
+        if !native && scale.all_ways {
+            stage::set_offloads(&hosts, Offloads::Off)?;
+            for &way in &turns {
+                let measured = &mut ways[way];
+                measured.push(Figure::WireUp, load.gigabits(measured.way.iperf3, false)?);
+                measured.push(Figure::WireDown, load.gigabits(measured.way.iperf3, true)?);
+            }
         }
     }
-    drop(servers);
-    let mut cases = Vec::new();
-    for (way, samples) in ways.iter().zip(samples) {
-        let figures =
-            [("connections", "1/s"), ("requests", "1/s"), ("iperf3 up", "Gb/s"), ("iperf3 down", "Gb/s")];
-        for ((figure, unit), samples) in figures.into_iter().zip(samples) {
-            cases.push(Case::new(format!("xdp {xdp}: {} {figure}", way.name), unit, samples));
-        }
-    }
-    show(&cases);
-    let (plain, mesh) = cases.split_at(4);
-    for (plain, mesh) in plain.iter().zip(mesh) {
-        println!("{}: {:.2} of plain routing", mesh.name, mesh.median / plain.median);
-    }
-    println!();
-    Ok(cases)
+    Ok(report(&ways))
 }
 
-/// The services that the mesh leads to, one task each, on n2.
-fn publish(manager: &Host) -> Result<()> {
-    let create = |name: &str, port: String, image_and_command: &[&str]| {
-        let mut arguments = vec![
-            "service",
-            "create",
-            "--name",
-            name,
-            "--constraint",
-            "node.hostname==n2",
-            "--publish",
-            &port,
-        ];
-        arguments.extend(image_and_command);
-        lab::docker(manager, &arguments).with_context(|| format!("creating service {name}"))
-    };
-    create("bench-http", format!("{HTTP}:80"), &["shoal/whoami"])?;
-    create("bench-iperf", format!("{IPERF}:5201"), &["shoal/exec", "iperf3", "-s"])?;
+fn measure(measured: &mut Measured, load: &Load) -> Result<()> {
+    measured.push(Figure::Connections, load.requests(&measured.way.http, true)?);
+    measured.push(Figure::Requests, load.requests(&measured.way.http, false)?);
+    measured.push(Figure::Up, load.gigabits(measured.way.iperf3, false)?);
+    measured.push(Figure::Down, load.gigabits(measured.way.iperf3, true)?);
+    let latencies = load.request_latencies(&measured.way.http)?;
+    measured.push(Figure::P50, latencies.p50_us);
+    measured.push(Figure::P99, latencies.p99_us);
     Ok(())
 }
 
-/// The same servers in n2's own namespace, and the routes to them. They end when this is dropped.
-struct PlainServers {
-    children: Vec<Child>,
-}
-
-impl PlainServers {
-    fn start(n1: &Host, n2: &Host, client: &Host) -> Result<Self> {
-        let routed = format!("{ROUTED_CLIENT}/32");
-        let [n1_address, n2_address, client_address] = [n1, n2, client].map(|host| host.address.to_string());
-        ip(client, &["route", "add", PLAIN, "via", &n1_address, "src", &ROUTED_CLIENT.to_string()])?;
-        ip(n1, &["route", "add", PLAIN, "via", &n2_address])?;
-        ip(n1, &["route", "add", &routed, "via", &client_address])?;
-        ip(n2, &["address", "add", &format!("{PLAIN}/32"), "dev", "lo"])?;
-        ip(n2, &["route", "add", &routed, "via", &n1_address])?;
-        // n1 forwards out of the link that packets came in by, and would tell the client to leave it out.
-        for scope in ["all", "eth0"] {
-            let script = format!("echo 0 >/proc/sys/net/ipv4/conf/{scope}/send_redirects");
-            bounded::output(in_netns(&n1.netns(), "sh").args(["-c", &script]), LIMIT)?;
-        }
-        let mut servers = Self { children: Vec::new() };
-        servers.spawn(in_netns(&n2.netns(), BINARY).args([
-            "internal",
-            "whoami",
-            "--port",
-            &HTTP.to_string(),
-        ]))?;
-        servers.spawn(in_netns(&n2.netns(), "iperf3").args(["-s", "-B", PLAIN, "-p", &IPERF.to_string()]))?;
-        Ok(servers)
+/// Shows the figures, the ratios and the goals; gives figures and ratios.
+fn report(ways: &[Measured]) -> Vec<Case> {
+    let [plain, mesh, others @ ..] = ways else { return Vec::new() };
+    let figures: Vec<Figure> =
+        Figure::ALL.into_iter().filter(|figure| plain.case(*figure).is_measured()).collect();
+    let mut cases = Vec::new();
+    for &figure in &figures {
+        cases.extend(ways.iter().map(|measured| measured.case(figure).clone()));
     }
-
-    fn spawn(&mut self, command: &mut Command) -> Result<()> {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.children.push(command.spawn().context("starting a server")?);
-        Ok(())
-    }
-}
-
-impl Drop for PlainServers {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            // One that has ended by itself is as good.
-            let _ = child.kill();
-            let _ = child.wait();
+    show(&cases);
+    let (mut ratios, mut goals) = (Vec::new(), Vec::new());
+    for figure in figures {
+        ratios.extend(ways[1..].iter().map(|measured| measured.over(plain, figure)));
+        goals.extend(figure.goal().map(|goal| (mesh.over(plain, figure), goal)));
+        for other in others {
+            let goal = match (other.way.name, figure) {
+                ("nftables", figure) => figure.ahead(),
+                ("haproxy", Figure::Connections) => Goal::AtLeast(2.0),
+                _ => continue,
+            };
+            let over = mesh.over(other, figure);
+            ratios.push(over.clone());
+            goals.push((over, goal));
         }
     }
-}
-
-fn ip(host: &Host, arguments: &[&str]) -> Result<()> {
-    bounded::output(Command::new("ip").args(["-n", &host.netns()]).args(arguments), LIMIT).map(drop)
-}
-
-fn await_servers(client: &Host, way: &Way) -> Result<()> {
-    let url = format!("http://{}:{HTTP}/", way.address);
-    bounded::until(&format!("an answer by {} way", way.name), READY_LIMIT, || {
-        let mut curl = in_netns(&client.netns(), "curl");
-        let answered =
-            bounded::run(curl.args(["-s", "-m", "2", "-o", "/dev/null", &url]), LIMIT)?.status.success();
-        Ok(answered.then_some(()))
-    })
-}
-
-/// Requests per second, each by a connection of its own if `closed`.
-fn requests(client: &Host, way: &Way, closed: bool) -> Result<f64> {
-    let mut wrk = in_netns(&client.netns(), "wrk");
-    wrk.args(["-t1", "-c16", &format!("-d{SECONDS}s")]);
-    if closed {
-        wrk.args(["-H", "Connection: close"]);
-    }
-    let printed = bounded::output(wrk.arg(format!("http://{}:{HTTP}/", way.address)), LIMIT)?;
-    let rate = printed.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
-    rate.and_then(|rate| rate.trim().parse().ok()).with_context(|| format!("wrk printed: {printed}"))
-}
-
-/// Throughput of one TCP stream, towards the server or from it.
-fn gigabits(client: &Host, way: &Way, down: bool) -> Result<f64> {
-    let mut iperf = in_netns(&client.netns(), "iperf3");
-    iperf.args(["-J", "-t", SECONDS, "-c", &way.address, "-p", &IPERF.to_string()]);
-    if down {
-        iperf.arg("-R");
-    }
-    let printed = bounded::output(&mut iperf, LIMIT)?;
-    let report: serde_json::Value = serde_json::from_str(&printed).context("iperf3's report")?;
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    bits.map(|bits| bits / 1e9).with_context(|| format!("iperf3 reported: {printed}"))
+    show(&ratios);
+    show_goals(&goals);
+    cases.extend(ratios);
+    cases
 }

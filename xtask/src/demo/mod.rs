@@ -40,7 +40,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!("Shoal: a swarm of three hosts and a client, on this machine");
     lab::require_root()?;
     let _claim = lab::claim()?;
-    let lab = lab::up(&lab::Up { nodes: 3, xdp: options.xdp, mtu: 1500, swarm: false, binary: None })?;
+    let lab = lab::up(&lab::Up {
+        nodes: 3,
+        xdp: options.xdp,
+        mtu: 1500,
+        underlay: lab::Underlay::Ipv4,
+        swarm: false,
+        binary: None,
+    })?;
     let mut stage = Stage::new();
     let played = play(&mut stage, &lab);
     if played.is_err() && !sys::interrupted() {

@@ -1,7 +1,7 @@
 //! What a lab consists of: hosts, names, addresses, files. Nothing here touches the system, but for the lab's record.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -18,10 +18,16 @@ pub(crate) const NETNS_PREFIX: &str = "shoal-";
 pub(crate) const BRIDGE: &str = "br0";
 /// The switch's own address: the hosts' default gateway.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// The same, IPv6.
+pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xc6, 0, 0, 0, 0, 0, 1);
 /// Of the underlay. The range is RFC 2544's, for tests of networks.
 pub(crate) const PREFIX: u8 = 24;
+/// The same, IPv6. The range is one of RFC 4193's.
+pub(crate) const PREFIX6: u8 = 64;
 /// An address of the client that hosts reach only by the gateway.
 pub(crate) const ROUTED_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 100);
+/// The same, IPv6.
+pub(crate) const ROUTED_CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xc7, 0, 0, 0, 0, 0, 0x100);
 /// The addresses up to .99 are the nodes'.
 pub(crate) const NODES_MAX: usize = 80;
 
@@ -50,12 +56,33 @@ impl fmt::Display for Xdp {
     }
 }
 
+/// The family that the nodes speak among themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Underlay {
+    /// IPv4
+    #[default]
+    Ipv4,
+    /// IPv6
+    Ipv6,
+}
+
+impl fmt::Display for Underlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        })
+    }
+}
+
 /// A lab, as it was asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Lab {
     pub(crate) nodes: usize,
     pub(crate) xdp: Xdp,
     pub(crate) mtu: u32,
+    pub(crate) underlay: Underlay,
 }
 
 impl Lab {
@@ -101,16 +128,35 @@ pub(crate) struct Host {
     /// `n1`…, `client`; also the name of its port on the switch.
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
+    /// Ends in the same digits.
+    pub(crate) address6: Ipv6Addr,
 }
 
 impl Host {
     pub(crate) fn node(number: usize) -> Self {
         let last = u8::try_from(10 + number).unwrap_or(u8::MAX);
-        Self { name: format!("n{number}"), address: Ipv4Addr::new(198, 18, 0, last) }
+        let digits = u16::from(last / 10) << 4 | u16::from(last % 10);
+        Self {
+            name: format!("n{number}"),
+            address: Ipv4Addr::new(198, 18, 0, last),
+            address6: Ipv6Addr::new(0xfd00, 0xc6, 0, 0, 0, 0, 0, digits),
+        }
     }
 
     pub(crate) fn client() -> Self {
-        Self { name: "client".to_owned(), address: Ipv4Addr::new(198, 18, 0, 100) }
+        Self {
+            name: "client".to_owned(),
+            address: Ipv4Addr::new(198, 18, 0, 100),
+            address6: Ipv6Addr::new(0xfd00, 0xc6, 0, 0, 0, 0, 0, 0x100),
+        }
+    }
+
+    /// Its address in the family that nodes speak among themselves.
+    pub(crate) fn underlay(&self, underlay: Underlay) -> IpAddr {
+        match underlay {
+            Underlay::Ipv4 => self.address.into(),
+            Underlay::Ipv6 => self.address6.into(),
+        }
     }
 
     pub(crate) fn netns(&self) -> String {
@@ -191,9 +237,14 @@ mod tests {
         let mut addresses: Vec<_> = (1..=NODES_MAX).map(|number| Host::node(number).address).collect();
         addresses.extend([Host::client().address, GATEWAY]);
         assert!(addresses.iter().all(|address| address.octets()[..3] == GATEWAY.octets()[..3]));
-        let count = addresses.len();
+        let mut addresses6: Vec<_> = (1..=NODES_MAX).map(|number| Host::node(number).address6).collect();
+        addresses6.extend([Host::client().address6, GATEWAY6]);
+        let count = addresses.len() + addresses6.len();
         addresses.sort_unstable();
         addresses.dedup();
-        assert_eq!(addresses.len(), count);
+        addresses6.sort_unstable();
+        addresses6.dedup();
+        assert_eq!(addresses.len() + addresses6.len(), count);
+        assert_eq!(Host::node(2).address6.to_string(), "fd00:c6::12");
     }
 }

@@ -13,6 +13,7 @@ mod status;
 mod topology;
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,12 +27,15 @@ use crate::{build, setup, sys};
 pub(crate) use claim::claim;
 pub(crate) use down::down;
 pub(crate) use engine::{docker, get_json};
-pub(crate) use layout::{BINARY, Host, Lab, ROUTED_CLIENT, Xdp};
+pub(crate) use layout::{BINARY, Host, Lab, ROUTED_CLIENT, Underlay, Xdp};
 pub(crate) use status::table;
 pub(crate) use topology::in_netns;
 
 /// The profile of Cargo.toml that the lab's binary is built with.
 pub(crate) const PROFILE: &str = "lab";
+
+/// Where managers listen for other nodes.
+const MANAGER_PORT: u16 = 2377;
 
 /// What to do with the lab.
 #[derive(Subcommand)]
@@ -97,6 +101,9 @@ pub(crate) struct Up {
     /// MTU of every link, bytes
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=9000))]
     pub(crate) mtu: u32,
+    /// The family that the nodes speak among themselves; everybody has addresses of both
+    #[arg(long, value_enum, default_value_t = Underlay::Ipv4)]
+    pub(crate) underlay: Underlay,
     /// Makes a swarm of the nodes: n1 its manager, the others workers
     #[arg(long)]
     pub(crate) swarm: bool,
@@ -172,7 +179,8 @@ pub(crate) fn up(options: &Up) -> Result<Lab> {
         down()?;
         fs::create_dir_all(layout::RUN_DIR)?;
     }
-    let lab = Lab { nodes: usize::from(options.nodes), xdp: options.xdp, mtu: options.mtu };
+    let Up { nodes, xdp, mtu, underlay, .. } = *options;
+    let lab = Lab { nodes: usize::from(nodes), xdp, mtu, underlay };
     let started = Instant::now();
     let result = bring_up(&lab, &binary, options.swarm);
     if let Err(error) = result {
@@ -199,11 +207,13 @@ fn bring_up(lab: &Lab, binary: &Path, swarm: bool) -> Result<()> {
 fn make_swarm(lab: &Lab) -> Result<()> {
     let nodes = lab.nodes();
     let [manager, workers @ ..] = nodes.as_slice() else { bail!("a swarm needs a node") };
-    let address = manager.address.to_string();
-    docker(manager, &["swarm", "init", "--advertise-addr", &address])?;
+    let address = |node: &Host| node.underlay(lab.underlay);
+    docker(manager, &["swarm", "init", "--advertise-addr", &address(manager).to_string()])?;
     let token = docker(manager, &["swarm", "join-token", "--quiet", "worker"])?;
+    let to = SocketAddr::new(address(manager), MANAGER_PORT).to_string();
     for worker in workers {
-        docker(worker, &["swarm", "join", "--token", &token, &format!("{address}:2377")])?;
+        let own = address(worker).to_string();
+        docker(worker, &["swarm", "join", "--token", &token, "--advertise-addr", &own, &to])?;
     }
     Ok(())
 }

@@ -13,7 +13,13 @@ pub(super) fn show(lab: &Lab) {
     rows.extend(lab.nodes().iter().map(row));
     print!("{}", table(&rows));
     let client = Host::client();
-    println!("\nclient {} in namespace {}; xdp {}, MTU {}", client.address, client.netns(), lab.xdp, lab.mtu);
+    let Lab { xdp, mtu, underlay, .. } = lab;
+    println!(
+        "\nclient {}, {} in namespace {}; xdp {xdp}, MTU {mtu}, underlay {underlay}",
+        client.address,
+        client.address6,
+        client.netns()
+    );
     println!("try: docker -H {} node ls", Host::node(1).docker_host());
 }
 
@@ -32,7 +38,7 @@ fn row(node: &Host) -> [String; 7] {
     };
     [
         node.name.clone(),
-        node.address.to_string(),
+        format!("{}, {}", node.address, node.address6),
         agent,
         swarm,
         role.to_owned(),

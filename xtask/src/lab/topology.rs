@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::layout::{self, BRIDGE, GATEWAY, Host, Lab, PREFIX, ROUTED_CLIENT, Xdp};
+use super::layout::{
+    self, BRIDGE, GATEWAY, GATEWAY6, Host, Lab, PREFIX, PREFIX6, ROUTED_CLIENT, ROUTED_CLIENT6, Xdp,
+};
 use crate::{bounded, sys};
 
 /// For one `ip`, `mount` or `ethtool`.
@@ -21,10 +23,14 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
     let client = Host::client();
     connect(&client, lab.mtu)?;
     // A client that the nodes can't reach on their own link: what goes to it leaves by the gateway.
-    let routed = format!("{ROUTED_CLIENT}/32");
-    ip(&["-n", &client.netns(), "address", "add", &routed, "dev", "lo"])?;
-    let via = client.address.to_string();
-    ip(&["-n", &layout::netns(SWITCH), "route", "add", &routed, "via", &via])?;
+    let routes = [
+        (format!("{ROUTED_CLIENT}/32"), client.address.to_string()),
+        (format!("{ROUTED_CLIENT6}/128"), client.address6.to_string()),
+    ];
+    for (routed, via) in &routes {
+        ip(&["-n", &client.netns(), "address", "add", routed, "dev", "lo"])?;
+        ip(&["-n", &layout::netns(SWITCH), "route", "add", routed, "via", via])?;
+    }
     for node in lab.nodes() {
         connect(&node, lab.mtu)?;
         complete_on_the_switch(&node)?;
@@ -41,7 +47,12 @@ fn make_switch(mtu: u32) -> Result<()> {
     ip(&["netns", "add", &netns])?;
     // To a gateway that doesn't know the way a host gets an answer at once, not a timeout. No redirects: the detour to
     // the routed client is on purpose.
-    for setting in ["ip_forward=1", "conf/all/send_redirects=0", "conf/default/send_redirects=0"] {
+    for setting in [
+        "ipv4/ip_forward=1",
+        "ipv4/conf/all/send_redirects=0",
+        "ipv4/conf/default/send_redirects=0",
+        "ipv6/conf/all/forwarding=1",
+    ] {
         sysctl(&netns, setting)?;
     }
     ip(&["-n", &netns, "link", "set", "lo", "up"])?;
@@ -62,7 +73,10 @@ fn make_switch(mtu: u32) -> Result<()> {
     ])?;
     ip(&["-n", &netns, "link", "set", BRIDGE, "mtu", &mtu.to_string(), "up"])?;
     ip(&["-n", &netns, "address", "add", &format!("{GATEWAY}/{PREFIX}"), "dev", BRIDGE])?;
-    ip(&["-n", &netns, "route", "add", "unreachable", "default"])
+    // No time is spent on whether somebody else has an address: here nobody has.
+    ip(&["-n", &netns, "address", "add", &format!("{GATEWAY6}/{PREFIX6}"), "dev", BRIDGE, "nodad"])?;
+    ip(&["-n", &netns, "route", "add", "unreachable", "default"])?;
+    ip(&["-n", &netns, "-6", "route", "add", "unreachable", "default"])
 }
 
 /// A namespace with `eth0`, whose other side is a port of the switch.
@@ -74,7 +88,9 @@ fn connect(host: &Host, mtu: u32) -> Result<()> {
     ip(&["-n", &switch, "link", "set", &host.name, "mtu", &mtu, "master", BRIDGE, "up"])?;
     ip(&["-n", &netns, "link", "set", "eth0", "mtu", &mtu, "up"])?;
     ip(&["-n", &netns, "address", "add", &format!("{}/{PREFIX}", host.address), "dev", "eth0"])?;
-    ip(&["-n", &netns, "route", "add", "default", "via", &GATEWAY.to_string()])
+    ip(&["-n", &netns, "address", "add", &format!("{}/{PREFIX6}", host.address6), "dev", "eth0", "nodad"])?;
+    ip(&["-n", &netns, "route", "add", "default", "via", &GATEWAY.to_string()])?;
+    ip(&["-n", &netns, "-6", "route", "add", "default", "via", &GATEWAY6.to_string()])
 }
 
 /// Makes a node's port of the switch behave as a wire does.
@@ -133,7 +149,7 @@ pub(crate) fn in_netns(netns: &str, program: &str) -> Command {
 
 fn sysctl(netns: &str, setting: &str) -> Result<()> {
     // /proc/sys/net shows the reader's own namespace.
-    let script = "echo ${1#*=} >/proc/sys/net/ipv4/${1%%=*}";
+    let script = "echo ${1#*=} >/proc/sys/net/${1%%=*}";
     let mut command = in_netns(netns, "sh");
     bounded::output(command.args(["-c", script, "sh", setting]), LIMIT).map(drop)
 }

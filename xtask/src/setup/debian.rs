@@ -20,9 +20,11 @@ if [ ! -e $policy ]; then
 fi
 had_nginx=$(command -v nginx || true)
 had_docker=$(command -v dockerd || true)
+had_haproxy=$(command -v haproxy || true)
 DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@"
 if [ -d /run/systemd/system ]; then
     [ -n "$had_nginx" ] || systemctl disable --quiet nginx.service || true
+    [ -n "$had_haproxy" ] || systemctl disable --quiet haproxy.service || true
     [ -n "$had_docker" ] || systemctl disable --quiet docker.service docker.socket containerd.service || true
 fi
 "#;
@@ -72,7 +74,6 @@ pub(super) fn download(packages: &[String], directory: &Path, log: &Path) -> Res
     }
     update(log)?;
     run::logged(&mut command, log)
-        .context("without these packages: `rustup component add rust-src` and a bpf-linker")
 }
 
 /// The packages that `package` depends on. Without lists, as on a fresh machine, they are fetched first.
@@ -88,7 +89,7 @@ pub(super) fn dependencies(package: &str, log: &Path) -> Result<Vec<String>> {
 }
 
 /// Whether apt's lists have a version of `package`.
-fn has_candidate(package: &str) -> bool {
+pub(super) fn has_candidate(package: &str) -> bool {
     let policy = run::output(Command::new("apt-cache").args(["policy", package])).unwrap_or_default();
     policy
         .lines()

@@ -6,6 +6,7 @@
 mod debian;
 mod private;
 mod programs;
+mod vm;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use ebpf_build::toolchain::{self, Compiler, Toolchain};
 use ebpf_build::{OBJECT_VAR, RUSTC_VAR, SKIP_VAR};
 
 use self::programs::Program;
+pub(crate) use self::vm::{VmPrograms, ensure as ensure_vm};
 use crate::{run, workspace};
 
 /// `cargo xtask setup`.
@@ -38,6 +40,11 @@ pub(crate) fn run() -> Result<()> {
 /// What commands that run the lab or root tests call first: toolchain and programs.
 pub(crate) fn ensure() -> Result<()> {
     complete(programs::missing).map(drop)
+}
+
+/// What benchmarks call first: their programs as well.
+pub(crate) fn ensure_for_benchmarks() -> Result<()> {
+    complete(programs::missing_for_benchmarks).map(drop)
 }
 
 /// What commands that only build call first: it asks for no program that a build can do without.

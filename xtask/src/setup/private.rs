@@ -1,4 +1,5 @@
-//! The private toolchain below the target directory: Debian's rustc-web unpacked, and a bpf-linker built for its LLVM.
+//! What is unpacked below the target directory from Debian's packages, above all the private toolchain: rustc-web, and
+//! a bpf-linker built for its LLVM.
 //!
 //! rustc-web is what Debian builds Firefox and Chromium with, so even an old Debian has a fresh one. Installed rather
 //! than unpacked, it would put a second rustc on PATH, before or behind rustup's.
@@ -15,45 +16,54 @@ use crate::{run, workspace};
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 const LINKER_VERSION: &str = "0.13.0";
 
-/// Downloads the compiler with the libraries it needs, and unpacks it into `root`.
+/// Downloads the compiler with the libraries it needs, and unpacks it.
 pub(super) fn unpack_compiler(setup: &Setup) -> Result<()> {
-    let debs = setup.directory().join("debs");
-    recreate(&debs)?;
     setup.steps.begin("asking apt for a rustc with the source of core (rustc-web)");
-    let packages = compiler_packages(&setup.log("packages"))?;
-    setup.steps.begin(&format!("downloading, not installing, about 150 MB: {}", packages.join(" ")));
-    debian::download(&packages, &debs, &setup.log("download"))?;
-
-    // Unpacked aside and then renamed: an interrupted setup leaves no half of a compiler where builds look for one.
-    let unpacked = setup.directory().join("root.partial");
-    recreate(&unpacked)?;
-    setup.steps.begin(&format!("unpacking into {}", setup.directory().join("root").display()));
-    for deb in std::fs::read_dir(&debs)? {
-        run::logged(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&unpacked), &setup.log("unpack"))?;
-    }
+    let packages = with_dependencies(&COMPILER_PACKAGES, &setup.log("packages"), belongs_to_compiler)?;
     let root = setup.directory().join("root");
-    if root.exists() {
-        std::fs::remove_dir_all(&root)?;
-    }
-    std::fs::rename(&unpacked, &root)?;
-    std::fs::remove_dir_all(&debs)?;
-    Ok(())
+    setup.steps.begin(&format!("downloading, not installing, about 150 MB: {}", packages.join(" ")));
+    unpack(&packages, &root, setup)
+        .context("without these packages: `rustup component add rust-src` and a bpf-linker")
 }
 
-/// The compiler's packages with the libraries that this machine lacks. Names move with each release (libstd-rust-web-1.96,
+/// Packages with what they depend on, so far as it `belongs`. Names move with each release (libstd-rust-web-1.96,
 /// libllvm22), so they come from the dependencies.
-fn compiler_packages(log: &Path) -> Result<Vec<String>> {
-    let mut packages: Vec<String> = COMPILER_PACKAGES.map(str::to_owned).to_vec();
+pub(super) fn with_dependencies(
+    seeds: &[&str],
+    log: &Path,
+    belongs: fn(&str) -> bool,
+) -> Result<Vec<String>> {
+    let mut packages: Vec<String> = seeds.iter().map(|&seed| seed.to_owned()).collect();
     let mut index = 0;
     while index < packages.len() {
         for dependency in debian::dependencies(&packages[index], log)? {
-            if !packages.contains(&dependency) && belongs_to_compiler(&dependency) {
+            if !packages.contains(&dependency) && belongs(&dependency) {
                 packages.push(dependency);
             }
         }
         index += 1;
     }
     Ok(packages)
+}
+
+/// Downloads `packages` and unpacks them into the folder `root`, in place of what is there.
+pub(super) fn unpack(packages: &[String], root: &Path, setup: &Setup) -> Result<()> {
+    let debs = root.with_extension("debs");
+    recreate(&debs)?;
+    debian::download(packages, &debs, &setup.log("download"))?;
+    // Unpacked aside and then renamed: an interrupted setup leaves no half of it where others look for the whole.
+    let unpacked = root.with_extension("partial");
+    recreate(&unpacked)?;
+    setup.steps.begin(&format!("unpacking into {}", root.display()));
+    for deb in std::fs::read_dir(&debs)? {
+        run::logged(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&unpacked), &setup.log("unpack"))?;
+    }
+    if root.exists() {
+        std::fs::remove_dir_all(root)?;
+    }
+    std::fs::rename(&unpacked, root)?;
+    std::fs::remove_dir_all(&debs)?;
+    Ok(())
 }
 
 /// Its own libraries are unpacked even where the machine has them: an upgrade of the machine must not break the folder.

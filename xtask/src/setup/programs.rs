@@ -1,4 +1,4 @@
-//! The programs that lab, demo and tests call, and the Debian packages that bring them.
+//! The programs that lab, demo, tests and benchmarks call, and the Debian packages that bring them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ pub(super) struct Program {
     pub(super) package: &'static str,
 }
 
-const PROGRAMS: [Program; 14] = [
+const PROGRAMS: [Program; 16] = [
     Program { name: "nft", package: "nftables" },
     Program { name: "ip", package: "iproute2" },
     Program { name: "ethtool", package: "ethtool" },
@@ -20,6 +20,8 @@ const PROGRAMS: [Program; 14] = [
     Program { name: "nginx", package: "nginx-light" },
     Program { name: "dig", package: "bind9-dnsutils" },
     Program { name: "ping", package: "iputils-ping" },
+    Program { name: "traceroute", package: "traceroute" },
+    Program { name: "tracepath", package: "iputils-tracepath" },
     Program { name: "ps", package: "procps" },
     Program { name: "unshare", package: "util-linux" },
     Program { name: "python3", package: "python3-minimal" },
@@ -27,10 +29,19 @@ const PROGRAMS: [Program; 14] = [
     Program { name: "docker", package: "docker.io" },
 ];
 
+/// What only benchmarks call: the mesh's peers.
+const PEERS: [Program; 1] = [Program { name: "haproxy", package: "haproxy" }];
+
 /// The programs that this machine lacks, by whatever means it got the others.
 pub(super) fn missing() -> Vec<&'static Program> {
     let directories = directories();
     PROGRAMS.iter().filter(|program| !is_in(&directories, program.name)).collect()
+}
+
+/// Those that it lacks for benchmarks.
+pub(super) fn missing_for_benchmarks() -> Vec<&'static Program> {
+    let directories = directories();
+    PROGRAMS.iter().chain(&PEERS).filter(|program| !is_in(&directories, program.name)).collect()
 }
 
 /// A user's PATH often lacks the folders of the administrator's programs.

@@ -13,6 +13,7 @@ use crate::docker::wire::spec as wire;
 use crate::model::{
     ContainerSpec, EndpointSpec, FailureAction, Mode, NetworkAttachment, Placement, PortConfig, Resources,
     RestartCondition, RestartPolicy, ServiceSpec, State, TaskTemplate, UpdateConfig, UpdateOrder, constraint,
+    labels,
 };
 
 /// Signals by name, without `SIG`.
@@ -89,6 +90,9 @@ fn container(spec: wire::ContainerSpec) -> ApiResult<ContainerSpec> {
     if !image::is_reference(&image) {
         return Err(ApiError::invalid(format!("ContainerSpec: {image:?} is not a valid repository/tag")));
     }
+    let labels = spec.labels.unwrap_or_default();
+    labels::only_known(labels::Owner::Container, &labels)
+        .map_err(|error| ApiError::invalid(format!("ContainerSpec.Labels: {error}")))?;
     let command = without_nul("Command", spec.command)?;
     let args = without_nul("Args", spec.args)?;
     let env = without_nul("Env", spec.env)?;
@@ -129,7 +133,7 @@ fn container(spec: wire::ContainerSpec) -> ApiResult<ContainerSpec> {
         [("Init", spec.init.map(Value::Bool)), ("Healthcheck", spec.healthcheck.filter(refuse::is_no_check))];
     Ok(ContainerSpec {
         image,
-        labels: spec.labels.unwrap_or_default(),
+        labels,
         command,
         args,
         env,

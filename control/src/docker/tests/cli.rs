@@ -223,6 +223,83 @@ async fn networks_are_made_shown_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn networks_and_tasks_have_both_families() {
+    let Some(docker) = Docker::swarm().await else { return };
+    docker.ok("network create -d overlay --ipv6 auto").await;
+    docker
+        .ok("network create -d overlay --ipv6 --subnet 10.66.0.0/24 --subnet fd00:6::/64 --gateway fd00:6::1 six")
+        .await;
+    docker.shows("network inspect auto", &["\"EnableIPv6\": true", "::/64\"", "::a00:101\""]).await;
+    docker
+        .shows(
+            "network inspect six",
+            &["\"EnableIPv6\": true", "\"Subnet\": \"fd00:6::/64\"", "\"Gateway\": \"fd00:6::1\""],
+        )
+        .await;
+    docker.ok("service create -d -q --name web --mode global --network six shoal/whoami").await;
+    docker
+        .comes_to_show("network inspect -f {{json·.Containers}} six", "\"IPv6Address\":\"fd00:6::a42:")
+        .await;
+    let task = docker.ok("service ps -q web").await;
+    let task = task.lines().next().unwrap();
+    docker
+        .shows(
+            &format!("inspect -f {{{{range·.NetworksAttachments}}}}{{{{.Addresses}}}}{{{{end}}}} {task}"),
+            &["[10.66.0.", "/24 fd00:6::a42:", "/64]"],
+        )
+        .await;
+    docker.fails("network create -d overlay --subnet fd00:7::/64 x", &["add --ipv6"]).await;
+    docker.fails("network create -d overlay --ipv6 --subnet fd00:6::/80 x", &["overlaps fd00:6::/64"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swarm_is_made_over_ipv6() {
+    let addrs = vec!["192.0.2.7/24".parse().unwrap(), "fd00::7/64".parse().unwrap()];
+    let interface = crate::docker::Interface { name: "eth0".into(), up: true, addrs };
+    let Some(docker) = Docker::of(FakeHost::with_interfaces(vec![interface])).await else { return };
+    docker.fails("swarm init --advertise-addr fd00::8", &["not an address of this host"]).await;
+    let out = docker.shows("swarm init --advertise-addr fd00::7", &["Swarm initialized"]).await;
+    assert!(out.contains(" [fd00::7]:2377"), "{out}");
+    docker.shows("info", &["Node Address: fd00::7"]).await;
+    docker.shows("swarm join-token worker", &[" [fd00::7]:2377"]).await;
+    let token = docker.ok("swarm join-token -q worker").await;
+    for remote in ["[fd00::7]:2377", "[fd00::7]", "fd00::7"] {
+        let outside = Docker::of(FakeHost::new()).await.unwrap();
+        outside
+            .shows(
+                &format!("swarm join --token {} {remote}", token.trim()),
+                &["This node joined a swarm as a worker."],
+            )
+            .await;
+        outside.shows("info", &[" [fd00::7]:2377"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_of_shoals_own_are_taken_and_checked() {
+    let Some(docker) = Docker::swarm().await else { return };
+    docker
+        .ok("service create -d -q --name web --label shoal.return=direct --label shoal.slow-start=30s \
+             --label shoal.allow=10.0.0.0/8,192.0.2.0/24 --label shoal.publish.nodes=node.labels.edge==yes --publish 8080:80 \
+             shoal/whoami")
+        .await;
+    docker.shows("service inspect --pretty web", &["shoal.return=direct", "shoal.slow-start=30s"]).await;
+    docker.ok("node update --label-add shoal.weight=50 n2").await;
+    for (line, part) in [
+        ("service update -d --label-add shoal.return=back web", "holds 'back': expected direct or tunnel"),
+        ("service update -d --label-add shoal.retrun=direct web", "expected shoal.affinity, shoal.allow"),
+        ("service create -d --container-label shoal.return=direct shoal/whoami", "it belongs to a service"),
+        ("node update --label-add shoal.weight=0 n2", "expected a whole number from 1 to 100"),
+        ("node update --label-add shoal.return=direct n2", "it belongs to a service or the cluster"),
+        ("network create -d overlay --label shoal.weight=3 x", "it belongs to a node"),
+    ] {
+        docker.fails(line, &[part]).await;
+    }
+    docker.ok("service update -d -q --label-rm shoal.return web").await;
+    docker.shows("node inspect --pretty n2", &["shoal.weight=50", "eth0=xdp-native", "eth1=tc"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn services_are_made_scaled_updated_and_removed() {
     let Some(docker) = Docker::swarm().await else { return };
     docker.ok("network create -d overlay front").await;

@@ -1,6 +1,6 @@
 //! A host without an agent: it makes a real cluster in a folder of its own, and its tasks run in name only.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -9,6 +9,7 @@ use axum::http::{Method, Request, StatusCode};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use mesh_api::id::NodeId;
+use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role, Table, TaskState};
 use serde_json::Value;
 use tower::ServiceExt as _;
@@ -18,7 +19,7 @@ use crate::command::{Action, Command};
 use crate::docker::local::{
     HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
 };
-use crate::model::NodeSpec;
+use crate::model::{ClusterSpec, NodeSpec};
 use crate::testing;
 
 /// The host's only address.
@@ -59,23 +60,22 @@ impl FakeHost {
     /// A host that is a worker of a cluster that it knows nothing of.
     pub(super) fn worker() -> Self {
         let host = Self::new();
-        host.become_node("w0rker".into(), Role::Worker, SocketAddr::from((ADDR, 2377)));
+        host.become_node("w0rker".into(), Role::Worker, ADDR.into(), SocketAddr::from((ADDR, 2377)));
         host
     }
 
-    fn become_node(&self, node: NodeId, role: Role, manager: SocketAddr) {
-        *self.membership.lock().unwrap() =
-            Membership::Active { node, role, addr: ADDR, managers: vec![manager] };
+    fn become_node(&self, node: NodeId, role: Role, addr: IpAddr, manager: SocketAddr) {
+        *self.membership.lock().unwrap() = Membership::Active { node, role, addr, managers: vec![manager] };
     }
 
     /// Adds a node that only the cluster's state knows.
     pub(super) async fn add_node(&self, hostname: &str, role: Role) -> NodeId {
+        self.add(testing::description(hostname), role).await
+    }
+
+    async fn add(&self, description: NodeDescription, role: Role) -> NodeId {
         let cluster = self.cluster().unwrap();
         let id = NodeId::random(&mut rand::rng());
-        let mut description = testing::description(hostname);
-        if role == Role::Manager {
-            description.addr = ADDR;
-        }
         let add = Action::AddNode { id: id.clone(), role, description, secret_sha256: [0; 32] };
         cluster.propose(Command::now(add)).await.unwrap();
         let ready = Action::SetNodeStatus {
@@ -127,15 +127,20 @@ impl LocalNode for FakeHost {
         async move {
             let InitRequest {
                 listen,
+                advertise,
                 advertise_port,
+                data_path,
                 data_path_port,
                 address_pools,
                 subnet_size,
+                labels,
+                task_history: _,
                 availability,
-                ..
             } = request;
-            assert!(listen.is_ipv4());
+            assert!(listen.ip().is_unspecified() || listen.ip() == advertise);
+            assert!(listen.is_ipv6() || advertise.is_ipv4(), "nobody would reach it");
             let request = cluster::InitRequest {
+                spec: ClusterSpec { labels, ..ClusterSpec::default() },
                 data_path_port,
                 address_pools,
                 subnet_size,
@@ -145,7 +150,9 @@ impl LocalNode for FakeHost {
                 .await
                 .map_err(|error| SwarmError::Host(error.to_string()))?;
             *self.cluster.lock().unwrap() = Some(cluster.clone());
-            let node = self.add_node("n1", Role::Manager).await;
+            let description =
+                NodeDescription { addr: advertise, vtep: data_path, ..testing::description("n1") };
+            let node = self.add(description, Role::Manager).await;
             let state = cluster.state();
             let spec = NodeSpec { availability, ..state.nodes[&node].spec.clone() };
             let version = state.nodes[&node].meta.version;
@@ -153,7 +160,8 @@ impl LocalNode for FakeHost {
                 .propose(Command::now(Action::UpdateNode { id: node.clone(), version, spec }))
                 .await
                 .unwrap();
-            self.become_node(node.clone(), Role::Manager, SocketAddr::from((ADDR, advertise_port)));
+            let manager = SocketAddr::new(advertise, advertise_port);
+            self.become_node(node.clone(), Role::Manager, advertise, manager);
             if self.runs_tasks {
                 tokio::spawn(crate::orchestrator::run::run(cluster.clone()));
                 tokio::spawn(run_tasks(cluster));
@@ -180,7 +188,8 @@ impl LocalNode for FakeHost {
                     Err(SwarmError::Refused { manager: manager.to_string(), message: "full".into() })
                 }
                 _ => {
-                    self.become_node("w0rker".into(), Role::Worker, manager);
+                    let addr = request.advertise.unwrap_or(ADDR.into());
+                    self.become_node("w0rker".into(), Role::Worker, addr, manager);
                     Ok("w0rker".into())
                 }
             }

@@ -66,7 +66,11 @@ async fn a_worker_sends_to_a_manager() {
 #[tokio::test]
 async fn init_names_the_flag_that_is_wrong() {
     let several = vec![
-        Interface { name: "eth0".into(), up: true, addrs: vec!["192.0.2.7/24".parse().unwrap()] },
+        Interface {
+            name: "eth0".into(),
+            up: true,
+            addrs: vec!["192.0.2.7/24".parse().unwrap(), "fd00::7/64".parse().unwrap()],
+        },
         Interface { name: "eth1".into(), up: true, addrs: vec!["198.51.100.7/24".parse().unwrap()] },
     ];
     let client = Client::of(FakeHost::with_interfaces(several));
@@ -83,6 +87,24 @@ async fn init_names_the_flag_that_is_wrong() {
             ("POST", init, r#"{"AdvertiseAddr":"eth0","ListenAddr":"eth0:99999"}"#, 400, "--listen-addr"),
             ("POST", init, r#"{"AdvertiseAddr":"eth0","DataPathAddr":"eth9"}"#, 400, "--data-path-addr"),
             ("POST", init, r#"{"AdvertiseAddr":"eth0","DataPathPort":80}"#, 400, "DataPathPort"),
+            ("POST", init, r#"{"AdvertiseAddr":"[fd00::7"}"#, 400, "--advertise-addr: '[fd00::7'"),
+            ("POST", init, r#"{"AdvertiseAddr":"fe80::7"}"#, 400, "link-local"),
+            ("POST", init, r#"{"AdvertiseAddr":"fd00::8"}"#, 400, "not an address of this host"),
+            (
+                "POST",
+                init,
+                r#"{"AdvertiseAddr":"fd00::7","ListenAddr":"192.0.2.7:2377"}"#,
+                400,
+                "listen on fd00::7",
+            ),
+            ("POST", init, r#"{"AdvertiseAddr":"eth1","DataPathAddr":"::"}"#, 400, "--data-path-addr: '::'"),
+            (
+                "POST",
+                init,
+                r#"{"AdvertiseAddr":"eth1","Spec":{"Labels":{"shoal.return":"no"}}}"#,
+                400,
+                "Spec.Labels: label shoal.return holds 'no'",
+            ),
             (
                 "POST",
                 init,
@@ -179,6 +201,31 @@ async fn every_wrong_field_of_a_service_is_named() {
         (r#""UpdateConfig":{"Delay":-1}"#, 400, "UpdateConfig.Delay"),
         (r#""UpdateConfig":{"MaxFailureRatio":1.5}"#, 400, "UpdateConfig.MaxFailureRatio"),
         (r#""RollbackConfig":{"FailureAction":"rollback"}"#, 400, "RollbackConfig.FailureAction"),
+        (
+            r#""Labels":{"shoal.return":"dirct"}"#,
+            400,
+            "label shoal.return holds 'dirct': expected direct or tunnel",
+        ),
+        (
+            r#""Labels":{"shoal.affinity":"client"}"#,
+            400,
+            "label shoal.affinity holds 'client': expected client-ip or none",
+        ),
+        (r#""Labels":{"shoal.allow":"10.0.0.0/8,all"}"#, 400, "'all' is not a range"),
+        (r#""Labels":{"shoal.deny":"10.0.0.1/8"}"#, 400, "10.0.0.1/8 should be 10.0.0.0/8"),
+        (r#""Labels":{"shoal.publish.addresses":"eth0"}"#, 400, "label shoal.publish.addresses holds 'eth0'"),
+        (r#""Labels":{"shoal.publish.nodes":"node.rolle==worker"}"#, 400, "key 'node.rolle' is invalid"),
+        (
+            r#""Labels":{"shoal.slow-start":"1d"}"#,
+            400,
+            "label shoal.slow-start holds '1d': expected a duration",
+        ),
+        (
+            r#""Labels":{"shoal.afinity":"client-ip"}"#,
+            400,
+            "label shoal.afinity is none that a service can have",
+        ),
+        (r#""Labels":{"shoal.weight":"5"}"#, 400, "it belongs to a node"),
         (r#""Networks":[{"Target":"nowhere"}]"#, 404, "network nowhere not found"),
         (r#""Networks":[{"Target":"ingress"}]"#, 400, "ingress network"),
         (r#""EndpointSpec":{"Mode":"anycast"}"#, 400, "EndpointSpec.Mode"),
@@ -250,6 +297,7 @@ async fn every_wrong_field_of_a_service_is_named() {
         (r#""TTY":true"#, 501, "ContainerSpec.TTY"),
         (r#""CapabilityAdd":["CAP_NET_ADMIN"]"#, 501, "ContainerSpec.CapabilityAdd"),
         (r#""Env":["=x"]"#, 400, "ContainerSpec.Env"),
+        (r#""Labels":{"shoal.return":"direct"}"#, 400, "ContainerSpec.Labels: label shoal.return is none"),
         (r#""Args":["a\u0000b"]"#, 400, "ContainerSpec.Args[0]"),
         (r#""Dir":"relative""#, 400, "ContainerSpec.Dir"),
         (r#""Hostname":"a b""#, 400, "ContainerSpec.Hostname"),
@@ -296,6 +344,9 @@ async fn every_wrong_field_of_a_network_is_named() {
         assert_eq!(client.post(create, accepted).await.0, StatusCode::CREATED, "{accepted}");
     }
     let ipam = |config: &str| format!(r#"{{"Name":"a","IPAM":{{"Config":[{config}]}}}}"#);
+    let ipam6 = |config: &str| format!(r#"{{"Name":"a","EnableIPv6":true,"IPAM":{{"Config":[{config}]}}}}"#);
+    let six = r#"{"Name":"six","EnableIPv6":true,"IPAM":{"Config":[{"Subnet":"fd00:6::/64"}]}}"#;
+    assert_eq!(client.post(create, six).await.0, StatusCode::CREATED);
     refused(
         &client,
         &[
@@ -312,14 +363,63 @@ async fn every_wrong_field_of_a_network_is_named() {
             ("POST", create, r#"{"Name":"host"}"#, 403, "pre-defined network"),
             ("POST", create, r#"{"Name":"a","Driver":"bridge"}"#, 501, "--driver overlay"),
             ("POST", create, r#"{"Name":"a","Scope":"local"}"#, 400, "Scope"),
-            ("POST", create, r#"{"Name":"a","EnableIPv6":true}"#, 501, "EnableIPv6"),
+            ("POST", create, r#"{"Name":"a","EnableIPv4":false,"EnableIPv6":true}"#, 501, "--ipv4=false"),
+            (
+                "POST",
+                create,
+                r#"{"Name":"a","Labels":{"shoal.return":"direct"}}"#,
+                400,
+                "label shoal.return is none",
+            ),
             ("POST", create, r#"{"Name":"a","Ingress":true}"#, 501, "Ingress"),
             ("POST", create, r#"{"Name":"a","ConfigOnly":true}"#, 501, "ConfigOnly"),
             ("POST", create, r#"{"Name":"a","Options":{"encrypted":""}}"#, 501, "Options.encrypted"),
             ("POST", create, r#"{"Name":"a","IPAM":{"Driver":"dhcp"}}"#, 501, "IPAM.Driver"),
             ("POST", create, &ipam(r#"{"Subnet":"10.9.0.0"}"#), 400, "IPAM.Config[0].Subnet"),
             ("POST", create, &ipam(r#"{"Subnet":"10.9.0.1/24"}"#), 400, "it should be 10.9.0.0/24"),
-            ("POST", create, &ipam(r#"{"Subnet":"fd00::/64"}"#), 501, "IPAM.Config[0].Subnet"),
+            ("POST", create, &ipam(r#"{"Subnet":"fd00::/64"}"#), 400, "add --ipv6"),
+            ("POST", create, &ipam6(r#"{"Subnet":"fd00::1/64"}"#), 400, "it should be fd00::/64"),
+            ("POST", create, &ipam6(r#"{"Subnet":"fd00::/97"}"#), 400, "the prefix must be /8 to /96"),
+            ("POST", create, &ipam6(r#"{"Subnet":"fc00::/7"}"#), 400, "the prefix must be /8 to /96"),
+            ("POST", create, &ipam6(r#"{"Subnet":"fe80::/64"}"#), 400, "reserved (link-local)"),
+            ("POST", create, &ipam6(r#"{"Subnet":"ff0e::/64"}"#), 400, "reserved (multicast)"),
+            ("POST", create, &ipam6(r#"{"Subnet":"::ffff:0:0/96"}"#), 400, "IPv4 addresses written as IPv6"),
+            ("POST", create, &ipam6(r#"{"Subnet":"fd00:6::/80"}"#), 400, "fd00:6::/80 overlaps fd00:6::/64"),
+            (
+                "POST",
+                create,
+                &ipam6(r#"{"Subnet":"fd00:1::/64"},{"Subnet":"fd00:2::/64"}"#),
+                400,
+                "IPAM.Config[1].Subnet: fd00:2::/64 is a second IPv6 subnet",
+            ),
+            (
+                "POST",
+                create,
+                &ipam6(r#"{"Subnet":"fd00::/64","Gateway":"10.8.0.1"}"#),
+                400,
+                "IPAM.Config[0].Gateway",
+            ),
+            (
+                "POST",
+                create,
+                &ipam6(r#"{"Subnet":"fd00::/64","Gateway":"fd01::1"}"#),
+                400,
+                "IPAM.Config.Gateway",
+            ),
+            (
+                "POST",
+                create,
+                &ipam6(r#"{"Subnet":"fd00::/64","IPRange":"fd00::/65"}"#),
+                501,
+                "IPAM.Config[0].IPRange",
+            ),
+            (
+                "POST",
+                create,
+                &ipam6(r#"{"Subnet":"10.9.0.0/24","IPRange":"fd00::/65"}"#),
+                400,
+                "IPAM.Config[0].IPRange",
+            ),
             (
                 "POST",
                 create,
@@ -357,6 +457,11 @@ async fn updates_name_their_version_and_their_field() {
     let global = spec.replace(r#"{"Replicated":{"Replicas":1}}"#, r#"{"Global":{}}"#);
     let renamed = spec.replace(r#""Name":"web""#, r#""Name":"web2""#);
     let role = r#"{"Role":"boss","Availability":"active"}"#;
+    let labelled =
+        |labels: &str| format!(r#"{{"Role":"manager","Availability":"active","Labels":{{{labels}}}}}"#);
+    let index = |object: &serde_json::Value| object["Version"]["Index"].as_u64().unwrap();
+    let of_node = format!("/nodes/n1/update?version={}", index(&client.get("/nodes/n1").await.1));
+    let of_swarm = format!("/swarm/update?version={}", index(&client.get("/swarm").await.1));
     refused(
         &client,
         &[
@@ -385,9 +490,19 @@ async fn updates_name_their_version_and_their_field() {
             ("GET", "/nodes/nope", "", 404, "node nope not found"),
             ("POST", "/nodes/n1/update?version=1", role, 400, "invalid Role: \"boss\""),
             ("POST", "/nodes/n1/update?version=1", r#"{"Role":"manager"}"#, 400, "Availability: missing"),
+            ("POST", &of_node, &labelled(r#""shoal.weight":"200""#), 400, "from 1 to 100"),
+            ("POST", &of_node, &labelled(r#""shoal.wieght":"2""#), 400, "expected shoal.weight"),
             ("DELETE", "/nodes/n1", "", 400, "is a cluster manager"),
             ("POST", "/swarm/update?version=1", r#"{"Name":"other"}"#, 400, "must be named \"default\""),
             ("POST", "/swarm/update?version=99", "{}", 500, "update out of sequence"),
+            (
+                "POST",
+                &of_swarm,
+                r#"{"Labels":{"shoal.return":"straight"}}"#,
+                400,
+                "expected direct or tunnel",
+            ),
+            ("POST", &of_swarm, r#"{"Labels":{"shoal.slow-start":"9s"}}"#, 400, "it belongs to a service"),
             ("POST", "/swarm/leave", "", 503, "Use `--force`"),
             (
                 "GET",

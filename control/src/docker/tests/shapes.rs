@@ -146,6 +146,80 @@ async fn a_service_shows_what_was_asked_for_and_what_it_got() {
 }
 
 #[tokio::test]
+async fn a_network_of_both_families_shows_both() {
+    let client = Client::manager().await;
+    let create = json!({
+        "Name": "six", "Driver": "overlay", "EnableIPv6": true,
+        "IPAM": {"Config": [{"Subnet": "fd00:6::/64", "Gateway": "fd00:6::1"}, {"Subnet": "10.66.0.0/24"}]},
+    });
+    let (status, answer) = client.post("/networks/create", &create.to_string()).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let (_, six) = client.get("/networks/six").await;
+    let ipam = json!([
+        {"Subnet": "10.66.0.0/24", "Gateway": "10.66.0.1"},
+        {"Subnet": "fd00:6::/64", "Gateway": "fd00:6::1"},
+    ]);
+    holds(&six, &json!({"EnableIPv4": true, "EnableIPv6": true, "IPAM": {"Config": ipam}}), "network");
+    client.post("/networks/create", r#"{"Name":"auto","EnableIPv6":true}"#).await;
+    for name in ["auto", "ingress"] {
+        let (_, network) = client.get(&format!("/networks/{name}")).await;
+        assert_eq!(network["EnableIPv6"], true, "{name}");
+        let config = &network["IPAM"]["Config"];
+        let subnet = config[1]["Subnet"].as_str().unwrap();
+        assert!(config[0]["Subnet"].as_str().unwrap().starts_with("10.0."), "{config}");
+        assert!(subnet.starts_with("fd") && subnet.ends_with("::/64"), "{config}");
+    }
+    // As Docker, one address a network: the IPv4 one.
+    client.service("web", r#","Networks":[{"Target":"six"}]"#).await;
+    let (_, service) = client.get("/services/web").await;
+    assert_eq!(service["Endpoint"]["VirtualIPs"], json!([{"NetworkID": six["Id"], "Addr": "10.66.0.2/24"}]));
+}
+
+#[tokio::test]
+async fn a_cluster_over_ipv6_shows_addresses_in_brackets() {
+    let addrs = vec!["fe80::7/64".parse().unwrap(), "fd00::7/64".parse().unwrap()];
+    let interface = crate::docker::Interface { name: "eth0".into(), up: true, addrs };
+    for (request, manager) in [
+        (r#"{"ListenAddr":"0.0.0.0:2377"}"#, "[fd00::7]:2377"),
+        (r#"{"ListenAddr":"[::]:2377","AdvertiseAddr":"eth0:2400"}"#, "[fd00::7]:2400"),
+        (r#"{"ListenAddr":"[fd00::7]:2500","AdvertiseAddr":"fd00::7"}"#, "[fd00::7]:2500"),
+        (r#"{"AdvertiseAddr":"[fd00::7]:2400","DataPathAddr":"fd00::7"}"#, "[fd00::7]:2400"),
+    ] {
+        let client = Client::of(FakeHost::with_interfaces(vec![interface.clone()]));
+        let (status, answer) = client.post("/swarm/init", request).await;
+        assert_eq!(status, StatusCode::OK, "{request}: {answer}");
+        let (_, node) = client.get("/nodes/n1").await;
+        holds(&node, &json!({"Status": {"Addr": "fd00::7"}, "ManagerStatus": {"Addr": manager}}), "node");
+        let (_, info) = client.get("/info").await;
+        let swarm =
+            json!({"NodeAddr": "fd00::7", "RemoteManagers": [{"NodeID": node["ID"], "Addr": manager}]});
+        holds(&info["Swarm"], &swarm, "Swarm");
+    }
+}
+
+#[tokio::test]
+async fn the_clusters_labels_are_kept_from_init_on() {
+    let client = Client::of(FakeHost::new());
+    let init = r#"{"ListenAddr":"0.0.0.0:2377","Spec":{"Labels":{"shoal.return":"direct"}}}"#;
+    assert_eq!(client.post("/swarm/init", init).await.0, StatusCode::OK);
+    let (_, swarm) = client.get("/swarm").await;
+    assert_eq!(swarm["Spec"]["Labels"], json!({"shoal.return": "direct"}));
+}
+
+#[tokio::test]
+async fn a_node_shows_how_each_uplink_is_attached() {
+    let client = Client::manager().await;
+    client.host.add_node("n2", Role::Worker).await;
+    let (_, node) = client.get("/nodes/n2").await;
+    let plugins = json!([
+        {"Type": "Dataplane", "Name": "eth0=xdp-native"},
+        {"Type": "Dataplane", "Name": "eth1=tc"},
+        {"Type": "Network", "Name": "overlay"},
+    ]);
+    assert_eq!(node["Description"]["Engine"]["Plugins"], plugins);
+}
+
+#[tokio::test]
 async fn objects_are_found_by_id_name_and_beginning() {
     let client = Client::manager().await;
     let id = client.service("web", "").await;

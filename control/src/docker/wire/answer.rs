@@ -257,6 +257,8 @@ pub(in crate::docker) struct TaskNetworkSpec {
     pub(in crate::docker) name: String,
     pub(in crate::docker) labels: Labels,
     pub(in crate::docker) driver_configuration: Driver,
+    #[serde(rename = "IPv6Enabled", skip_serializing_if = "std::ops::Not::not")]
+    pub(in crate::docker) ipv6_enabled: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(in crate::docker) internal: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -4,7 +4,11 @@
 //! They are Shoal's own where bollard's models lack a field, name an enum's value instead of the field that
 //! has it, or write maps in random order.
 
-#[expect(clippy::struct_field_names, reason = "the fields' names are Docker's")]
+#[expect(
+    clippy::struct_field_names,
+    clippy::struct_excessive_bools,
+    reason = "the fields and their names are Docker's"
+)]
 pub(super) mod answer;
 #[expect(clippy::struct_excessive_bools, reason = "the fields are Docker's")]
 pub(super) mod network;

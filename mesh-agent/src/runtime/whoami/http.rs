@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Interval, interval, sleep};
 
-use super::Identity;
+use super::{Identity, plain_address};
 
 /// Most that `/bytes/N` sends: 1 TiB is a typing mistake.
 const BYTES_MAX: u64 = 1 << 40;
@@ -59,7 +59,8 @@ async fn connection(
     identity: Arc<Identity>,
     mut drain: watch::Receiver<bool>,
 ) {
-    let local = stream.local_addr().map_or_else(|_| "-".to_owned(), |addr| addr.to_string());
+    let local = stream.local_addr().map_or_else(|_| "-".to_owned(), |addr| plain_address(addr).to_string());
+    let client = plain_address(client);
     let _ = stream.set_nodelay(true);
     let draining = drain.clone();
     let service = service_fn(move |request| {

@@ -1,9 +1,11 @@
 //! `shoal internal whoami`: the built-in image `shoal/whoami`, a server that tells who answered and what it saw.
 //!
-//! HTTP/1.1 and a UDP echo on the same port, 80 unless `--port` or the environment's `PORT` says otherwise. On
-//! SIGTERM it finishes the requests in flight, still answering those that come in meanwhile, and ends.
+//! HTTP/1.1 and a UDP echo on the same port, in both address families; 80 unless `--port` or the environment's `PORT`
+//! says otherwise. On SIGTERM it finishes the requests in flight, still answering those that come in meanwhile, and
+//! ends.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,10 +86,27 @@ fn run(port: u16) -> ExitCode {
     }
 }
 
-async fn serve(port: u16) -> std::io::Result<()> {
-    let addr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    let listener = TcpListener::bind(addr).await?;
-    let socket = UdpSocket::bind(addr).await?;
+/// Listens for IPv6 and IPv4 at once, or for IPv4 alone where the kernel has no IPv6. A task's network namespace has
+/// `net.ipv6.bindv6only` off.
+async fn listen(port: u16) -> io::Result<(TcpListener, UdpSocket)> {
+    let bind = async |addr: SocketAddr| Ok((TcpListener::bind(addr).await?, UdpSocket::bind(addr).await?));
+    match bind((Ipv6Addr::UNSPECIFIED, port).into()).await {
+        Err(error) if has_no_ipv6(&error) => bind((Ipv4Addr::UNSPECIFIED, port).into()).await,
+        bound => bound,
+    }
+}
+
+fn has_no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// An address as people write it: one of IPv4 is not `::ffff:192.0.2.1`, which is what a socket for both families sees.
+fn plain_address(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+async fn serve(port: u16) -> io::Result<()> {
+    let (listener, socket) = listen(port).await?;
     let identity = Arc::new(Identity::from_env());
     println!("{} serves on port {port}", identity.task);
 
@@ -129,6 +148,22 @@ mod tests {
 
     fn given(args: &[&str], env: Option<&str>) -> Result<u16, String> {
         port(args.iter().map(|arg| (*arg).to_owned()), env.map(str::to_owned))
+    }
+
+    #[tokio::test]
+    async fn it_listens_on_both_families_and_names_addresses_plainly() {
+        let (listener, socket) = listen(0).await.unwrap();
+        for ip in ["127.0.0.1", "::1"] {
+            let server = SocketAddr::new(ip.parse().unwrap(), listener.local_addr().unwrap().port());
+            let client = tokio::net::TcpStream::connect(server).await.unwrap();
+            let (_, seen) = listener.accept().await.unwrap();
+            assert_eq!(plain_address(seen), client.local_addr().unwrap());
+
+            let client = UdpSocket::bind((server.ip(), 0)).await.unwrap();
+            client.send_to(b"x", (server.ip(), socket.local_addr().unwrap().port())).await.unwrap();
+            let (_, seen) = socket.recv_from(&mut [0; 8]).await.unwrap();
+            assert_eq!(plain_address(seen), client.local_addr().unwrap());
+        }
     }
 
     #[test]

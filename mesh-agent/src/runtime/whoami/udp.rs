@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::net::UdpSocket;
 
-use super::Identity;
+use super::{Identity, plain_address};
 
 /// Longest payload of an IPv4 datagram, bytes.
 const DATAGRAM_BYTES_MAX: usize = 65_507;
@@ -18,8 +18,9 @@ pub(super) async fn serve(socket: UdpSocket, identity: Arc<Identity>) {
         // An error is an ICMP message about an earlier answer.
         let Ok((len, client)) = socket.recv_from(&mut received).await else { continue };
         answer.clear();
+        let Identity { task, node, .. } = &*identity;
         // Writing to a Vec does not fail.
-        let _ = writeln!(answer, "task={} node={} client={client}", identity.task, identity.node);
+        let _ = writeln!(answer, "task={task} node={node} client={}", plain_address(client));
         answer.extend_from_slice(&received[..len]);
         answer.truncate(DATAGRAM_BYTES_MAX);
         let _ = socket.send_to(&answer, client).await;

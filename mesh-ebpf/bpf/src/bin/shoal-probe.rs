@@ -9,27 +9,28 @@ use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use mesh_common::addr::Ip6;
 use mesh_common::be::{Be16, Be32};
 use mesh_common::vxlan::ENCAPSULATION_BYTES;
-use mesh_datapath::header::{Ethernet, IP_SRC_OFFSET};
-use mesh_datapath::overlay::{self, Arrival};
-use mesh_datapath::packet::{Packet as _, Rewrite as _};
-use shoal_bpf::act;
-use shoal_bpf::maps::Maps;
+use mesh_datapath::header::Ethernet;
+use mesh_datapath::overlay::Arrival;
+use mesh_datapath::packet::{Packet as _, Store as _};
+use shoal_bpf::hook;
 use shoal_bpf::tc::Skb;
 use shoal_bpf::xdp::{self as frame, Frame};
 
+/// Offset of the source address in an IPv4 packet.
+const IP_SRC_OFFSET: usize = 26;
 /// Offset of the source port behind an IPv4 header without options.
 const SRC_PORT_OFFSET: usize = 34;
 
-/// `from_overlay` with the VNI and the VTEP of `skb->cb[0]` and `skb->cb[1]`.
+/// `from_overlay` with the VNI of `skb->cb[0]` and the VTEP of the other four.
 #[classifier]
 pub fn probe_overlay(ctx: TcContext) -> i32 {
     let mut packet = Skb::new(ctx);
     let cb = packet.ctx.cb();
-    let arrival = Arrival { vni: cb[0], vtep: Be32::new(cb[1]) };
-    let verdict = overlay::from_overlay(&mut packet, &Maps, arrival);
-    act::carry_out(&mut packet, verdict)
+    let arrival = Arrival { vni: cb[0], vtep: Ip6([cb[1], cb[2], cb[3], cb[4]].map(Be32::new)) };
+    hook::arrived(&mut packet, &arrival)
 }
 
 /// The floor: a program that drops.

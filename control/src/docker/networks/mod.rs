@@ -1,0 +1,183 @@
+//! Networks: create, list, inspect, remove, prune. A manager shows the cluster's, a worker those that its
+//! tasks are on.
+
+mod ask;
+mod show;
+
+use std::collections::BTreeSet;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use mesh_api::id::NetworkId;
+use mesh_api::table::NetworkRecord;
+use serde_json::{Value, json};
+
+use super::error::{ApiError, ApiResult};
+use super::filters::Filters;
+use super::local::Membership;
+use super::request::{Body, Params};
+use super::wire::network as wire;
+use super::{Api, names};
+use crate::command::{Action, Command};
+
+pub(super) use show::in_task as show_in_task;
+
+/// Under which option Docker shows a network's VNI.
+const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
+
+/// `GET /networks`.
+pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Json<Vec<wire::Network>>> {
+    let accepted = ["dangling", "driver", "id", "label", "name", "scope", "type"];
+    let filters = Filters::parse(params.get("filters"), &accepted)?;
+    let dangling = filters.boolean("dangling")?;
+    for wanted in filters.values("type") {
+        if !["custom", "builtin"].contains(&wanted) {
+            return Err(ApiError::invalid(format!(
+                "invalid filter 'type={wanted}': expected custom or builtin"
+            )));
+        }
+    }
+    let used = used_networks(&api);
+    let mut networks = visible(&api, false);
+    // Docker's `name` and `id` filters match anywhere in the text.
+    networks.retain(|network| {
+        filters.any("name", |wanted| network.name.contains(wanted))
+            && filters.any("id", |wanted| network.id.contains(wanted))
+            && filters.any("driver", |wanted| wanted == network.driver)
+            && filters.any("scope", |wanted| wanted == network.scope)
+            && filters.any("type", |wanted| (wanted == "builtin") == network.ingress)
+            && filters.labels("label", &network.labels)
+            && dangling.is_none_or(|dangling| dangling != used.contains(&network.id))
+    });
+    Ok(Json(networks))
+}
+
+/// `GET /networks/{id}`.
+pub(super) async fn inspect(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<Json<wire::Network>> {
+    let verbose = params.boolean("verbose")?;
+    let in_scope = matches!(params.get("scope"), None | Some("" | "swarm" | "global"));
+    let mut networks = if in_scope { visible(&api, verbose) } else { Vec::new() };
+    let by = |test: &dyn Fn(&wire::Network) -> bool| {
+        networks.iter().enumerate().filter(|(_, network)| test(network)).map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    let candidates = [
+        by(&|network| network.id == id),
+        by(&|network| network.name == id),
+        by(&|network| network.id.starts_with(&id)),
+    ];
+    match candidates.into_iter().find(|found| !found.is_empty()).as_deref() {
+        Some([at]) => Ok(Json(networks.swap_remove(*at))),
+        Some(found) => Err(ApiError::invalid(format!(
+            "network {id} is ambiguous ({} matches found based on ID prefix)",
+            found.len()
+        ))),
+        None => Err(ApiError::not_found(format!("network {id} not found"))),
+    }
+}
+
+/// `POST /networks/create`.
+pub(super) async fn create(
+    State(api): State<Api>,
+    Body(request): Body<wire::CreateRequest>,
+) -> ApiResult<(StatusCode, Json<Value>)> {
+    let driver = request.driver.as_deref().unwrap_or_default();
+    if !["", "overlay"].contains(&driver) {
+        return Err(ApiError::unsupported(format!(
+            "Driver: networks of driver '{driver}' belong to a container engine: create the network with --driver overlay"
+        )));
+    }
+    let cluster = api.manager()?;
+    let spec = ask::spec(request)?;
+    if cluster.state().network_by_name(&spec.name).is_some() {
+        return Err(ApiError::conflict(format!("network with name {} already exists", spec.name)));
+    }
+    let id = NetworkId::random(&mut rand::rng());
+    cluster.propose(Command::now(Action::CreateNetwork { id: id.clone(), spec })).await?;
+    Ok((StatusCode::CREATED, Json(json!({ "Id": id, "Warning": "" }))))
+}
+
+/// `DELETE /networks/{id}`.
+pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    let cluster = api.manager()?;
+    let id = names::network(&cluster.state(), &id)?.id.clone();
+    cluster.propose(Command::now(Action::RemoveNetwork { id })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /networks/prune`: removes the networks that no service and no task is on.
+pub(super) async fn prune(State(api): State<Api>, params: Params) -> ApiResult<Json<Value>> {
+    let cluster = api.manager()?;
+    let filters = Filters::parse(params.get("filters"), &["label", "label!"])?;
+    let state = cluster.state();
+    let used = used_networks(&api);
+    let mut deleted = Vec::new();
+    for network in state.networks.values() {
+        let labels = &network.spec.labels;
+        let kept = filters.contains("label!") && filters.labels("label!", labels);
+        if network.spec.ingress
+            || used.contains(network.id.as_str())
+            || kept
+            || !filters.labels("label", labels)
+        {
+            continue;
+        }
+        // One that got a service meanwhile is refused, and stays.
+        if cluster.propose(Command::now(Action::RemoveNetwork { id: network.id.clone() })).await.is_ok() {
+            deleted.push(network.spec.name.clone());
+        }
+    }
+    Ok(Json(json!({ "NetworksDeleted": deleted })))
+}
+
+/// Networks that a service or a task is on.
+fn used_networks(api: &Api) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    if let Some(cluster) = api.host.cluster() {
+        let state = cluster.state();
+        for service in state.services.values() {
+            used.extend(service.spec.task.networks.iter().map(|network| network.target.to_string()));
+            used.extend(service.endpoint.vips.iter().map(|vip| vip.network.to_string()));
+        }
+        for task in state.tasks.values().filter(|task| !task.has_ended()) {
+            used.extend(task.endpoints.iter().map(|endpoint| endpoint.network.to_string()));
+        }
+    } else if let Some(table) = api.host.table() {
+        used.extend(
+            table
+                .tasks
+                .values()
+                .flat_map(|task| &task.endpoints)
+                .map(|endpoint| endpoint.network.to_string()),
+        );
+    }
+    used
+}
+
+/// The networks that this node shows, each with what is of it on this node.
+fn visible(api: &Api, verbose: bool) -> Vec<wire::Network> {
+    let Membership::Active { node, .. } = api.host.membership() else { return Vec::new() };
+    let table = api.host.table();
+    let mut networks: Vec<wire::Network> = match (api.host.cluster(), &table) {
+        (Some(cluster), _) => {
+            cluster.state().networks.values().map(|network| show::network(network)).collect()
+        }
+        (None, Some(table)) => {
+            let here = |network: &&NetworkRecord| {
+                network.ingress || show::endpoints(table, &network.id).any(|(task, _)| task.node == node)
+            };
+            table.networks.values().filter(here).map(show::record).collect()
+        }
+        (None, None) => Vec::new(),
+    };
+    if let Some(table) = table {
+        for network in &mut networks {
+            show::add_local_view(network, &table, &node, verbose);
+        }
+    }
+    networks
+}

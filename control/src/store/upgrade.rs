@@ -1,0 +1,62 @@
+//! What format 1 (Shoal 0.1) left on disk, as this version means it: the ingress network had no IPv6 subnet, and labels
+//! that begin with `shoal.` were an operator's own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::apply::ingress_subnet6;
+use crate::command::{Action, Command};
+use crate::model::labels::PREFIX;
+use crate::model::{ClusterObject, Ipam6Config, Network, Node, Service, State};
+use crate::refusal::Refusal;
+
+/// A state of format 1, as it would be if this version had led to it.
+pub(super) fn state(state: &mut State) -> Result<(), Refusal> {
+    if let (Some(cluster), Some(ingress)) = (&state.cluster, state.ingress()) {
+        let mut ingress = Network::clone(ingress);
+        ingress.spec.ipam6 = Some(Ipam6Config::default());
+        ingress.subnet6 = Some(ingress_subnet6(&cluster.id, ingress.vni, &ingress.subnets)?);
+        state.networks.insert(ingress.id.clone(), Arc::new(ingress));
+    }
+    if let Some(cluster) = &state.cluster {
+        let mut cluster = ClusterObject::clone(cluster);
+        labels(&mut cluster.spec.labels);
+        state.cluster = Some(Arc::new(cluster));
+    }
+    for id in state.nodes.keys().cloned().collect::<Vec<_>>() {
+        if let Some(node) = state.nodes.get_mut(&id) {
+            labels(&mut Arc::<Node>::make_mut(node).spec.labels);
+        }
+    }
+    for id in state.services.keys().cloned().collect::<Vec<_>>() {
+        if let Some(service) = state.services.get_mut(&id) {
+            let service = Arc::<Service>::make_mut(service);
+            labels(&mut service.spec.labels);
+            service.previous_spec.iter_mut().for_each(|spec| labels(&mut spec.labels));
+        }
+    }
+    Ok(())
+}
+
+/// A command of format 1, so that it has the same effect and is refused no more than then.
+pub(super) fn command(command: &mut Command) {
+    match &mut command.action {
+        Action::Initialize(genesis) => labels(&mut genesis.spec.labels),
+        Action::UpdateCluster { spec, .. } => labels(&mut spec.labels),
+        Action::UpdateNode { spec, .. } => labels(&mut spec.labels),
+        Action::CreateService { spec, .. } | Action::UpdateService { spec, .. } => labels(&mut spec.labels),
+        Action::AddNode { .. }
+        | Action::SetNodeStatus { .. }
+        | Action::RemoveNode { .. }
+        | Action::CreateNetwork { .. }
+        | Action::RemoveNetwork { .. }
+        | Action::RollbackService { .. }
+        | Action::RemoveService { .. }
+        | Action::ReportTasks { .. }
+        | Action::Orchestrate { .. } => {}
+    }
+}
+
+fn labels(labels: &mut BTreeMap<String, String>) {
+    labels.retain(|label, _| !label.to_ascii_lowercase().starts_with(PREFIX));
+}

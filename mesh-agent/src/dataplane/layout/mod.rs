@@ -1,0 +1,282 @@
+//! From plans to the contents of the maps: numbers for what the maps index, tables for what balances.
+//!
+//! Families share numbers: a task has the same slot in both, a service too, and so they share its Maglev table.
+
+mod adopt;
+mod fragment;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use mesh_api::id::ServiceId;
+use mesh_common::addr::Address;
+use mesh_common::map::{BACKENDS_MAX, PEERS_MAX, PLACES_MAX, SERVICES_MAX, tag_of};
+
+use self::adopt::Adopted;
+use self::fragment::Laid;
+use super::contents::{Changes, Common, Contents, Family};
+use super::numbers::{Exhausted, Numbers, Ranges};
+use super::places::Places;
+use super::plan::{Fragment, LocalFamily, LocalPlan, Place, Plan};
+
+/// A plan that doesn't fit the maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the table has more {what} than the {max} that a node's dataplane holds")]
+pub struct TooMany {
+    /// Of what.
+    pub what: &'static str,
+    /// How many fit.
+    pub max: u32,
+}
+
+/// The plan, with the numbers that are given out for it.
+#[derive(Debug)]
+pub struct Layout {
+    given: Given,
+    local: LocalPlan,
+    fragments: BTreeMap<ServiceId, Laid>,
+    adopted: Adopted,
+}
+
+/// What is given out.
+#[derive(Debug)]
+struct Given {
+    /// This node's VTEP.
+    own: IpAddr,
+    services: Numbers,
+    backends: Numbers,
+    peers: Numbers,
+    ranges: Ranges,
+    /// The peers' slots, those that are about to go included.
+    peer_slots: BTreeMap<IpAddr, u32>,
+    /// Tables that are not known to be in the kernel, until [`Layout::written`].
+    unwritten: Places,
+    retired: Retired,
+}
+
+/// What the programs may still read until a layout without it is written.
+#[derive(Debug, Default)]
+struct Retired {
+    services: Vec<u32>,
+    backends: Vec<u32>,
+    ranges: Vec<u32>,
+    peers: BTreeSet<IpAddr>,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        let given = Given {
+            own: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            services: Numbers::new(SERVICES_MAX),
+            backends: Numbers::new(BACKENDS_MAX),
+            peers: Numbers::new(PEERS_MAX),
+            ranges: Ranges::new(PLACES_MAX),
+            peer_slots: BTreeMap::new(),
+            unwritten: Places::default(),
+            retired: Retired::default(),
+        };
+        Self { given, local: LocalPlan::default(), fragments: BTreeMap::new(), adopted: Adopted::default() }
+    }
+}
+
+impl Layout {
+    /// Lays out a whole plan, and adds what that changes where `changes` are wanted. [`Layout::written`] is to be told once the maps hold it. What
+    /// does not fit stays as it was, and is an error in the end; the rest is laid out all the same.
+    pub fn set_all(&mut self, plan: Plan, mut changes: Option<&mut Changes>) -> Result<(), TooMany> {
+        let Plan { vtep, peers, local, fragments } = plan;
+        self.given.own = vtep;
+        let result = self.set_peers(&peers, changes.as_deref_mut());
+        self.set_local(local, changes.as_deref_mut());
+        let gone: Vec<_> = self.fragments.keys().filter(|id| !fragments.contains_key(id)).cloned().collect();
+        let gone = gone.into_iter().map(|id| (id, Fragment::default()));
+        result.and(self.set_fragments(gone.chain(fragments), changes))
+    }
+
+    /// Lays out what services contribute.
+    pub fn set_fragments(
+        &mut self,
+        fragments: impl IntoIterator<Item = (ServiceId, Fragment)>,
+        changes: Option<&mut Changes>,
+    ) -> Result<(), TooMany> {
+        let mut result = Ok(());
+        let mut replaced = Vec::new();
+        for (id, plan) in fragments {
+            match self.lay_out(&id, plan) {
+                Ok(Some(former)) if changes.is_some() => replaced.push((id, former)),
+                Ok(_) => {}
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        // All that stays is in memory by now, so that what comes and goes leaves no gaps in it.
+        let Some(changes) = changes else { return result };
+        for (id, former) in replaced {
+            let (mut held, mut wanted) = (Contents::default(), Contents::default());
+            former.emit(&self.given, &mut held);
+            if let Some(laid) = self.fragments.get(&id) {
+                laid.emit(&self.given, &mut wanted);
+            }
+            changes.add(Changes::between(held, wanted));
+        }
+        result
+    }
+
+    /// Lays out what one service contributes, and returns what it did before; `None` if it is the same.
+    fn lay_out(&mut self, id: &ServiceId, plan: Fragment) -> Result<Option<Laid>, TooMany> {
+        let former = self.fragments.get(id);
+        if former.map_or(plan.is_empty(), |former| *former.plan() == plan) {
+            return Ok(None);
+        }
+        let laid = Laid::new(plan, former, &mut self.given, &mut self.adopted)?;
+        let former = if laid.plan().is_empty() {
+            self.fragments.remove(id)
+        } else {
+            self.fragments.insert(id.clone(), laid)
+        };
+        Ok(Some(former.unwrap_or_default()))
+    }
+
+    /// What one service contributes, as it was laid out last.
+    pub fn fragment(&self, id: &ServiceId) -> Option<&Fragment> {
+        self.fragments.get(id).map(Laid::plan)
+    }
+
+    /// Lays out what is this node's own.
+    pub fn set_local(&mut self, plan: LocalPlan, changes: Option<&mut Changes>) {
+        if let Some(changes) = changes {
+            let (mut held, mut wanted) = (Contents::default(), Contents::default());
+            emit_local(&self.local, &mut held);
+            emit_local(&plan, &mut wanted);
+            changes.add(Changes::between(held, wanted));
+        }
+        self.local = plan;
+    }
+
+    fn set_peers(&mut self, peers: &BTreeSet<IpAddr>, changes: Option<&mut Changes>) -> Result<(), TooMany> {
+        let held = self.given.peer_contents();
+        let given = &mut self.given;
+        let mut result = Ok(());
+        for vtep in peers {
+            given.retired.peers.remove(vtep);
+            if given.peer_slots.contains_key(vtep) {
+                continue;
+            }
+            match self.adopted.peer(*vtep).map_or_else(|| given.peers.take(), Ok) {
+                Ok(slot) => drop(given.peer_slots.insert(*vtep, slot)),
+                Err(Exhausted) => result = Err(too_many("nodes", PEERS_MAX)),
+            }
+        }
+        let gone = given.peer_slots.keys().filter(|vtep| !peers.contains(vtep));
+        given.retired.peers.extend(gone);
+        if let Some(changes) = changes {
+            changes.add(Changes::between(held, self.given.peer_contents()));
+        }
+        result
+    }
+
+    /// Everything that the maps are to hold, but for the places.
+    pub fn contents(&self) -> Contents {
+        let mut contents = self.given.peer_contents();
+        emit_local(&self.local, &mut contents);
+        for laid in self.fragments.values() {
+            laid.emit(&self.given, &mut contents);
+        }
+        contents
+    }
+
+    /// What is to be put to `shoal_places`.
+    pub fn places(&self) -> &Places {
+        &self.given.unwritten
+    }
+
+    /// The maps hold the layout: no program finds any more what is not in it.
+    pub fn written(&mut self) {
+        self.adopted.release(&mut self.given);
+        self.given.unwritten = Places::default();
+        let retired = std::mem::take(&mut self.given.retired);
+        self.given.give_back(retired);
+    }
+}
+
+impl Given {
+    fn vtep_of(&self, place: Place) -> IpAddr {
+        match place {
+            Place::Here { .. } => self.own,
+            Place::There(vtep) => vtep,
+        }
+    }
+
+    /// How the maps name the node with a VTEP: this one by 0, another by its slot as a peer.
+    fn slot_of(&self, vtep: IpAddr) -> Option<u32> {
+        if vtep == self.own { Some(0) } else { self.peer_slots.get(&vtep).copied() }
+    }
+
+    /// The peers, but for those that are about to go.
+    fn peer_contents(&self) -> Contents {
+        let mut common = Common::default();
+        for (vtep, slot) in &self.peer_slots {
+            if !self.retired.peers.contains(vtep) {
+                let vtep = (*vtep).into();
+                common.members.insert(vtep, *slot);
+                common.tags.insert(tag_of(vtep), *slot);
+                common.peers.insert(*slot, vtep);
+            }
+        }
+        Contents { common, ..Contents::default() }
+    }
+
+    /// Puts a table to a free range of places.
+    fn place(&mut self, table: &[u32]) -> Result<u32, TooMany> {
+        let start = self.ranges.allocate(table.len() as u32);
+        let start = start.map_err(|Exhausted| too_many("places in Maglev tables", PLACES_MAX))?;
+        self.unwritten.insert(start, table);
+        Ok(start)
+    }
+
+    /// Lets go of what a layout lacks, once the programs have.
+    fn retire(&mut self, retired: Retired) {
+        let Retired { services, backends, ranges, peers } = retired;
+        for start in &ranges {
+            self.unwritten.remove(*start);
+        }
+        self.retired.services.extend(services);
+        self.retired.backends.extend(backends);
+        self.retired.ranges.extend(ranges);
+        self.retired.peers.extend(peers);
+    }
+
+    fn give_back(&mut self, retired: Retired) {
+        let Retired { services, backends, ranges, peers } = retired;
+        for slot in services {
+            self.services.give_back(slot);
+        }
+        for slot in backends {
+            self.backends.give_back(slot);
+        }
+        for start in ranges {
+            self.unwritten.remove(start);
+            self.ranges.free(start);
+        }
+        for vtep in peers {
+            if let Some(slot) = self.peer_slots.remove(&vtep) {
+                self.peers.give_back(slot);
+            }
+        }
+    }
+}
+
+fn emit_local(plan: &LocalPlan, contents: &mut Contents) {
+    fn emit<A: Address>(plan: &LocalFamily<A>, family: &mut Family<A>) {
+        let LocalFamily { addresses, ifaces, aliases } = plan;
+        family.locals.extend(addresses.iter().map(|addr| (*addr, 1)));
+        family.ifaces.extend(ifaces);
+        family.aliases.extend(aliases);
+    }
+    emit(&plan.v4, &mut contents.v4);
+    emit(&plan.v6, &mut contents.v6);
+}
+
+fn too_many(what: &'static str, max: u32) -> TooMany {
+    TooMany { what, max }
+}

@@ -1,0 +1,65 @@
+//! One BPF map, read and written many entries at a time.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::MapData;
+
+use super::error::DataplaneError;
+use crate::sys::bpf;
+
+/// A pinned map.
+#[derive(Debug)]
+pub struct PinnedMap {
+    name: &'static str,
+    map: MapData,
+}
+
+impl PinnedMap {
+    /// Opens the map of that name in `folder`, whose keys and values are to have these types.
+    pub fn open<K: Pod, V: Pod>(folder: &Path, name: &'static str) -> Result<Self, DataplaneError> {
+        let failed = |source| DataplaneError::Map { name, operation: "opening", source };
+        let map = MapData::from_pin(folder.join(name)).map_err(failed)?;
+        let info = map.info().map_err(failed)?;
+        let sizes = [info.key_size(), info.value_size()];
+        if sizes == [size_of::<K>() as u32, size_of::<V>() as u32] {
+            Ok(Self { name, map })
+        } else {
+            Err(DataplaneError::MapSizes { name, key: sizes[0], value: sizes[1] })
+        }
+    }
+
+    /// All entries.
+    pub fn read<K: Pod, V: Pod>(&self, each: impl FnMut(K, V)) -> Result<(), DataplaneError> {
+        bpf::read(self.fd(), each).map_err(|source| self.failed("reading", source))
+    }
+
+    /// Elements of an array, from `start` on; fewer where it ends.
+    pub fn read_range<V: Pod>(&self, start: u32, len: u32) -> Result<Vec<V>, DataplaneError> {
+        bpf::read_array(self.fd(), start, len).map_err(|source| self.failed("reading", source))
+    }
+
+    /// The value of `key`.
+    pub fn get<K: Pod, V: Pod + Default>(&self, key: &K) -> Result<Option<V>, DataplaneError> {
+        bpf::lookup(self.fd(), key).map_err(|source| self.failed("reading", source))
+    }
+
+    /// Writes entries.
+    pub fn write<K: Pod, V: Pod>(&self, entries: &[(K, V)]) -> Result<(), DataplaneError> {
+        bpf::update(self.fd(), entries).map_err(|source| self.failed("writing", source))
+    }
+
+    /// Removes entries; those that are not there are no error.
+    pub fn remove<K: Pod>(&self, keys: &[K]) -> Result<(), DataplaneError> {
+        bpf::remove(self.fd(), keys).map_err(|source| self.failed("removing from", source))
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd().as_fd()
+    }
+
+    fn failed(&self, operation: &'static str, source: std::io::Error) -> DataplaneError {
+        DataplaneError::MapAccess { name: self.name, operation, source }
+    }
+}

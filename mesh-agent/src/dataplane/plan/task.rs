@@ -1,0 +1,62 @@
+//! A task's attachments: where they are, and their part in balancing.
+
+use std::collections::HashMap;
+
+use mesh_api::id::{NetworkId, NodeId, TaskId};
+use mesh_api::table::{EndpointRecord, NodeState, Table, TaskRecord, TaskState};
+
+use super::{Attachment, AttachmentKey, Local, Part, Place};
+
+/// Where tasks are: what planning one needs to know beside its record.
+#[derive(Debug)]
+pub struct Places<'a> {
+    table: &'a Table,
+    node: &'a NodeId,
+    /// Host sides of this node's tasks' interfaces.
+    ifindexes: HashMap<(&'a TaskId, &'a NetworkId), u32>,
+}
+
+impl<'a> Places<'a> {
+    /// Places under `table`, as the node with the facts `local` sees them.
+    pub fn new(table: &'a Table, local: &'a Local) -> Self {
+        let endpoints = local.endpoints.iter();
+        let ifindexes = endpoints.map(|one| ((&one.task, &one.network), one.ifindex)).collect();
+        Self { table, node: &local.node, ifindexes }
+    }
+
+    /// A task's attachments; none once it has ended. Its service's record may be gone already.
+    pub fn plan_task(&self, task: &TaskRecord) -> Vec<(AttachmentKey, Attachment)> {
+        let Some(node) = self.table.nodes.get(&task.node) else { return Vec::new() };
+        if task.observed.is_terminal() {
+            return Vec::new();
+        }
+        let part = if task.observed != TaskState::Running || node.state == NodeState::Down {
+            Part::None
+        } else if task.desired > TaskState::Running {
+            Part::Draining
+        } else {
+            Part::Serving { weight: task.weight.max(1) }
+        };
+        let planned = task.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
+            let network = self.table.networks.get(&endpoint.network)?;
+            let attachment = Attachment {
+                addr: endpoint.addr.into(),
+                addr6: network.subnet6.map(|subnet| subnet.addr_of(endpoint.addr).into()),
+                place: self.place(task, endpoint)?,
+                part,
+                first: position == 0,
+            };
+            Some((AttachmentKey { incarnation: task.incarnation, vni: network.vni }, attachment))
+        });
+        planned.collect()
+    }
+
+    /// Where a task's endpoint is; `None` if it is to be on this node and isn't attached.
+    fn place(&self, task: &TaskRecord, endpoint: &EndpointRecord) -> Option<Place> {
+        if task.node != *self.node {
+            return Some(Place::There(self.table.nodes.get(&task.node)?.vtep));
+        }
+        let ifindex = *self.ifindexes.get(&(&task.id, &endpoint.network))?;
+        Some(Place::Here { ifindex })
+    }
+}

@@ -1,0 +1,262 @@
+//! The flows of this node's tasks: how they are found, how far they are, when they are void.
+//!
+//! A flow begins in the table of opening flows, both directions at once. It is established once the backend has
+//! answered, and the client has shown that it got the answer: by its acknowledgement (TCP), or by going on (UDP). A
+//! flood from forged addresses gets no further than the first table.
+
+use mesh_common::be::Be16;
+use mesh_common::hash::{Tuple, flow_hash, other_port};
+use mesh_common::map::{FLOW_CLOSED, Flow, FlowKey, FlowKind, PROTO_TCP, PROTO_UDP, UDP_IDLE_S};
+use mesh_common::vxlan::VNI_MESH_REQUEST;
+
+use crate::balance::{self, Chosen};
+use crate::family::Family;
+use crate::header::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp};
+use crate::packet::Packet;
+use crate::parse::{Fragment, Parsed};
+use crate::tables::{AddrTables, Stage};
+
+/// How many other ports are tried for the client's end of a flow.
+const CLIENT_PORT_ATTEMPTS: u32 = 4;
+/// How far a client's first acknowledgements may be from the backend's first sequence number: its first window.
+const FIRST_WINDOW: u32 = 1 << 20;
+/// The stamp of an opening UDP flow whose backend has answered.
+const ANSWERED: u32 = 1;
+
+/// A flow that was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found<A> {
+    /// What is done to it.
+    pub flow: Flow<A>,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+/// The flow with `key`, at whatever stage.
+#[inline(always)]
+pub fn find<A: Family>(tables: &impl AddrTables<A>, key: &FlowKey<A>) -> Option<Found<A>> {
+    match tables.flow(key, Stage::Established) {
+        Some(flow) => Some(Found { flow, stage: Stage::Established }),
+        None => tables.flow(key, Stage::Opening).map(|flow| Found { flow, stage: Stage::Opening }),
+    }
+}
+
+/// Whether a UDP flow has been silent for so long that its next packet is a new flow's.
+#[inline(always)]
+pub fn is_idle<A: Family>(tables: &impl AddrTables<A>, protocol: u8, stamp: u32) -> bool {
+    protocol == PROTO_UDP && tables.now_s().wrapping_sub(stamp) > UDP_IDLE_S
+}
+
+/// Notes that a packet from the client's side passed, of the flow that is at `stage` with this stamp: it is not idle, and may
+/// now be established.
+#[inline(always)]
+pub fn note_request<A: Family>(
+    packet: &impl Packet,
+    tables: &impl AddrTables<A>,
+    parsed: &Parsed<A>,
+    key: &FlowKey<A>,
+    reply_key: &FlowKey<A>,
+    stage: Stage,
+    stamp: u32,
+) {
+    if parsed.is_error() {
+        return;
+    }
+    let now_s = if parsed.protocol == PROTO_UDP { tables.now_s() } else { 0 };
+    if stamp != now_s {
+        tables.mark_flow(key, stage, now_s, 0);
+    }
+    if stage == Stage::Established || parsed.tcp_flags & (TCP_SYN | TCP_RST) != 0 {
+        return;
+    }
+    if let Some(reply) = tables.flow(reply_key, Stage::Opening)
+        && is_confirmed(packet, parsed, reply.stamp)
+    {
+        tables.insert_flow(reply_key, &Flow { stamp: now_s, ..reply }, Stage::Established);
+        if let Some(request) = tables.flow(key, Stage::Opening) {
+            tables.insert_flow(key, &Flow { stamp: now_s, ..request }, Stage::Established);
+        }
+    }
+}
+
+/// Whether a packet shows that its sender got the answer that `stamp` stands for.
+#[inline(always)]
+fn is_confirmed<A: Family>(packet: &impl Packet, parsed: &Parsed<A>, stamp: u32) -> bool {
+    if stamp == 0 || parsed.fragment == Fragment::Later {
+        return false;
+    }
+    if parsed.protocol != PROTO_TCP {
+        return true;
+    }
+    let acknowledged = packet.load::<Tcp>(parsed.l4_offset).map(|tcp| { tcp.acknowledgement }.get());
+    parsed.tcp_flags & TCP_ACK != 0
+        && acknowledged.is_some_and(|acknowledged| acknowledged.wrapping_sub(stamp) < FIRST_WINDOW)
+}
+
+/// Notes that a packet from the backend's side passed: it has answered, or closed the connection.
+#[inline(always)]
+pub fn note_reply<A: Family>(
+    packet: &impl Packet,
+    tables: &impl AddrTables<A>,
+    parsed: &Parsed<A>,
+    key: &FlowKey<A>,
+    found: &Found<A>,
+) {
+    if parsed.fragment == Fragment::Later || parsed.is_error() {
+        return;
+    }
+    let Found { flow, stage } = found;
+    match (parsed.protocol, stage) {
+        (PROTO_TCP, Stage::Opening) if parsed.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK => {
+            if let Some(tcp) = packet.load::<Tcp>(parsed.l4_offset) {
+                tables.mark_flow(key, *stage, { tcp.sequence }.get().wrapping_add(1), 0);
+            }
+        }
+        (PROTO_TCP, Stage::Established)
+            if parsed.tcp_flags & (TCP_FIN | TCP_RST) != 0 && flow.flags & FLOW_CLOSED == 0 =>
+        {
+            tables.mark_flow(key, *stage, tables.now_s(), FLOW_CLOSED);
+        }
+        (PROTO_UDP, Stage::Opening) if flow.stamp == 0 => tables.mark_flow(key, *stage, ANSWERED, 0),
+        (PROTO_UDP, Stage::Established) => {
+            let now_s = tables.now_s();
+            if flow.stamp != now_s {
+                tables.mark_flow(key, *stage, now_s, 0);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Clears the way for a segment that opens a connection, where there was one: `true` if that is over, because its backend
+/// has closed it or it never was established. A connection that is not over keeps its flow, and its backend's stack tells
+/// the client.
+#[inline(always)]
+pub fn may_begin_anew<A: Family>(
+    tables: &impl AddrTables<A>,
+    found: &Found<A>,
+    key: &FlowKey<A>,
+    reply_key: &FlowKey<A>,
+) -> bool {
+    if found.stage == Stage::Opening {
+        return true;
+    }
+    let reply = tables.flow(reply_key, Stage::Established);
+    let over = reply.is_none_or(|reply| reply.flags & FLOW_CLOSED != 0);
+    if over {
+        tables.remove_flow(reply_key, Stage::Established);
+        tables.remove_flow(key, Stage::Established);
+    }
+    over
+}
+
+/// The backend of a published port's flow, if it is a task of this node that is still there; `None` if not, or if the
+/// flow has been silent for too long.
+#[inline(always)]
+pub fn backend_here<'t, A: Family>(
+    tables: &'t impl AddrTables<A>,
+    protocol: u8,
+    found: &Found<A>,
+) -> Option<Chosen<'t, A>> {
+    let Flow { backend, incarnation, kind, stamp, .. } = found.flow;
+    if kind != FlowKind::TO_BACKEND || is_idle(tables, protocol, stamp) {
+        return None;
+    }
+    balance::bound(tables, backend, incarnation).filter(|chosen| chosen.backend.peer == 0)
+}
+
+/// A published port's flow to a task of this node.
+#[derive(Clone, Copy, Debug)]
+pub struct MeshFlow<'t, A> {
+    /// The flow, as clients send it.
+    pub tuple: &'t Tuple<A>,
+    /// The task.
+    pub chosen: Chosen<'t, A>,
+    /// The port it listens on.
+    pub target: Be16,
+    /// The ingress node's peer slot; 0: this node.
+    pub peer: u32,
+    /// `FLOW_DIRECT`, `FLOW_TEACH`.
+    pub flags: u8,
+}
+
+impl<A: Family> MeshFlow<'_, A> {
+    /// The key of its requests.
+    #[inline(always)]
+    pub fn key(&self) -> FlowKey<A> {
+        FlowKey::new(self.tuple, VNI_MESH_REQUEST)
+    }
+
+    /// The key of its replies, if the task sees the client under `client_port`.
+    #[inline(always)]
+    pub fn reply_key(&self, client_port: Be16) -> FlowKey<A> {
+        let Tuple { src, protocol, .. } = *self.tuple;
+        let Chosen { backend, .. } = self.chosen;
+        let reply =
+            Tuple { src: backend.addr, dst: src, src_port: self.target, dst_port: client_port, protocol };
+        FlowKey::new(&reply, backend.vni)
+    }
+
+    /// See [`may_begin_anew`].
+    #[inline(always)]
+    pub fn may_begin_anew(&self, tables: &impl AddrTables<A>, found: &Found<A>) -> bool {
+        may_begin_anew(tables, found, &self.key(), &self.reply_key(found.flow.client_port))
+    }
+
+    /// Writes both directions to the flow tables. Gives the client's port as the task is to see it; `None` if no free
+    /// one was found.
+    ///
+    /// A client may dial several nodes from one port. The task would see one flow where there are two, so the later one
+    /// comes to it under another port.
+    #[inline(always)]
+    pub fn remember(&self, tables: &impl AddrTables<A>, stage: Stage) -> Option<Be16> {
+        let Self { tuple, chosen, target, peer, flags } = *self;
+        let backend = chosen.backend;
+        let stamp = if tuple.protocol == PROTO_UDP { tables.now_s() } else { 0 };
+        let reply = Flow {
+            incarnation: backend.incarnation,
+            addr: tuple.dst,
+            port: tuple.dst_port,
+            client_port: tuple.src_port,
+            peer,
+            stamp: if stage == Stage::Established { stamp } else { 0 },
+            kind: FlowKind::MESH_REPLY,
+            flags,
+            ..Flow::default()
+        };
+        let mut client_port = tuple.src_port;
+        let mut attempt = 0;
+        let reply_key = loop {
+            let key = self.reply_key(client_port);
+            if find(tables, &key).is_none_or(|other| is_same_or_void(&other.flow, &reply)) {
+                break key;
+            }
+            if attempt == CLIENT_PORT_ATTEMPTS {
+                return None;
+            }
+            client_port = Be16::new(other_port(flow_hash(tuple, tables.config()?.hash_seed), attempt));
+            attempt += 1;
+        };
+        let request = Flow {
+            backend: chosen.slot,
+            incarnation: backend.incarnation,
+            port: target,
+            client_port,
+            peer,
+            stamp,
+            kind: FlowKind::TO_BACKEND,
+            flags,
+            ..Flow::default()
+        };
+        tables.insert_flow(&self.key(), &request, stage);
+        tables.insert_flow(&reply_key, &reply, stage);
+        Some(client_port)
+    }
+}
+
+/// Whether the entry `other`, in the place that `flow` is to have, is that of the same flow, or of a former tenant.
+#[inline(always)]
+fn is_same_or_void<A: Family>(other: &Flow<A>, flow: &Flow<A>) -> bool {
+    let same = other.addr == flow.addr && other.port == flow.port && other.client_port == flow.client_port;
+    same || other.kind != FlowKind::MESH_REPLY || other.incarnation != flow.incarnation
+}

@@ -1,0 +1,205 @@
+//! What a path tells those who use it: echoes, hops, and how large a packet it carries.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mesh_agent::dataplane::Counter;
+
+use crate::client;
+use crate::figure;
+use crate::lab::{self, Lab, Node, as_client, command_in, on_client};
+use crate::mesh::{SINK, python};
+use crate::undo::Undo;
+use crate::ways::{self, Family, Way};
+
+/// For the one task, on the first node: dialled there it is local, elsewhere remote.
+const ON_N1: [&str; 2] = ["--constraint", "node.hostname==n1"];
+/// What the narrowed path carries, bytes.
+const NARROW: &str = "1400";
+const BULK_BYTES: usize = 3_000_000;
+/// A datagram that no path here carries in one packet, bytes.
+const DATAGRAM: usize = 8000;
+
+pub(crate) fn nodes_answer_ping_beside_their_published_ports(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 1, &ON_N1)?;
+    for family in Family::ALL {
+        for node in &lab.nodes {
+            for size in ["56", "2000"] {
+                let target = family.of(node).to_string();
+                let mut command = on_client("ping");
+                command.args([family.flag(), "-c", "2", "-i", "0.1", "-W", "2", "-s", size, &target]);
+                let printed = lab::output(&mut command)?;
+                ensure!(printed.contains(" 2 received"), "{printed}");
+            }
+        }
+        figure!("{family}: every node answers pings of 56 and of 2000 bytes");
+    }
+    Ok(())
+}
+
+/// The last hop that a trace prints is the one that it was for.
+fn trace(way: Way, to: SocketAddr, program: &str, options: &[&str]) -> Result<()> {
+    let mut command = on_client("timeout");
+    command.args(["15", program, way.family.flag(), "-n"]).args(options);
+    let port = to.port().to_string();
+    command.args(["-p", &port, &to.ip().to_string()]);
+    let printed = lab::output(&mut command)?;
+    let what = format!("{program} {} by {to} ({way})", options.join(" "));
+    let hops: Vec<&str> = printed.lines().skip(usize::from(program == "traceroute")).map(str::trim).collect();
+    let arrived = match program {
+        "traceroute" => hops.last().is_some_and(|hop| hop.split(' ').any(|word| word == to.ip().to_string())),
+        _ => printed.contains("reached") && printed.contains("pmtu "),
+    };
+    figure!("{what}: {}", hops.last().copied().unwrap_or_default());
+    ensure!(arrived, "{what}:\n{printed}");
+    Ok(())
+}
+
+pub(crate) fn traces_arrive_on_every_way(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 1, &ON_N1)?;
+    for way in Way::all() {
+        for node in &lab.nodes[..2] {
+            let to = way.to(node);
+            let brief = ["-q", "1", "-w", "2", "-m", "6"];
+            trace(way, to, "traceroute", &[&["-T"], &brief[..]].concat())?;
+            trace(way, to, "traceroute", &[&["-U"], &brief[..]].concat())?;
+            trace(way, to, "tracepath", &["-m", "6"])?;
+        }
+    }
+    Ok(())
+}
+
+/// `ip` in the namespace of a host, and what undoes it.
+fn change(host: &str, change: &str, back: &str) -> Result<Undo> {
+    let ip = |words: &str| {
+        let mut command = command_in(host, "ip");
+        command.args(words.split(' '));
+        command
+    };
+    lab::output(&mut ip(change))?;
+    Ok(Undo::new(ip(back)))
+}
+
+/// Narrows the way from one node to another.
+fn narrowed(host: &Node, peer: &Node) -> Result<Undo> {
+    let route = format!("route replace {} dev eth0", peer.address);
+    change(&host.name, &format!("{route} mtu {NARROW}"), &format!("route del {}", peer.address))
+}
+
+/// Both ways through a router whose next link carries less than the nodes' own: it tells the tasks so.
+pub(crate) fn narrow_path_to_the_client_is_found(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 1, &ON_N1)?;
+    let mut undo = Vec::new();
+    for family in Family::ALL {
+        let prefix = if family == Family::V4 { 32 } else { 128 };
+        let route = format!("{}/{prefix} via {}", family.routed_client(), family.client());
+        let route = format!("{} route replace {route}", family.flag());
+        undo.push(change("sw", &format!("{route} mtu {NARROW}"), &route)?);
+    }
+    for way in Way::all() {
+        let source = SocketAddr::new(way.family.routed_client(), 0);
+        for node in &lab.nodes[..2] {
+            let to = way.to(node);
+            as_client(|| client::download_from(source, to, BULK_BYTES))
+                .with_context(|| format!("{way} by {node}"))?;
+            let tries = datagram(source, to).with_context(|| format!("{way} by {node}"))?;
+            figure!("{way} by {node}: {BULK_BYTES} bytes, and {DATAGRAM} in one datagram at try {tries}");
+        }
+        // The next way is to find out by itself.
+        let tasks = crate::engine::running(lab, &way.back.to_string())?;
+        for task in tasks {
+            lab::output(task.command("ip").args([way.family.flag(), "route", "flush", "cache"]))?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends a large datagram and waits for it to come back; the first ones may be what finds the path's MTU.
+fn datagram(source: SocketAddr, to: SocketAddr) -> Result<usize> {
+    let payload: Vec<u8> = (0..DATAGRAM).map(|at| (at % 251) as u8).collect();
+    let mut last = None;
+    for attempt in 1..=3 {
+        match as_client(|| client::udp(source, to, &payload)) {
+            Ok(_) => return Ok(attempt),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.context("no attempt")?.context(format!("a datagram of {DATAGRAM} bytes")))
+}
+
+/// The path between the nodes narrows under a running transfer.
+pub(crate) fn narrower_underlay_is_found_at_run_time(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 1, &ON_N1)?;
+    let (task, ingress) = (&lab.nodes[0], &lab.nodes[1]);
+    for way in Way::all() {
+        let to = way.to(ingress);
+        let started = Instant::now();
+        let undo = std::thread::scope(|scope| {
+            let transfer = scope.spawn(|| as_client(|| client::download(to, 60_000_000)));
+            std::thread::sleep(Duration::from_millis(50));
+            let mut undo = Vec::new();
+            for (host, peer) in [(task, ingress), (ingress, task)] {
+                undo.push(narrowed(host, peer)?);
+            }
+            transfer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            anyhow::Ok(undo)
+        })
+        .with_context(|| way.to_string())?;
+        let whole = started.elapsed().as_secs_f32();
+        // The next hop is asked for once a second.
+        std::thread::sleep(Duration::from_millis(1100));
+        let refused = ingress.count(Counter::TooBigSent)? + task.count(Counter::TooBigSent)?;
+        as_client(|| client::download(to, BULK_BYTES)).with_context(|| format!("{way}: a download"))?;
+        let tries = datagram(client::anywhere(to), to).with_context(|| way.to_string())?;
+        let refused = ingress.count(Counter::TooBigSent)? + task.count(Counter::TooBigSent)? - refused;
+        figure!(
+            "{way}: the transfer went on ({whole:.1} s); then {BULK_BYTES} bytes, {refused} packets refused as too big, \
+             a datagram of {DATAGRAM} at try {tries}"
+        );
+        drop(undo);
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    Ok(())
+}
+
+/// A task that promises more than the way to it carries: its client's segments don't fit the encapsulation.
+pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> Result<()> {
+    let tasks = ways::create(lab, 1, 80, &ON_N1, &["shoal/exec", &python()?, "-c", SINK])?;
+    for task in &tasks {
+        for (family, promise) in [(Family::V4, "1460"), (Family::V6, "1440")] {
+            let shown = lab::output(task.command("ip").args([family.flag(), "route", "show", "default"]))?;
+            let route = shown.lines().next().context("no default route")?;
+            let mut command = task.command("ip");
+            command.args([family.flag(), "route", "replace"]).args(route.split_whitespace());
+            lab::output(command.args(["advmss", promise]))?;
+        }
+    }
+    let (owner, ingress) = (&lab.nodes[0], &lab.nodes[1]);
+    for way in Way::all() {
+        let to = way.to(ingress);
+        lab::until(&format!("{to} answers"), Duration::from_secs(10), || {
+            Ok(as_client(|| client::upload(to, 0)).ok())
+        })?;
+        let mut counts = Vec::new();
+        let mut undo = None;
+        for narrow in [false, true] {
+            if narrow {
+                undo = Some(narrowed(ingress, owner)?);
+                // The next hop is asked for once a second.
+                std::thread::sleep(Duration::from_millis(1100));
+            }
+            let before = ingress.count(Counter::TooBigSent)?;
+            let got = as_client(|| client::upload(to, BULK_BYTES)).with_context(|| way.to_string())?;
+            ensure!(got == BULK_BYTES.to_string(), "{way}: {got}");
+            counts.push(ingress.count(Counter::TooBigSent)? - before);
+            ensure!(counts.last() > Some(&0), "{way}: nothing was too big, narrowed: {narrow}");
+        }
+        figure!("{way}: {BULK_BYTES} bytes up by {ingress}, segments refused as too big: {counts:?}");
+        drop(undo);
+        // The client's host remembers what it was told.
+        lab::output(on_client("ip").args([way.family.flag(), "route", "flush", "cache"]))?;
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Agents that die, come back and are replaced by newer ones, with connections under way.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
+use mesh_agent::dataplane::pins::version_folder;
+use mesh_common::map::{Port, PortKey};
+
+use crate::client;
+use crate::engine;
+use crate::figure;
+use crate::lab::{BINARY, Lab, as_client};
+use crate::steady::{self, Connection, Steady};
+use crate::ways::{self, Way, until_answered};
+
+/// Connections under load.
+const CONNECTIONS: usize = 50;
+const PAUSE: Duration = Duration::from_millis(20);
+const RESTARTS: usize = 10;
+const UPGRADES: usize = 3;
+/// How old the idle connection has to be in the end, s; without it, as old as the restarts take.
+const IDLE_VAR: &str = "SHOAL_IDLE_S";
+
+/// Puts a copy of the binary in its own place, as a package's upgrade does: the agent that runs keeps the old one.
+fn replace_binary() -> Result<()> {
+    let copy = format!("{BINARY}.new");
+    fs::copy(BINARY, &copy).with_context(|| copy.clone())?;
+    fs::rename(&copy, BINARY).with_context(|| copy.clone())
+}
+
+pub(crate) fn restarts_and_upgrades_break_no_connection(lab: &Lab) -> Result<()> {
+    let before = ways::create_web(lab, 3, &[])?;
+    let targets: Vec<SocketAddr> = Way::all().flat_map(|way| way.targets(lab)).collect();
+    let began = Instant::now();
+    let mut idle = as_client(|| targets.iter().map(|to| Connection::open(*to)).collect::<Result<Vec<_>>>())?;
+    let steady = Steady::start(&targets, CONNECTIONS, PAUSE)?;
+    let mut down = Duration::ZERO;
+    for (round, node) in lab.nodes.iter().cycle().take(RESTARTS + UPGRADES).enumerate() {
+        let stopped = Instant::now();
+        if round < RESTARTS {
+            lab.xtask(&["kill", &node.name])?;
+        } else {
+            replace_binary()?;
+            lab.xtask(&["stop", &node.name])?;
+        }
+        lab.xtask(&["start", &node.name])?;
+        down += stopped.elapsed();
+        // The whole takes part in the next round.
+        if node == lab.manager() {
+            lab.until_ready(lab.nodes.len())?;
+        }
+    }
+    lab.until_ready(lab.nodes.len())?;
+    let fates = steady.finish()?;
+    let (requests, slowest, broken) = steady::sum(&fates);
+    figure!(
+        "{RESTARTS} times killed, {UPGRADES} times upgraded, {:.1} s without an agent: {} connections, {requests} \
+         requests, the slowest {} ms; {} broken",
+        down.as_secs_f32(),
+        fates.len(),
+        slowest.as_millis(),
+        broken.len()
+    );
+    ensure!(broken.is_empty(), "{broken:#?}");
+    let wanted = std::env::var(IDLE_VAR).ok().and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
+    std::thread::sleep(Duration::from_secs(wanted).saturating_sub(began.elapsed()));
+    for (connection, _) in &mut idle {
+        connection.ask().context("an idle connection")?;
+    }
+    figure!("{} connections, idle for {:.0} s, go on", idle.len(), began.elapsed().as_secs_f32());
+    let mut after = Vec::new();
+    for back in ways::Back::ALL {
+        after.extend(engine::running(lab, &back.to_string())?);
+    }
+    let ids =
+        |tasks: &[engine::Task]| tasks.iter().map(|task| (task.id.clone(), task.pid)).collect::<Vec<_>>();
+    ensure!(ids(&before) == ids(&after), "tasks changed: {before:?} {after:?}");
+    Ok(())
+}
+
+/// Maps that somebody emptied while no agent looked are as they have to be once one does.
+pub(crate) fn damaged_maps_are_repaired(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 2, &[])?;
+    let node = &lab.nodes[1];
+    lab.xtask(&["kill", &node.name])?;
+    let pin = node.run_dir().join("bpf").join(version_folder()).join("shoal_ports");
+    let mut ports: HashMap<MapData, PortKey, Port> = Map::HashMap(MapData::from_pin(pin)?).try_into()?;
+    let keys = ports.keys().collect::<Result<Vec<_>, _>>()?;
+    for (at, key) in keys.iter().enumerate() {
+        // Some lead to nothing, the others are gone.
+        if at % 2 == 0 {
+            ports.insert(key, Port { service: 30_000, ..Port::default() }, 0)?;
+        } else {
+            ports.remove(key)?;
+        }
+    }
+    for way in Way::all() {
+        let to = way.to(node);
+        let answer =
+            as_client(|| client::connect_within(client::anywhere(to), to, Duration::from_millis(300)));
+        ensure!(answer.is_err(), "{to} answers without its port");
+    }
+    let began = Instant::now();
+    lab.xtask(&["start", &node.name])?;
+    for way in Way::all() {
+        until_answered(way.to(node))?;
+    }
+    figure!(
+        "{} entries damaged; answered on every way {:.1} s later",
+        keys.len(),
+        began.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
