@@ -104,7 +104,9 @@ fn guided(options: &Options) -> Result<()> {
     // With a target named, the flags are not for build scripts, which can't be linked with them.
     build.args(["build", "--release", "--locked", "--target", &host, "--target-dir"]).arg(&target_dir);
     run::inherit(build.arg("--manifest-path").arg(folder().join("Cargo.toml")))?;
-    for target in TARGETS.into_iter().filter(|name| options.target.as_deref().is_none_or(|only| only == *name)) {
+    for target in
+        TARGETS.into_iter().filter(|name| options.target.as_deref().is_none_or(|only| only == *name))
+    {
         let found = target_dir.join("corpus").join(target);
         let failures = target_dir.join("failures").join(target);
         for folder in [&found, &failures] {
@@ -114,7 +116,9 @@ fn guided(options: &Options) -> Result<()> {
         let mut search = std::process::Command::new(target_dir.join(&host).join("release").join(target));
         search.arg(format!("-max_total_time={}", options.guided));
         search.args([format!("-max_len={INPUT_MAX}"), format!("-artifact_prefix={}/", failures.display())]);
-        run::inherit(search.arg("-print_final_stats=1").arg(found).arg(folder().join("corpus").join(target)))?;
+        run::inherit(
+            search.arg("-print_final_stats=1").arg(found).arg(folder().join("corpus").join(target)),
+        )?;
     }
     Ok(())
 }

@@ -150,9 +150,8 @@ impl Node {
     fn host_discovery(&self, packet: &mut Bytes) -> Option<Verdict> {
         let parsed = Ip6::parse(packet).ok()?;
         let concerns = neighbor::concerns(packet, &parsed);
-        concerns.then(|| {
-            neighbor::answer(packet, &parsed, Ip6::default(), |addr| self.is_known_to_host(addr))
-        })
+        concerns
+            .then(|| neighbor::answer(packet, &parsed, Ip6::default(), |addr| self.is_known_to_host(addr)))
     }
 
     fn is_known_to_host<A: Side>(&self, addr: &A) -> bool {

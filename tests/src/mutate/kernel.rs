@@ -226,11 +226,8 @@ impl Kernel {
     fn run(&mut self, stand: &Stand<'_>, input: &[u8]) -> Result<(u32, Vec<u8>)> {
         let mut output = vec![0; OUTPUT_MAX];
         let context = skb_context(stand);
-        let mut options = TestRunOptions {
-            data_in: Some(input),
-            data_out: Some(&mut output),
-            ..TestRunOptions::new()
-        };
+        let mut options =
+            TestRunOptions { data_in: Some(input), data_out: Some(&mut output), ..TestRunOptions::new() };
         let result = if stand.hook == Hook::UplinkXdp {
             self.programs.xdp()?.test_run(options)?
         } else {

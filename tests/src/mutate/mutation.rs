@@ -377,8 +377,11 @@ fn quote(random: &mut Random, stand: &Stand<'_>, headers: &Headers, frame: &mut 
     let other = stand.other(random);
     let quoted = other.get(ETHERNET..).unwrap_or_default();
     let quoted = &quoted[..quoted.len().min(8 + random.below(80))];
-    let (protocol_at, protocol, kind) =
-        if is_ipv4 { (ip + 9, 1, *random.pick(&[3, 4, 11, 12])) } else { (ip + 6, 58, 1 + random.byte() % 4) };
+    let (protocol_at, protocol, kind) = if is_ipv4 {
+        (ip + 9, 1, *random.pick(&[3, 4, 11, 12]))
+    } else {
+        (ip + 6, 58, 1 + random.byte() % 4)
+    };
     put(frame, protocol_at, &[protocol]);
     let l4 = if is_ipv4 { l4 } else { ip + 40 };
     frame.truncate(l4);

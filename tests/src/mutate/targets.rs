@@ -15,7 +15,7 @@ use crate::packet::{Hook, fixtures};
 /// The targets by name.
 pub const ALL: [(&str, fn(&[u8])); 3] = [("parse", parse), ("hooks", hooks), ("decapsulate", decapsulate)];
 /// Most files of a target's corpus.
-const CORPUS_MAX: usize = 24;
+const CORPUS_MAX: usize = 40;
 /// Longest of them, bytes.
 const FILE_MAX: usize = 256;
 
