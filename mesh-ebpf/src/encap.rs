@@ -194,7 +194,10 @@ impl Inner for Be32 {
     fn ends(packet: &impl Packet, offset: usize) -> Option<(MeshReply<Self>, usize)> {
         let ip: Ipv4 = packet.load(offset)?;
         let reply = MeshReply { src: ip.src, dst: ip.dst };
-        (ip.version_ihl >> 4 == 4).then_some((reply, usize::from({ ip.total_len }.get())))
+        let header_len = usize::from(ip.version_ihl & 0xf) * 4;
+        let len = usize::from({ ip.total_len }.get());
+        let sound = ip.version_ihl >> 4 == 4 && header_len >= Ipv4::LEN && len >= header_len;
+        sound.then_some((reply, len))
     }
 }
 

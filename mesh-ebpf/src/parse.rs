@@ -3,11 +3,11 @@
 use mesh_common::addr::{Address, Ip6};
 use mesh_common::be::{Be16, Be32};
 use mesh_common::hash::Tuple;
-use mesh_common::map::{PROTO_TCP, PROTO_UDP};
+use mesh_common::map::{PROTO_ICMP, PROTO_ICMP6, PROTO_TCP, PROTO_UDP};
 
 use crate::header::{
-    Ethernet, Extension, Fragment6, IP_DF, IP_FRAGMENT_MASK, IP_OFFSET_MASK, Ipv4, Ipv6, Ports, TCP_ACK,
-    TCP_RST, TCP_SYN,
+    Ethernet, Extension, Fragment6, IP_DF, IP_FRAGMENT_MASK, IP_OFFSET_MASK, IcmpError, Ipv4, Ipv6, Ports,
+    TCP_ACK, TCP_RST, TCP_SYN, Tcp, Udp,
 };
 use crate::packet::Packet;
 
@@ -187,7 +187,7 @@ pub fn parse_ipv4(packet: &impl Packet, offset: usize) -> Result<Parsed<Be32>, U
         whole_only: ip.fragment.raw() & IP_DF.raw() != 0,
         quoted: QuotedAt { ip_offset: 0, l4_offset: 0 },
     };
-    with_l4(packet, parsed)
+    with_l4(packet, parsed, offset + total_len as usize)
 }
 
 /// Reads the headers of the IPv6 packet at `offset`.
@@ -231,7 +231,7 @@ pub fn parse_ipv6(packet: &impl Packet, offset: usize) -> Result<Parsed<Ip6>, Un
                     _ => Fragment::Later,
                 };
                 if parsed.fragment == Fragment::Later {
-                    return Ok(parsed);
+                    break;
                 }
             }
             _ => break,
@@ -241,13 +241,33 @@ pub fn parse_ipv6(packet: &impl Packet, offset: usize) -> Result<Parsed<Ip6>, Un
     if end < parsed.l4_offset as u32 {
         return Err(Unparsed::Malformed);
     }
-    with_l4(packet, parsed)
+    with_l4(packet, parsed, end as usize)
 }
 
+/// Bytes of a layer 4 header that is looked into, of a family's packets; 0: none is.
 #[inline(always)]
-fn with_l4<A: Address>(packet: &impl Packet, mut parsed: Parsed<A>) -> Result<Parsed<A>, Unparsed> {
+const fn l4_len<A: Address>(protocol: u8) -> usize {
+    match protocol {
+        PROTO_TCP => Tcp::LEN,
+        PROTO_UDP => Udp::LEN,
+        PROTO_ICMP if A::FAMILY == 4 => IcmpError::LEN,
+        PROTO_ICMP6 if A::FAMILY == 6 => IcmpError::LEN,
+        _ => 0,
+    }
+}
+
+/// Reads the layer 4 header of a packet that ends at `end`, by its own account: what is behind that is padding.
+#[inline(always)]
+fn with_l4<A: Address>(
+    packet: &impl Packet,
+    mut parsed: Parsed<A>,
+    end: usize,
+) -> Result<Parsed<A>, Unparsed> {
     if parsed.fragment == Fragment::Later {
         return Ok(parsed);
+    }
+    if parsed.l4_offset + l4_len::<A>(parsed.protocol) > end {
+        return Err(Unparsed::Malformed);
     }
     match parsed.protocol {
         PROTO_TCP => {

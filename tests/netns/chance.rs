@@ -39,11 +39,11 @@ fn announce(lab: &Lab) -> Result<Vec<Undo>> {
             command.args(words.split(' '));
             command
         };
-        lab::output(&mut ip("link add service0 type dummy"))?;
-        undo.push(Undo::new(ip("link del service0")));
-        lab::output(&mut ip("link set service0 up"))?;
-        lab::output(&mut ip(&format!("address add {SERVICE}/32 dev service0")))?;
-        lab::output(&mut ip(&format!("address add {SERVICE6}/128 dev service0 nodad")))?;
+        // Not the loopback's: what only the node itself can dial is no address that ports answer on.
+        for (address, options) in [(format!("{SERVICE}/32"), ""), (format!("{SERVICE6}/128"), " nodad")] {
+            lab::output(&mut ip(&format!("address add {address} dev eth0{options}")))?;
+            undo.push(Undo::new(ip(&format!("address del {address} dev eth0"))));
+        }
     }
     Ok(undo)
 }

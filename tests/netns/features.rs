@@ -189,7 +189,9 @@ pub(crate) fn light_node_gets_less(lab: &Lab) -> Result<()> {
 
 pub(crate) fn share_of_a_new_task_grows(lab: &Lab) -> Result<()> {
     let all: Vec<&Node> = lab.nodes.iter().collect();
-    let old = create_labelled(lab, 1, "shoal.slow-start=8s", &all)?;
+    let old = create_labelled(lab, 1, "shoal.slow-start=5s", &all)?;
+    // It starts slowly as well.
+    std::thread::sleep(Duration::from_millis(5500));
     engine::docker_ok(lab.manager(), &["service", "scale", "--detach", "web=2"])?;
     let is_new = |answer: &client::Answer| !answer.task.ends_with(&old[0].id);
     until("the new task runs", Duration::from_secs(10), || {
@@ -197,7 +199,7 @@ pub(crate) fn share_of_a_new_task_grows(lab: &Lab) -> Result<()> {
     })?;
     let began = Instant::now();
     let mut shares = Vec::new();
-    for at in [0, 3, 6, 10] {
+    for at in [0, 2, 4, 6] {
         std::thread::sleep(Duration::from_secs(at).saturating_sub(began.elapsed()));
         shares.push((at, share_of(lab, is_new, 300)?));
     }
@@ -231,9 +233,11 @@ pub(crate) fn dig_gets_an_answer_of_4_kb(lab: &Lab) -> Result<()> {
         for node in &lab.nodes[..2] {
             let to = way.to(node);
             let mut command = lab::on_client("dig");
-            command.args(["+notcp", "+ignore", "+bufsize=8192", "+tries=3", "+time=2", "-p"]);
+            command.args(["+notcp", "+ignore", "+bufsize=8192", "+tries=1", "+time=2", "-p"]);
             command.args([to.port().to_string(), format!("@{}", to.ip())]).args(["big.example", "TXT"]);
-            let printed = lab::output(&mut command).with_context(|| format!("{way} by {node}"))?;
+            let printed = until(&format!("{way} by {node}"), Duration::from_secs(10), || {
+                Ok(lab::output(&mut command).ok())
+            })?;
             let size = printed.lines().find_map(|line| line.split_once("MSG SIZE  rcvd: "));
             let size: usize = size.with_context(|| printed.clone())?.1.trim().parse()?;
             figure!("{way} by {node}: an answer of {size} bytes");

@@ -23,7 +23,7 @@ use crate::ways::{self, Back, Family};
 
 const THREADS: u16 = 4;
 /// How long an open port may take to say so.
-const PATIENCE: Duration = Duration::from_millis(1000);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Where the agent of a manager listens for the others.
 const CLUSTER_PORT: u16 = 2377;
 /// Where the node's own loopback services listen.

@@ -66,8 +66,8 @@ impl Node {
 
     /// What its dataplane counted.
     pub(crate) fn count(&self, counter: Counter) -> Result<u64> {
-        let counted = read_counters(&self.run_dir().join("bpf"))?;
-        let found = counted.into_iter().find_map(|(found, packets)| (found == counter).then_some(packets));
+        let totals = read_counters(&self.run_dir().join("bpf"))?;
+        let found = totals.into_iter().find_map(|(found, packets)| (found == counter).then_some(packets));
         found.with_context(|| format!("no counter {}", counter.name()))
     }
 

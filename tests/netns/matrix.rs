@@ -142,13 +142,13 @@ pub(crate) fn fragmented_datagrams_pass_on_every_way(lab: &Lab) -> Result<()> {
     for way in Way::all() {
         for node in &lab.nodes[..2] {
             for direction in [&[][..], &["-R"]] {
-                let flow = ["-u", "-l", "8000", "-b", "50M", "-n", "4M"];
+                let flow = ["-u", "-l", "8000", "-b", "30M", "-n", "3M"];
                 let report = iperf3(way, way.to(node), &[&flow[..], direction].concat())?;
                 let sum = &report["end"]["sum"];
                 let lost = sum["lost_percent"].as_f64().context("no count of lost datagrams")?;
                 let packets = sum["packets"].as_u64().context("no count of datagrams")?;
                 figure!("{way} by {node}, {direction:?}: {packets} of 8000 bytes, {lost:.1} % lost");
-                ensure!(packets > 100 && lost < 5.0, "{way} by {node}: {report}");
+                ensure!(packets > 100 && lost < 10.0, "{way} by {node}: {report}");
             }
         }
     }

@@ -8,7 +8,7 @@ use mesh_agent::dataplane::Counter;
 
 use crate::client;
 use crate::figure;
-use crate::lab::{self, Lab, Node, as_client, command_in, on_client};
+use crate::lab::{self, Lab, as_client, command_in, on_client};
 use crate::mesh::{SINK, python};
 use crate::undo::Undo;
 use crate::ways::{self, Family, Way};
@@ -49,7 +49,8 @@ fn trace(way: Way, to: SocketAddr, program: &str, options: &[&str]) -> Result<()
     let hops: Vec<&str> = printed.lines().skip(usize::from(program == "traceroute")).map(str::trim).collect();
     let arrived = match program {
         "traceroute" => hops.last().is_some_and(|hop| hop.split(' ').any(|word| word == to.ip().to_string())),
-        _ => printed.contains("reached") && printed.contains("pmtu "),
+        // The service answers a datagram itself.
+        _ => (printed.contains("reached") || printed.contains("reply received")) && printed.contains("pmtu "),
     };
     figure!("{what}: {}", hops.last().copied().unwrap_or_default());
     ensure!(arrived, "{what}:\n{printed}");
@@ -81,10 +82,23 @@ fn change(host: &str, change: &str, back: &str) -> Result<Undo> {
     Ok(Undo::new(ip(back)))
 }
 
-/// Narrows the way from one node to another.
-fn narrowed(host: &Node, peer: &Node) -> Result<Undo> {
-    let route = format!("route replace {} dev eth0", peer.address);
-    change(&host.name, &format!("{route} mtu {NARROW}"), &format!("route del {}", peer.address))
+/// Narrows the links of all nodes. The client comes to them by the router then, which knows of it.
+fn narrow_nodes(lab: &Lab) -> Result<Vec<Undo>> {
+    let mut undo = Vec::new();
+    for node in &lab.nodes {
+        for (host, link) in [(node.name.as_str(), "eth0"), ("sw", node.name.as_str())] {
+            let link = format!("link set {link} mtu");
+            undo.push(change(host, &format!("{link} {NARROW}"), &format!("{link} 1500"))?);
+        }
+        for (family, router) in [(Family::V4, "198.18.0.1"), (Family::V6, "fd00:c6::1")] {
+            let (flag, address) = (family.flag(), family.of(node));
+            let gone = format!("{flag} route del {address}");
+            let route = format!("{flag} route add {address}");
+            undo.push(change("sw", &format!("{route} dev br0 mtu {NARROW}"), &gone)?);
+            undo.push(change("client", &format!("{route} via {router}"), &gone)?);
+        }
+    }
+    Ok(undo)
 }
 
 /// Both ways through a router whose next link carries less than the nodes' own: it tells the tasks so.
@@ -138,10 +152,7 @@ pub(crate) fn narrower_underlay_is_found_at_run_time(lab: &Lab) -> Result<()> {
         let undo = std::thread::scope(|scope| {
             let transfer = scope.spawn(|| as_client(|| client::download(to, 60_000_000)));
             std::thread::sleep(Duration::from_millis(50));
-            let mut undo = Vec::new();
-            for (host, peer) in [(task, ingress), (ingress, task)] {
-                undo.push(narrowed(host, peer)?);
-            }
+            let undo = narrow_nodes(lab)?;
             transfer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             anyhow::Ok(undo)
         })
@@ -175,7 +186,7 @@ pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> R
             lab::output(command.args(["advmss", promise]))?;
         }
     }
-    let (owner, ingress) = (&lab.nodes[0], &lab.nodes[1]);
+    let ingress = &lab.nodes[1];
     for way in Way::all() {
         let to = way.to(ingress);
         lab::until(&format!("{to} answers"), Duration::from_secs(10), || {
@@ -185,7 +196,7 @@ pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> R
         let mut undo = None;
         for narrow in [false, true] {
             if narrow {
-                undo = Some(narrowed(ingress, owner)?);
+                undo = Some(narrow_nodes(lab)?);
                 // The next hop is asked for once a second.
                 std::thread::sleep(Duration::from_millis(1100));
             }

@@ -153,7 +153,8 @@ fn at_stage(stage: FlowStage) -> FlowFilter {
 
 fn steps(explanation: &Explanation) -> String {
     let decided = explanation.programs.iter().filter_map(|program| program.decided.as_ref());
-    decided.flat_map(|decided| &decided.steps).map(|step| format!("{}\n", step.words)).collect()
+    let words: Vec<&str> = decided.flat_map(|decided| &decided.steps).map(|step| &*step.words).collect();
+    words.join("\n")
 }
 
 #[test]
@@ -370,6 +371,13 @@ fn questions_that_make_no_sense_are_refused_with_the_reason() {
         assert!(task.contains("task:10.0.9.9") && task.contains("no task of this node"), "{task}");
         let uplink = ask("198.18.0.100:1", "198.18.0.11:80", "uplink:three");
         assert!(uplink.contains("uplink:three") && uplink.contains(UPLINK_NAME), "{uplink}");
+        let netns = MapData::from_pin(node.pins.join(pins::version_folder()).join("shoal_netns")).unwrap();
+        let mut netns: Array<MapData, u64> = Map::Array(netns).try_into().unwrap();
+        netns.set(0, mesh_agent::sys::netns::cookie().unwrap() + 1, 0).unwrap();
+        let elsewhere = ask("198.18.0.100:1", "198.18.0.11:80", "uplink");
+        assert!(elsewhere.contains("another network namespace"), "{elsewhere}");
+        let status = status(&node.pins, &node.pins, &mesh_agent::links::Facts::default()).unwrap();
+        assert!(status.troubles.contains(&elsewhere), "{status:?}");
         assert_eq!(node.packets("passed"), 0, "no program ran");
     });
 }

@@ -1,7 +1,8 @@
 //! Shoal's netfilter tables, `ip shoal` and `ip6 shoal`, installed through `nft` in one transaction.
 //!
 //! Tasks' packets are masqueraded when they leave the host, and VXLAN between nodes is not tracked: it would fill the
-//! connection tracker with entries that nobody reads.
+//! connection tracker with entries that nobody reads. What is for the node-local addresses comes from tasks and local
+//! processes alone: from the wire it is dropped.
 
 use std::io;
 use std::process::Stdio;
@@ -89,6 +90,7 @@ impl Family {
              \tchain prerouting {{\n\
              \t\ttype filter hook prerouting priority raw; policy accept;\n\
              \t\tudp dport {vxlan_port} notrack\n\
+             \t\t{name} daddr {aliases} iifname != {{ \"lo\", \"{HOST_LINK}\" }} drop\n\
              \t}}\n\
              \tchain output {{\n\
              \t\ttype filter hook output priority raw; policy accept;\n\
@@ -138,11 +140,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_family_masquerades_its_own_aliases_and_tracks_no_vxlan() {
+    fn each_family_masquerades_and_guards_its_own_aliases_and_tracks_no_vxlan() {
         let rules = ruleset(&[Family::Ip, Family::Ip6], 4790);
         for line in [
             "ip saddr 169.254.64.1/18 oifname != { \"lo\", \"shoal0\" } masquerade",
             "ip6 saddr fd73:686f:616c:1::1/64 oifname != { \"lo\", \"shoal0\" } masquerade",
+            "ip daddr 169.254.64.1/18 iifname != { \"lo\", \"shoal0\" } drop",
+            "ip6 daddr fd73:686f:616c:1::1/64 iifname != { \"lo\", \"shoal0\" } drop",
         ] {
             assert!(rules.contains(line), "{rules}");
         }

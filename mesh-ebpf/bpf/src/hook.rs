@@ -112,6 +112,8 @@ where
 {
     let verdict = work.plan.verdict;
     if let Action::Answer(answer) = verdict.action() {
+        // While it still is what was dropped.
+        packet.exemplify(verdict.counter);
         work.plan.verdict = answer::make(packet, &Maps, verdict.counter, answer);
     }
     READY

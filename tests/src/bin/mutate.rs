@@ -48,7 +48,7 @@ fn host(seed: u64, packets: u64) -> Result<ExitCode> {
     let Total { packets, ends, failures } =
         rounds::all(&starts, seed, 0..rounds, threads, FAILURES_MAX, tell);
     let seconds = began.elapsed().as_secs_f64();
-    let rate = packets as f64 / seconds;
+    let rate = f64_of(packets) / seconds;
     println!("{packets} packets in {seconds:.0} s, {rate:.0} a second, {} failures", failures.len());
     print_ends(&ends);
     for failure in &failures {
@@ -72,7 +72,7 @@ fn in_kernel(seed: u64, packets: u64) -> Result<ExitCode> {
     }
     let kernel::Total { packets, not_taken, no_way, ends, differences } = &total;
     let seconds = began.elapsed().as_secs_f64();
-    let rate = *packets as f64 / seconds;
+    let rate = f64_of(*packets) / seconds;
     println!(
         "{packets} packets in {seconds:.0} s, {rate:.0} a second; {not_taken} more that the kernel's test runs don't take; \
          {no_way} for which only the host library has a way; {} differences",
@@ -83,6 +83,11 @@ fn in_kernel(seed: u64, packets: u64) -> Result<ExitCode> {
         println!("{difference}");
     }
     Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure to look at")]
+fn f64_of(count: u64) -> f64 {
+    count as f64
 }
 
 fn print_ends(ends: &Ends) {

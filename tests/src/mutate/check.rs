@@ -203,8 +203,8 @@ impl Passage<'_> {
         let quoted = after.l4 + ICMP_ERROR;
         ensure(after.protocol == after.family.icmp_protocol(), "it is no ICMP error")?;
         ensure(output.len() - quoted <= before.l4 - ETHERNET + QUOTED_MAX, "it quotes too much")?;
-        let quotes = input[ETHERNET..].starts_with(&output[quoted..]);
-        ensure(quotes, "it quotes another packet")?;
+        let is_of_this = input[ETHERNET..].starts_with(&output[quoted..]);
+        ensure(is_of_this, "it quotes another packet")?;
         // About a packet whose own IP checksum is wrong, so may be that of the error.
         let right = after.residue(output) == Some(0) || before.ip_residue(input) != 0;
         ensure(right, "its checksum is wrong")

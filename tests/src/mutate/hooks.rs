@@ -78,7 +78,7 @@ impl Node {
             (Hook::UplinkXdp, Ok(ETHERTYPE_IPV4)) => return self.xdp::<Be32>(packet),
             (Hook::UplinkXdp, Ok(ETHERTYPE_IPV6)) => return self.xdp::<Ip6>(packet),
             (Hook::UplinkXdp, _) => return Ended::LEFT,
-            (Hook::Task(ifindex), _) => self.from_task(packet, ifindex),
+            (Hook::Task(ifindex), _) => self.task(packet, ifindex),
             (_, Ok(ETHERTYPE_IPV4)) => self.ip::<Be32>(packet),
             (Hook::Host, Ok(ETHERTYPE_IPV6)) => {
                 self.host_discovery(packet).unwrap_or_else(|| self.ip::<Ip6>(packet))
@@ -92,7 +92,7 @@ impl Node {
         Ended { end: End::Tc(verdict.action()), counter: Some(verdict.counter), made: verdict.made() }
     }
 
-    fn from_task(&self, packet: &mut Bytes, ifindex: u32) -> Verdict {
+    fn task(&self, packet: &mut Bytes, ifindex: u32) -> Verdict {
         match task::classify(packet, &self.tables, ifindex) {
             task::Sent::Ipv4 => self.ip::<Be32>(packet),
             task::Sent::Ipv6 => task::answer_discovery(packet, &self.tables, ifindex)

@@ -111,8 +111,8 @@ impl fmt::Display for Difference {
         let Self { seed, round, packet, hook, input, kernel, host } = self;
         writeln!(f, "packet {packet} of round {round} of seed {seed}, at {hook:?}")?;
         writeln!(f, "  in     {}", hex(input))?;
-        writeln!(f, "  kernel {} ({})", hex(&kernel.1), kernel.0 as i32)?;
-        write!(f, "  host   {} ({}, {:?})", hex(&host.1), host.0.end.code() as i32, host.0)
+        writeln!(f, "  kernel {} ({})", hex(&kernel.1), kernel.0.cast_signed())?;
+        write!(f, "  host   {} ({}, {:?})", hex(&host.1), host.0.end.code().cast_signed(), host.0)
     }
 }
 

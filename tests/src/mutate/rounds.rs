@@ -49,7 +49,11 @@ impl fmt::Display for Failure {
 
 /// Bytes as a person copies them.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 0xf])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
 }
 
 /// The hook, the world and the packets of a round.
@@ -59,12 +63,11 @@ pub fn packets(starts: &Starts, seed: u64, round: u64) -> (Stand<'_>, impl Itera
     (stand, (0..ROUND).map(move |_| mutation::frame(&mut random, &stand)))
 }
 
+/// What a packet has become, or what is wrong with that, and its bytes if it came to an end.
+pub type Checked = Result<(Ended, Vec<u8>), (String, Option<Vec<u8>>)>;
+
 /// Runs a hook on a packet; fails if that panics, or if the packet doesn't end as every packet must.
-pub fn run_checked(
-    node: &Node,
-    segment_len: u32,
-    input: &[u8],
-) -> Result<(Ended, Vec<u8>), (String, Option<Vec<u8>>)> {
+pub fn run_checked(node: &Node, segment_len: u32, input: &[u8]) -> Checked {
     let mut packet = Bytes::new(input.to_vec());
     packet.segment_len = segment_len;
     let run = || {

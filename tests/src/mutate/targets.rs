@@ -12,14 +12,21 @@ use crate::packet::host::Bytes;
 use crate::packet::world::World;
 use crate::packet::{Hook, fixtures};
 
+/// A function that panics on what must not be.
+pub type Target = fn(&[u8]);
+
 /// The targets by name.
-pub const ALL: [(&str, fn(&[u8])); 3] = [("parse", parse), ("hooks", hooks), ("decapsulate", decapsulate)];
+pub const ALL: [(&str, Target); 3] = [("parse", parse), ("hooks", hooks), ("decapsulate", decapsulate)];
 /// Most files of a target's corpus.
 const CORPUS_MAX: usize = 40;
 /// Longest of them, bytes.
 const FILE_MAX: usize = 256;
 
 /// Both families' parsers on a frame, whatever type it says it is of: they read what other code reads.
+///
+/// # Panics
+///
+/// If they don't.
 pub fn parse(data: &[u8]) {
     let mut frame = data.to_vec();
     for (family, ethertype) in [(Family::V4, [0x08, 0]), (Family::V6, [0x86, 0xdd])] {

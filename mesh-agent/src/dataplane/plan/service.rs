@@ -69,11 +69,15 @@ fn plan_vip(
     if !network.ingress || !has_ports {
         return plan;
     }
+    plan.ports = ports(service, PublishMode::Ingress, network.subnet6.is_some());
+    let mut plan = published(&service.balancing, plan);
     let nodes = &service.balancing.publish_nodes;
-    if nodes.as_ref().is_none_or(|nodes| nodes.contains(&local.node)) {
-        plan.ports = ports(service, PublishMode::Ingress, network.subnet6.is_some());
+    if nodes.as_ref().is_some_and(|nodes| !nodes.contains(&local.node)) {
+        // Tasks here serve what comes in by the chosen nodes: the ports are known, and answer on no address.
+        plan.flags |= SERVICE_ADDRESSES;
+        plan.addresses = RulePlan::new(RULE_DENY, []);
     }
-    published(&service.balancing, plan)
+    plan
 }
 
 /// The ports of one mode, in IPv4 and, where the network has it, in IPv6.

@@ -276,11 +276,13 @@ fn a_port_answers_on_the_addresses_and_nodes_that_it_is_published_on() {
     let balancer = &here.balancers[&cluster(4096)];
     assert_eq!(balancer.flags, SERVICE_ADDRESSES);
     assert_eq!(balancer.addresses.v4[&(0, Be32::default())], RULE_DENY);
-    assert_eq!(balancer.addresses.v4[&(32, Be32::ipv4(198, 18, 0, 11))], RULE_ALLOW);
-    assert!(balancer.ports.is_empty(), "not on n1");
+    assert_eq!(balancer.addresses.v4.values().copied().collect::<Vec<_>>(), [RULE_DENY], "not on n1");
+    assert!(!balancer.ports.is_empty(), "n1's tasks serve what comes in by n2");
     assert!(!here.balancers[&NODE].ports.is_empty(), "host mode asks for no node");
     let there = Local { node: "n2".into(), endpoints: vec![], ..local() };
-    assert!(!web(&table, &there).balancers[&cluster(4096)].ports.is_empty());
+    let balancer = &web(&table, &there).balancers[&cluster(4096)];
+    assert_eq!(balancer.addresses.v4[&(32, Be32::ipv4(198, 18, 0, 11))], RULE_ALLOW);
+    assert!(!balancer.ports.is_empty());
 }
 
 #[test]
