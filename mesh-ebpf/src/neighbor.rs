@@ -239,7 +239,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_comes_is_answered_or_left_as_it_is(
-            message in proptest::collection::vec(any::<u8>(), 0..48), solicits: bool, target: bool,
+            message in proptest::collection::vec(any::<u8>(), 8..48), solicits: bool, target: bool,
             hop_limit in prop_oneof![Just(255_u8), any::<u8>()],
         ) {
             let mut message = message;

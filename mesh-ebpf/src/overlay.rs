@@ -197,7 +197,7 @@ impl<'c, A: Quote> Request<'c, A> {
         let Some(chosen) = chosen.or_else(|| self.own_choice(tables, service)) else {
             return Err(Unserved::Dropped(Counter::DropBackendGone));
         };
-        let flags = if is_direct(config, service, tuple) { FLOW_DIRECT } else { 0 };
+        let flags = if is_direct(tables, config, service, tuple) { FLOW_DIRECT } else { 0 };
         let flow = MeshFlow { tuple, chosen, target: port.target, peer: ingress, flags };
         Ok(Local { flow, known: Known::Not(Stage::Opening) })
     }

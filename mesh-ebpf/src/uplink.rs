@@ -178,7 +178,7 @@ pub fn published<'t, A: Family>(
     if tuple.protocol == PROTO_TCP && !opens {
         return search(tables, config, parsed, tuple, service, chosen);
     }
-    let direct = is_direct(config, service, tuple);
+    let direct = is_direct(tables, config, service, tuple);
     let flags = if direct { FLOW_DIRECT } else { 0 };
     let flow = MeshFlow { tuple, chosen, target: port.target, peer: 0, flags };
     Decision::Local(Local { flow, known: Known::Not(Stage::Opening) })
@@ -193,11 +193,18 @@ fn packet_may_be_remembered<A: Family>(parsed: &Parsed<A>) -> bool {
 /// Whether replies to a client go straight to it. Clients on a node of the cluster are known under addresses that mean
 /// something only there.
 #[inline(always)]
-pub fn is_direct<A: Family>(config: &Config, service: &Service, tuple: &Tuple<A>) -> bool {
+pub fn is_direct<A: Family>(
+    tables: &impl AddrTables<A>,
+    config: &Config,
+    service: &Service,
+    tuple: &Tuple<A>,
+) -> bool {
     let host = A::host(config);
     service.flags & SERVICE_DIRECT != 0
         && tuple.dst != host.mesh
         && !tuple.src.is_in(host.alias_net, host.alias_mask)
+        // This node itself, which dialled another one: no route leads from here to it.
+        && !tables.is_local(&tuple.src)
 }
 
 /// The flow to a task of this node that the flow table has at `stage`; `None` if it has none, or a void one.

@@ -9,7 +9,7 @@ use mesh_agent::dataplane::Counter;
 
 use crate::engine;
 use crate::figure;
-use crate::lab::{self, Lab, on_client, until};
+use crate::lab::{self, Lab, as_client, on_client, until};
 use crate::steady::{self, Connection, Fate, Steady};
 use crate::undo::Undo;
 use crate::ways::{self, Family, Way, until_answered};
@@ -93,7 +93,7 @@ pub(crate) fn connections_go_on_when_their_route_moves_to_another_node(lab: &Lab
     let undo = announce(lab)?;
     until_every_node_answers(lab)?;
     route(lab, 0)?;
-    let mut idle = targets().into_iter().map(Connection::open).collect::<Result<Vec<_>>>()?;
+    let mut idle = as_client(|| targets().into_iter().map(Connection::open).collect::<Result<Vec<_>>>())?;
     let steady = Steady::start(&targets(), CONNECTIONS, PAUSE)?;
     let before = searched(lab)?;
     for node in [1, 2, 0, 1, 2] {

@@ -118,12 +118,13 @@ pub(crate) fn udp_within(
 /// Downloads `len` bytes, and compares each with what it has to be.
 pub(crate) fn download(to: impl Into<SocketAddr>, len: usize) -> Result<()> {
     let to = to.into();
-    download_from(anywhere(to), to, len)
+    download_from(anywhere(to), to, len, LIMIT)
 }
 
-/// The same from an address of the client.
-pub(crate) fn download_from(source: SocketAddr, to: SocketAddr, len: usize) -> Result<()> {
+/// The same from an address of the client, where nothing comes for no longer than `limit`.
+pub(crate) fn download_from(source: SocketAddr, to: SocketAddr, len: usize, limit: Duration) -> Result<()> {
     let mut stream = connect_from(source, to)?;
+    stream.set_read_timeout(Some(limit))?;
     request(&mut stream, to, &format!("/bytes/{len}"))?;
     let mut reader = BufReader::with_capacity(1 << 20, stream);
     let mut line = String::new();

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_agent::dataplane::Counter;
 
 use crate::client;
+use crate::engine::Task;
 use crate::figure;
 use crate::lab::{self, Lab, as_client, command_in, on_client};
 use crate::mesh::{SINK, python};
@@ -18,6 +19,9 @@ const ON_N1: [&str; 2] = ["--constraint", "node.hostname==n1"];
 /// What the narrowed path carries, bytes.
 const NARROW: &str = "1400";
 const BULK_BYTES: usize = 3_000_000;
+/// How long a transfer may stand still when the path narrows: the sender tries again at ever longer intervals, and finds
+/// out at the first one after the nodes have.
+const STALL_MAX: Duration = Duration::from_secs(8);
 /// A datagram that no path here carries in one packet, bytes.
 const DATAGRAM: usize = 8000;
 
@@ -115,7 +119,7 @@ pub(crate) fn narrow_path_to_the_client_is_found(lab: &Lab) -> Result<()> {
         let source = SocketAddr::new(way.family.routed_client(), 0);
         for node in &lab.nodes[..2] {
             let to = way.to(node);
-            as_client(|| client::download_from(source, to, BULK_BYTES))
+            as_client(|| client::download_from(source, to, BULK_BYTES, client::LIMIT))
                 .with_context(|| format!("{way} by {node}"))?;
             let tries = datagram(source, to).with_context(|| format!("{way} by {node}"))?;
             figure!("{way} by {node}: {BULK_BYTES} bytes, and {DATAGRAM} in one datagram at try {tries}");
@@ -150,7 +154,10 @@ pub(crate) fn narrower_underlay_is_found_at_run_time(lab: &Lab) -> Result<()> {
         let to = way.to(ingress);
         let started = Instant::now();
         let undo = std::thread::scope(|scope| {
-            let transfer = scope.spawn(|| as_client(|| client::download(to, 60_000_000)));
+            let transfer = scope.spawn(|| {
+                let source = client::anywhere(to);
+                as_client(|| client::download_from(source, to, 60_000_000, STALL_MAX))
+            });
             std::thread::sleep(Duration::from_millis(50));
             let undo = narrow_nodes(lab)?;
             transfer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -174,10 +181,9 @@ pub(crate) fn narrower_underlay_is_found_at_run_time(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A task that promises more than the way to it carries: its client's segments don't fit the encapsulation.
-pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> Result<()> {
-    let tasks = ways::create(lab, 1, 80, &ON_N1, &["shoal/exec", &python()?, "-c", SINK])?;
-    for task in &tasks {
+/// Has tasks tell clients that segments may be as large as those of an ordinary link.
+fn promise(tasks: &[Task]) -> Result<()> {
+    for task in tasks {
         for (family, promise) in [(Family::V4, "1460"), (Family::V6, "1440")] {
             let shown = lab::output(task.command("ip").args([family.flag(), "route", "show", "default"]))?;
             let route = shown.lines().next().context("no default route")?;
@@ -186,12 +192,21 @@ pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> R
             lab::output(command.args(["advmss", promise]))?;
         }
     }
+    Ok(())
+}
+
+/// A task that promises more than the way to it carries: its client's segments don't fit the encapsulation.
+pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> Result<()> {
+    let tasks = ways::create(lab, 1, 80, &ON_N1, &["shoal/exec", &python()?, "-c", SINK])?;
     let ingress = &lab.nodes[1];
     for way in Way::all() {
         let to = way.to(ingress);
         lab::until(&format!("{to} answers"), Duration::from_secs(10), || {
             Ok(as_client(|| client::upload(to, 0)).ok())
         })?;
+        promise(&tasks)?;
+        // What the client's host remembers of the path it is to find out anew.
+        lab::output(on_client("ip").args([way.family.flag(), "route", "flush", "cache"]))?;
         let mut counts = Vec::new();
         let mut undo = None;
         for narrow in [false, true] {
@@ -208,8 +223,6 @@ pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> R
         }
         figure!("{way}: {BULK_BYTES} bytes up by {ingress}, segments refused as too big: {counts:?}");
         drop(undo);
-        // The client's host remembers what it was told.
-        lab::output(on_client("ip").args([way.family.flag(), "route", "flush", "cache"]))?;
         std::thread::sleep(Duration::from_millis(1100));
     }
     Ok(())
