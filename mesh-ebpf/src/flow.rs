@@ -248,10 +248,19 @@ impl<A: Family> MeshFlow<'_, A> {
             flags,
             ..Flow::default()
         };
-        tables.insert_flow(&self.key(), &request, stage);
-        tables.insert_flow(&reply_key, &reply, stage);
+        begin(tables, &self.key(), &request, stage);
+        begin(tables, &reply_key, &reply, stage);
         Some(client_port)
     }
+}
+
+/// Writes one direction of a flow. One that begins anew must not be hidden by an established one of a former tenant.
+#[inline(always)]
+pub fn begin<A: Family>(tables: &impl AddrTables<A>, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage) {
+    if stage == Stage::Opening {
+        tables.remove_flow(key, Stage::Established);
+    }
+    tables.insert_flow(key, flow, stage);
 }
 
 /// Whether the entry `other`, in the place that `flow` is to have, is that of the same flow, or of a former tenant.

@@ -382,7 +382,7 @@ fn remember<A: Family>(
         kind: if itself { FlowKind::TO_SELF } else { FlowKind::TO_BACKEND },
         ..Flow::default()
     };
-    tables.insert_flow(&key, &request, Stage::Opening);
+    flow::begin(tables, &key, &request, Stage::Opening);
     let reply = Flow {
         incarnation: backend.incarnation,
         addr: tuple.dst,
@@ -390,7 +390,7 @@ fn remember<A: Family>(
         kind: if itself { FlowKind::SELF_REPLY } else { FlowKind::VIP_REPLY },
         ..Flow::default()
     };
-    tables.insert_flow(&vip_reply_key(iface, &key, chosen), &reply, Stage::Opening);
+    flow::begin(tables, &vip_reply_key(iface, &key, chosen), &reply, Stage::Opening);
 }
 
 /// A reply to a client of a published port: under the dialled address, by the ingress node.
