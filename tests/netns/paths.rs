@@ -219,7 +219,8 @@ pub(crate) fn segments_that_do_not_fit_are_refused_and_sent_anew(lab: &Lab) -> R
             let got = as_client(|| client::upload(to, BULK_BYTES)).with_context(|| way.to_string())?;
             ensure!(got == BULK_BYTES.to_string(), "{way}: {got}");
             counts.push(ingress.count(Counter::TooBigSent)? - before);
-            ensure!(counts.last() > Some(&0), "{way}: nothing was too big, narrowed: {narrow}");
+            // Once narrowed, the client may have been told before its first large segment.
+            ensure!(narrow || counts.last() > Some(&0), "{way}: nothing was too big");
         }
         figure!("{way}: {BULK_BYTES} bytes up by {ingress}, segments refused as too big: {counts:?}");
         drop(undo);

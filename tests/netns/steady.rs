@@ -15,6 +15,9 @@ use crate::lab::as_client;
 /// Threads that the connections are spread over.
 const THREADS: usize = 4;
 
+/// How long an answer may take: a flood takes the machine's CPUs as well, and TCP's own timers double.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// A connection that is kept open between requests.
 pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
@@ -27,6 +30,7 @@ impl Connection {
     pub(crate) fn open(to: SocketAddr) -> Result<(Self, Answer)> {
         let stream = client::connect_from(client::anywhere(to), to)?;
         stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let mut connection = Self { reader: BufReader::new(stream), to, asked: 0 };
         let answer = connection.ask()?;
         Ok((connection, answer))
