@@ -161,14 +161,13 @@ pub fn published<'t, A: Family>(
     let Some(chosen) = balance::choose(tables, service, tuple, config.hash_seed) else {
         return Decision::Refuse(Counter::DropNoBackend);
     };
+    // Nothing is stored for a SYN: the segments after it lead to the same backend. A connection under the same ports before
+    // it must not lead them elsewhere.
+    if opens && sent.is_some_and(|sent| sent.incarnation != chosen.backend.incarnation) {
+        tables.remove_sent(&key);
+    }
     if chosen.backend.peer != 0 {
-        if opens {
-            // Nothing is stored for a SYN: the segments after it lead to the same backend. A connection under the same
-            // ports before it must not lead them elsewhere.
-            if sent.is_some_and(|sent| sent.incarnation != chosen.backend.incarnation) {
-                tables.remove_sent(&key);
-            }
-        } else if packet_may_be_remembered(parsed) {
+        if !opens && packet_may_be_remembered(parsed) {
             let stamp = if tuple.protocol == PROTO_UDP { tables.now_s() } else { 0 };
             let incarnation = chosen.backend.incarnation;
             tables.insert_sent(&key, &Sent { backend: chosen.slot, incarnation, stamp });
