@@ -153,6 +153,12 @@ impl Ip6 {
         (a.raw() | b.raw() == 0 && c == Be32::new(0xffff)).then_some(d)
     }
 
+    /// The family of the address that this is, or is the mapped form of: 4 or 6.
+    #[inline(always)]
+    pub fn family(self) -> u8 {
+        if self.to_mapped().is_some() { Be32::FAMILY } else { Self::FAMILY }
+    }
+
     /// This prefix of 96 bits, with `low` as the lowest 32.
     #[inline(always)]
     #[must_use]

@@ -39,7 +39,7 @@ counters! {
     MeshDelivered = 11, "mesh_delivered", "Published-port packet delivered to a task of this node.";
     MeshReturned = 12, "mesh_returned", "Reply to a published-port client sent back to the ingress node.";
     MeshReplied = 13, "mesh_replied", "Reply to a published-port client put on the wire.";
-    MeshSearched = 14, "mesh_searched", "TCP segment whose flow isn't known here, sent on to the next node that may know it.";
+    MeshSearched = 14, "mesh_searched", "Packet whose flow or task isn't known here, sent on to a node that may know it.";
 
     OverlayForwarded = 20, "overlay_forwarded", "Overlay packet sent to another node.";
     OverlayDelivered = 21, "overlay_delivered", "Overlay packet delivered to a task of this node.";

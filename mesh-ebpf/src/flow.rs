@@ -18,6 +18,8 @@ use crate::tables::{AddrTables, Stage};
 
 /// How many other ports are tried for the client's end of a flow.
 const CLIENT_PORT_ATTEMPTS: u32 = 4;
+/// No port.
+const NONE: Be16 = Be16::new(0);
 /// How far a client's first acknowledgements may be from the backend's first sequence number: its first window.
 const FIRST_WINDOW: u32 = 1 << 20;
 /// The stamp of an opening UDP flow whose backend has answered.
@@ -73,8 +75,10 @@ pub fn note_request<A: Family>(
         && is_confirmed(packet, parsed, reply.stamp)
     {
         tables.insert_flow(reply_key, &Flow { stamp: now_s, ..reply }, Stage::Established);
+        tables.remove_flow(reply_key, Stage::Opening);
         if let Some(request) = tables.flow(key, Stage::Opening) {
             tables.insert_flow(key, &Flow { stamp: now_s, ..request }, Stage::Established);
+            tables.remove_flow(key, Stage::Opening);
         }
     }
 }
@@ -203,69 +207,103 @@ impl<A: Family> MeshFlow<'_, A> {
         may_begin_anew(tables, found, &self.key(), &self.reply_key(found.flow.client_port))
     }
 
-    /// Writes both directions to the flow tables. Gives the client's port as the task is to see it; `None` if no free
-    /// one was found.
-    ///
-    /// A client may dial several nodes from one port. The task would see one flow where there are two, so the later one
-    /// comes to it under another port.
+    /// Writes both directions of a flow that begins to the flow tables. Gives the client's port as the task is to see it,
+    /// `preferred` if that is free; `None` if no free one was found.
     #[inline(always)]
-    pub fn remember(&self, tables: &impl AddrTables<A>, stage: Stage) -> Option<Be16> {
+    pub fn remember(&self, tables: &impl AddrTables<A>, preferred: Be16) -> Option<Be16> {
+        let client_port = self.free_port(tables, preferred);
+        if client_port == NONE {
+            return None;
+        }
+        let (request, reply) = self.directions(tables, client_port);
+        begin(tables, &self.key(), &request);
+        begin(tables, &self.reply_key(client_port), &reply);
+        Some(client_port)
+    }
+
+    /// Writes anew both directions of a flow that the tables know at `stage` otherwise, by another ingress node for
+    /// example. How far it is stays.
+    #[inline(always)]
+    pub fn amend(&self, tables: &impl AddrTables<A>, stage: Stage, client_port: Be16) {
+        let reply_key = self.reply_key(client_port);
+        let (request, mut reply) = self.directions(tables, client_port);
+        if let Some(old) = tables.flow(&reply_key, stage) {
+            reply.stamp = old.stamp;
+            reply.flags |= old.flags & FLOW_CLOSED;
+        }
+        tables.insert_flow(&self.key(), &request, stage);
+        tables.insert_flow(&reply_key, &reply, stage);
+    }
+
+    /// Request and reply, as the tables have them at first.
+    #[inline(always)]
+    fn directions(&self, tables: &impl AddrTables<A>, client_port: Be16) -> (Flow<A>, Flow<A>) {
         let Self { tuple, chosen, target, peer, flags } = *self;
-        let backend = chosen.backend;
-        let stamp = if tuple.protocol == PROTO_UDP { tables.now_s() } else { 0 };
-        let reply = Flow {
-            incarnation: backend.incarnation,
-            addr: tuple.dst,
-            port: tuple.dst_port,
-            client_port: tuple.src_port,
-            peer,
-            stamp: if stage == Stage::Established { stamp } else { 0 },
-            kind: FlowKind::MESH_REPLY,
-            flags,
-            ..Flow::default()
-        };
-        let mut client_port = tuple.src_port;
-        let mut attempt = 0;
-        let reply_key = loop {
-            let key = self.reply_key(client_port);
-            if find(tables, &key).is_none_or(|other| is_same_or_void(&other.flow, &reply)) {
-                break key;
-            }
-            if attempt == CLIENT_PORT_ATTEMPTS {
-                return None;
-            }
-            client_port = Be16::new(other_port(flow_hash(tuple, tables.config()?.hash_seed), attempt));
-            attempt += 1;
-        };
+        let incarnation = chosen.backend.incarnation;
         let request = Flow {
             backend: chosen.slot,
-            incarnation: backend.incarnation,
+            incarnation,
             port: target,
             client_port,
             peer,
-            stamp,
+            stamp: if tuple.protocol == PROTO_UDP { tables.now_s() } else { 0 },
             kind: FlowKind::TO_BACKEND,
             flags,
             ..Flow::default()
         };
-        begin(tables, &self.key(), &request, stage);
-        begin(tables, &reply_key, &reply, stage);
-        Some(client_port)
+        let reply = Flow {
+            incarnation,
+            addr: tuple.dst,
+            port: tuple.dst_port,
+            client_port: tuple.src_port,
+            peer,
+            kind: FlowKind::MESH_REPLY,
+            flags,
+            ..Flow::default()
+        };
+        (request, reply)
+    }
+
+    /// The client's port as the task is to see it; 0 if none is free.
+    ///
+    /// A client may dial several nodes from one port. The task would see one flow where there are two, so the later one
+    /// comes to it under another port: if it can be, under one whose last flow is long over, and not just closed.
+    #[inline(always)]
+    fn free_port(&self, tables: &impl AddrTables<A>, preferred: Be16) -> Be16 {
+        let Self { tuple, chosen, .. } = *self;
+        let mut client_port = preferred;
+        let mut closed = NONE;
+        let mut attempt = 0;
+        loop {
+            match find(tables, &self.reply_key(client_port)) {
+                None => return client_port,
+                Some(other) if self.is_own_or_void(&other.flow, chosen.backend.incarnation) => {
+                    return client_port;
+                }
+                Some(other) if other.flow.flags & FLOW_CLOSED != 0 => closed = client_port,
+                Some(_) => {}
+            }
+            if attempt == CLIENT_PORT_ATTEMPTS {
+                return closed;
+            }
+            let Some(config) = tables.config() else { return NONE };
+            client_port = Be16::new(other_port(flow_hash(tuple, config.hash_seed), attempt));
+            attempt += 1;
+        }
+    }
+
+    /// Whether an entry in the place of this flow's replies is that of the same flow, or of a former tenant.
+    #[inline(always)]
+    fn is_own_or_void(&self, other: &Flow<A>, incarnation: u32) -> bool {
+        let Tuple { dst, dst_port, src_port, .. } = *self.tuple;
+        let own = other.addr == dst && other.port == dst_port && other.client_port == src_port;
+        own || other.kind != FlowKind::MESH_REPLY || other.incarnation != incarnation
     }
 }
 
-/// Writes one direction of a flow. One that begins anew must not be hidden by an established one of a former tenant.
+/// Writes one direction of a flow that begins. It must not be hidden by an established one of a former tenant.
 #[inline(always)]
-pub fn begin<A: Family>(tables: &impl AddrTables<A>, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage) {
-    if stage == Stage::Opening {
-        tables.remove_flow(key, Stage::Established);
-    }
-    tables.insert_flow(key, flow, stage);
-}
-
-/// Whether the entry `other`, in the place that `flow` is to have, is that of the same flow, or of a former tenant.
-#[inline(always)]
-fn is_same_or_void<A: Family>(other: &Flow<A>, flow: &Flow<A>) -> bool {
-    let same = other.addr == flow.addr && other.port == flow.port && other.client_port == flow.client_port;
-    same || other.kind != FlowKind::MESH_REPLY || other.incarnation != flow.incarnation
+pub fn begin<A: Family>(tables: &impl AddrTables<A>, key: &FlowKey<A>, flow: &Flow<A>) {
+    tables.remove_flow(key, Stage::Established);
+    tables.insert_flow(key, flow, Stage::Opening);
 }

@@ -21,12 +21,15 @@ extern crate std;
 pub mod answer;
 pub mod arp;
 pub mod balance;
+#[cfg(any(test, feature = "alloc"))]
+pub mod bytes;
 pub mod checksum;
 pub mod encap;
 pub mod family;
 pub mod flow;
 pub mod fragment;
 pub mod header;
+pub mod hook;
 pub mod host;
 pub mod icmp;
 pub mod mesh;

@@ -126,8 +126,7 @@ pub fn too_big<A: Family>(
     if mtu == 0 || !parsed.whole_only {
         return None;
     }
-    let family = if config.vtep.to_mapped().is_some() { 4 } else { 6 };
-    let limit = u32::from(mtu).saturating_sub(mtu_overhead_bytes(family));
+    let limit = u32::from(mtu).saturating_sub(mtu_overhead_bytes(config.vtep.family()));
     (largest(packet, parsed) > limit).then_some(limit as u16)
 }
 
@@ -161,7 +160,11 @@ pub fn deliver<A: Quote>(
             flow::note_request(packet, tables, parsed, &flow.key(), &reply_key, stage, stamp);
             client_port
         }
-        Known::Not(stage) => match flow.remember(tables, stage) {
+        Known::Otherwise { stage, client_port } => {
+            flow.amend(tables, stage, client_port);
+            client_port
+        }
+        Known::Begins { client_port } => match flow.remember(tables, client_port) {
             Some(client_port) => client_port,
             None => return plan.end(Verdict::drop(Counter::DropPortsTaken)),
         },

@@ -4,7 +4,8 @@ use mesh_common::addr::{Ip6, backend_of};
 use mesh_common::counter::Counter;
 use mesh_common::hash::{Tuple, path_entropy};
 use mesh_common::map::{
-    AddrKey, Config, FLOW_DIRECT, FLOW_TEACH, FlowKey, FlowKind, PROTO_TCP, PortKey, Service, TaskKey,
+    AddrKey, BUDGET_SEARCHES, Config, FLOW_DIRECT, FLOW_TEACH, FlowKey, FlowKind, PROTO_TCP, PortKey,
+    SEARCH_MAX, Service, TaskKey,
 };
 use mesh_common::vxlan::{VNI_MESH_REPLY, VNI_MESH_REQUEST, VNI_NETWORK_MIN};
 
@@ -16,7 +17,7 @@ use crate::mesh::{self, Errand};
 use crate::packet::Packet;
 use crate::parse::{Fragment, Parsed, parse_ethernet};
 use crate::related::Quote;
-use crate::tables::{AddrTables, Stage};
+use crate::tables::AddrTables;
 use crate::translation::{Frame, Parts, Plan, Work};
 use crate::uplink::{Known, Local, Remote, is_direct};
 use crate::verdict::Verdict;
@@ -119,17 +120,20 @@ fn mesh_request<A: Quote>(
             Ok(local) => local,
             Err(Unserved::Dropped(reason)) => return plan.end(Verdict::drop(reason)),
             Err(Unserved::Unknown(service)) => return request.search(packet, tables, service, plan),
+            Err(Unserved::Elsewhere(chosen)) => return request.pass_on(packet, tables, chosen, plan),
         },
     };
     mesh::deliver(packet, tables, parsed, &local, plan);
 }
 
 /// Why a mesh request is not delivered here.
-enum Unserved<'t> {
+enum Unserved<'t, A> {
     /// It is to be dropped.
     Dropped(Counter),
     /// It is amid a connection to this service that isn't known here.
     Unknown(&'t Service),
+    /// The task that it is for is gone; this one, of another node, can serve it.
+    Elsewhere(Chosen<'t, A>),
 }
 
 /// A mesh request.
@@ -155,7 +159,7 @@ impl<'c, A: Quote> Request<'c, A> {
         'c: 't,
     {
         let direct = found.flow.flags & FLOW_DIRECT;
-        let looked_for = if self.errand.asked > 0 { FLOW_TEACH } else { 0 };
+        let looked_for = self.looked_for();
         let flow = MeshFlow {
             tuple: self.tuple,
             chosen,
@@ -165,17 +169,17 @@ impl<'c, A: Quote> Request<'c, A> {
         };
         if self.parsed.opens() && flow.may_begin_anew(tables, found) {
             let same = chosen.backend.incarnation == self.errand.incarnation;
-            return same.then_some(Local { flow, known: Known::Not(Stage::Opening) });
+            return same
+                .then_some(Local { flow, known: Known::Begins { client_port: found.flow.client_port } });
         }
         // The flow may have moved to another ingress node; and that one may have learned where its packets go.
         let as_it_is = found.flow.peer == self.ingress && found.flow.flags & FLOW_TEACH == looked_for;
-        let known = if as_it_is { Known::as_found(found) } else { Known::Not(found.stage) };
-        Some(Local { flow, known })
+        Some(Local { flow, known: Known::as_found(found, as_it_is) })
     }
 
     /// The flow that the request begins.
     #[inline(always)]
-    fn new_flow<'t>(&self, tables: &'t impl AddrTables<A>) -> Result<Local<'t, A>, Unserved<'t>>
+    fn new_flow<'t>(&self, tables: &'t impl AddrTables<A>) -> Result<Local<'t, A>, Unserved<'t, A>>
     where
         'c: 't,
     {
@@ -193,13 +197,24 @@ impl<'c, A: Quote> Request<'c, A> {
         if tuple.protocol == PROTO_TCP && !parsed.opens() {
             return Err(Unserved::Unknown(service));
         }
-        let chosen = self.meant(tables, port.service, service);
-        let Some(chosen) = chosen.or_else(|| self.own_choice(tables, service)) else {
+        let meant = self.meant(tables, port.service, service);
+        // The ingress node's table and this one's may differ for a moment.
+        let Some(chosen) = meant.or_else(|| balance::choose(tables, service, tuple, config.hash_seed)) else {
             return Err(Unserved::Dropped(Counter::DropBackendGone));
         };
-        let flags = if is_direct(tables, config, service, tuple) { FLOW_DIRECT } else { 0 };
+        if chosen.backend.peer != 0 {
+            return Err(Unserved::Elsewhere(chosen));
+        }
+        let direct = if is_direct(tables, config, service, tuple) { FLOW_DIRECT } else { 0 };
+        let flags = direct | self.looked_for();
         let flow = MeshFlow { tuple, chosen, target: port.target, peer: ingress, flags };
-        Ok(Local { flow, known: Known::Not(Stage::Opening) })
+        Ok(Local { flow, known: Known::Begins { client_port: tuple.src_port } })
+    }
+
+    /// `FLOW_TEACH` if the ingress node sent the packet to another node at first.
+    #[inline(always)]
+    fn looked_for(&self) -> u8 {
+        if self.errand.asked > 0 { FLOW_TEACH } else { 0 }
     }
 
     /// The backend of the service on this node that the ingress node meant.
@@ -218,11 +233,24 @@ impl<'c, A: Quote> Request<'c, A> {
         balance::bound(tables, task.backend, incarnation).filter(|chosen| chosen.backend.peer == 0)
     }
 
-    /// The backend that this node's own table gives, if it is on this node: the two nodes' tables differ for a moment.
+    /// A packet that begins a flow with a task that is gone: to the one that this node's table gives.
     #[inline(always)]
-    fn own_choice<'t>(&self, tables: &'t impl AddrTables<A>, service: &Service) -> Option<Chosen<'t, A>> {
-        let chosen = balance::choose(tables, service, self.tuple, self.config.hash_seed)?;
-        (chosen.backend.peer == 0).then_some(chosen)
+    fn pass_on(
+        &self,
+        packet: &impl Packet,
+        tables: &impl AddrTables<A>,
+        chosen: Chosen<'_, A>,
+        plan: &mut Plan<A>,
+    ) {
+        let Self { config, parsed, tuple, errand, .. } = self;
+        if errand.asked >= SEARCH_MAX || !tables.spend(BUDGET_SEARCHES) {
+            return plan.end(Verdict::drop(Counter::DropBackendGone));
+        }
+        let incarnation = chosen.backend.incarnation;
+        let errand = Errand { asked: errand.asked + 1, incarnation, ..*errand };
+        let remote =
+            Remote { peer: chosen.backend.peer, errand, entropy: path_entropy(tuple), tos: parsed.tos };
+        mesh::send(packet, tables, config, parsed, &remote, Counter::MeshSearched, plan);
     }
 
     /// A segment of a connection that isn't known here: on to the next node, or back with a reset if all were asked.

@@ -22,7 +22,7 @@ use crate::neighbor;
 use crate::packet::{Packet, Rewrite};
 use crate::parse::{Fragment, Parsed, parse_ethernet};
 use crate::related::Quote;
-use crate::tables::{AddrTables, Stage};
+use crate::tables::AddrTables;
 use crate::translation::{Frame, Parts, Plan, Work};
 use crate::verdict::{Action, Verdict};
 
@@ -382,7 +382,7 @@ fn remember<A: Family>(
         kind: if itself { FlowKind::TO_SELF } else { FlowKind::TO_BACKEND },
         ..Flow::default()
     };
-    flow::begin(tables, &key, &request, Stage::Opening);
+    flow::begin(tables, &key, &request);
     let reply = Flow {
         incarnation: backend.incarnation,
         addr: tuple.dst,
@@ -390,7 +390,7 @@ fn remember<A: Family>(
         kind: if itself { FlowKind::SELF_REPLY } else { FlowKind::VIP_REPLY },
         ..Flow::default()
     };
-    flow::begin(tables, &vip_reply_key(iface, &key, chosen), &reply, Stage::Opening);
+    flow::begin(tables, &vip_reply_key(iface, &key, chosen), &reply);
 }
 
 /// A reply to a client of a published port: under the dialled address, by the ingress node.

@@ -4,39 +4,21 @@
 use std::vec::Vec;
 
 use mesh_common::addr::Ip6;
-use mesh_common::be::{Be16, Be32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use mesh_common::be::Be32;
 
-use crate::checksum;
+pub use crate::bytes::Bytes;
 use crate::family::Family;
-use crate::header::IP_OFFSET;
-use crate::packet::{Fault, Field, Packet, Reuse, Rewrite, Store};
 use crate::parse::Parsed;
-
-/// What is where nobody has stored anything.
-const UNDEFINED: u8 = 0xaa;
 
 /// Ethernet addresses of sender and receiver.
 pub const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The receiver's.
 pub const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// A packet in a vector.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Bytes {
-    pub bytes: Vec<u8>,
-    /// Where a later stage sums from, and where behind that it stores the checksum.
-    pub deferred: Option<(usize, usize)>,
-}
-
 impl Bytes {
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, deferred: None }
-    }
-
     /// With the checksum at `offset` behind the layer 4 header at `start` as a sender leaves it that defers it. The
     /// checksum has to be right.
-    pub fn defer(mut self, start: usize, offset: usize) -> Self {
+    pub(crate) fn defer(mut self, start: usize, offset: usize) -> Self {
         let field = start + offset..start + offset + 2;
         self.bytes[field.clone()].fill(0);
         let sum = fold(pseudo(&self.bytes, self.bytes.len() - start));
@@ -46,7 +28,7 @@ impl Bytes {
     }
 
     /// As it will be on the wire.
-    pub fn on_the_wire(mut self) -> Vec<u8> {
+    pub(crate) fn on_the_wire(mut self) -> Vec<u8> {
         if let Some((start, offset)) = self.deferred {
             let sum = !fold(words(&self.bytes[start..]));
             let sum = if sum == 0 { 0xffff } else { sum };
@@ -55,85 +37,8 @@ impl Bytes {
         self.bytes
     }
 
-    pub fn parsed<A: Family>(&self) -> Parsed<A> {
+    pub(crate) fn parsed<A: Family>(&self) -> Parsed<A> {
         A::parse(self).unwrap()
-    }
-
-    fn patch(&mut self, offset: usize, change: impl FnOnce(Be16) -> Be16) -> Result<(), Fault> {
-        let checksum = self.load::<Be16>(offset).ok_or(Fault)?;
-        self.store(offset, &change(checksum))
-    }
-
-    fn patch6(&mut self, offset: usize, from: &Ip6, to: &Ip6, udp: bool) -> Result<(), Fault> {
-        for (from, to) in from.0.iter().zip(&to.0) {
-            self.patch(offset, |old| checksum::patch_l4(old, from.raw(), to.raw(), udp))?;
-        }
-        Ok(())
-    }
-}
-
-impl Packet for Bytes {
-    fn len(&self) -> u32 {
-        self.bytes.len() as u32
-    }
-
-    fn load<T: FromBytes + Immutable + KnownLayout + Copy>(&self, offset: usize) -> Option<T> {
-        T::read_from_prefix(self.bytes.get(offset..)?).ok().map(|(value, _)| value)
-    }
-}
-
-impl Store for Bytes {
-    fn store<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Result<(), Fault> {
-        let to = self.bytes.get_mut(offset..offset + size_of::<T>()).ok_or(Fault)?;
-        to.copy_from_slice(value.as_bytes());
-        Ok(())
-    }
-}
-
-impl Rewrite for Bytes {
-    fn patch_ip_checksum(&mut self, offset: usize, from: u32, to: u32) -> Result<(), Fault> {
-        self.patch(offset, |old| checksum::patch(old, from, to))
-    }
-
-    fn patch_l4_checksum(
-        &mut self,
-        offset: usize,
-        from: u32,
-        to: u32,
-        _: Field,
-        udp: bool,
-    ) -> Result<(), Fault> {
-        self.patch(offset, |old| checksum::patch_l4(old, from, to, udp))
-    }
-
-    fn patch_l4_address6(&mut self, offset: usize, from: &Ip6, to: &Ip6, udp: bool) -> Result<(), Fault> {
-        self.patch6(offset, from, to, udp)
-    }
-
-    fn patch_l4_payload6(&mut self, offset: usize, from: &Ip6, to: &Ip6) -> Result<(), Fault> {
-        self.patch6(offset, from, to, false)
-    }
-}
-
-impl Reuse for Bytes {
-    fn set_len(&mut self, len: u32) -> Result<(), Fault> {
-        // As the kernel: the place of a deferred checksum can't be cut off.
-        if self.deferred.is_some_and(|(start, offset)| (len as usize) < start + offset + 2) {
-            return Err(Fault);
-        }
-        self.bytes.resize(len as usize, UNDEFINED);
-        Ok(())
-    }
-
-    fn is_checksum_deferred(&mut self, offset: usize) -> bool {
-        self.deferred.is_some_and(|(start, behind)| start + behind == offset)
-    }
-
-    fn insert_header(&mut self, bytes: u32) -> Result<(), Fault> {
-        let bytes = bytes as usize;
-        self.bytes.splice(IP_OFFSET..IP_OFFSET, std::iter::repeat_n(UNDEFINED, bytes));
-        self.deferred = self.deferred.map(|(start, offset)| (start + bytes, offset));
-        Ok(())
     }
 }
 

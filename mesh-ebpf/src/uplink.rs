@@ -74,16 +74,30 @@ pub enum Known {
         /// The client's port as the task sees it.
         client_port: Be16,
     },
-    /// Nothing, or not this: it is to be written at a stage.
-    Not(Stage),
+    /// All of it, but it is to be written otherwise: it comes by another ingress node, or that one is to be taught.
+    Otherwise {
+        /// How far it is.
+        stage: Stage,
+        /// The client's port as the task sees it.
+        client_port: Be16,
+    },
+    /// Nothing that is of use: it begins.
+    Begins {
+        /// The client's port, if the task can see it under this one.
+        client_port: Be16,
+    },
 }
 
 impl Known {
-    /// What was found.
+    /// What was found; `as_it_is` says whether it may stay so.
     #[inline(always)]
-    pub fn as_found<A>(found: &Found<A>) -> Self {
+    pub fn as_found<A>(found: &Found<A>, as_it_is: bool) -> Self {
         let Found { flow: Flow { stamp, client_port, .. }, stage } = *found;
-        Self::AsItIs { stage, stamp, client_port }
+        if as_it_is {
+            Self::AsItIs { stage, stamp, client_port }
+        } else {
+            Self::Otherwise { stage, client_port }
+        }
     }
 }
 
@@ -180,7 +194,7 @@ pub fn published<'t, A: Family>(
     let direct = is_direct(tables, config, service, tuple);
     let flags = if direct { FLOW_DIRECT } else { 0 };
     let flow = MeshFlow { tuple, chosen, target: port.target, peer: 0, flags };
-    Decision::Local(Local { flow, known: Known::Not(Stage::Opening) })
+    Decision::Local(Local { flow, known: Known::Begins { client_port: tuple.src_port } })
 }
 
 /// Whether a packet says enough of its flow: a TCP segment that isn't its end.
@@ -222,11 +236,10 @@ fn known<'t, A: Family>(
         if chosen.backend.flags & BACKEND_DRAINING != 0 {
             return None;
         }
-        return Some(Local { flow, known: Known::Not(Stage::Opening) });
+        return Some(Local { flow, known: Known::Begins { client_port: found.flow.client_port } });
     }
-    // Otherwise the client's packets come in here now, and not by the node that they came by.
-    let known = if found.flow.peer == 0 { Known::as_found(&found) } else { Known::Not(stage) };
-    Some(Local { flow, known })
+    // The client's packets may have come in by another node before.
+    Some(Local { flow, known: Known::as_found(&found, found.flow.peer == 0) })
 }
 
 #[inline(always)]

@@ -187,6 +187,28 @@ pub(crate) fn light_node_gets_less(lab: &Lab) -> Result<()> {
     })
 }
 
+pub(crate) fn share_of_a_new_task_grows(lab: &Lab) -> Result<()> {
+    let all: Vec<&Node> = lab.nodes.iter().collect();
+    let old = create_labelled(lab, 1, "shoal.slow-start=5s", &all)?;
+    // It starts slowly as well.
+    std::thread::sleep(Duration::from_millis(5500));
+    engine::docker_ok(lab.manager(), &["service", "scale", "--detach", "web=2"])?;
+    let is_new = |answer: &client::Answer| !answer.task.ends_with(&old[0].id);
+    until("the new task runs", Duration::from_secs(10), || {
+        Ok((engine::running(lab, "web")?.len() == 2).then_some(()))
+    })?;
+    let began = Instant::now();
+    let mut shares = Vec::new();
+    for at in [0, 2, 4, 6] {
+        std::thread::sleep(Duration::from_secs(at).saturating_sub(began.elapsed()));
+        shares.push((at, share_of(lab, is_new, 300)?));
+    }
+    figure!("of the new task, after s: {shares:?} %");
+    let (first, last) = (shares[0].1, shares[3].1);
+    ensure!(first < 25 && shares[2].1 > first && (38..=62).contains(&last), "{shares:?}");
+    Ok(())
+}
+
 /// A name server whose answer is 4 KB of text.
 const NAME_SERVER: &str = "
 import socket, struct

@@ -74,6 +74,7 @@ fn main() -> ExitCode {
         features::ports_answer_on_the_addresses_and_nodes_that_were_chosen,
         features::host_mode_answers_on_the_tasks_node_alone,
         features::light_node_gets_less,
+        features::share_of_a_new_task_grows,
         gone::service_without_tasks_refuses_at_once,
         gone::connection_of_a_dead_task_is_reset_at_its_next_segment,
         gone::datagrams_of_a_dead_task_go_to_another,

@@ -6,10 +6,11 @@ mod properties;
 use std::collections::BTreeSet;
 
 use mesh_common::counter::Counter;
+use mesh_datapath::bytes::Bytes;
 use mesh_datapath::verdict::Action;
 use shoal_tests::packet::family::Family;
 use shoal_tests::packet::fixtures::{self, Mesh};
-use shoal_tests::packet::host::{self, Bytes};
+use shoal_tests::packet::host;
 use shoal_tests::packet::kernel::{Kernel, KernelOutcome};
 use shoal_tests::packet::world::{APP, APP_ON_N2, BACK_IFINDEX, NOWHERE, WEB_IFINDEX, World};
 use shoal_tests::packet::{End, Fixture, Hook, Outcome, frames};
@@ -50,7 +51,7 @@ fn every_fixture_ends_as_expected_in_the_kernel() {
     let Some(mut kernel) = kernel() else { return };
     let mut failures = Vec::new();
     for fixture in fixtures::all().iter().filter(|fixture| fixture.in_kernel) {
-        let (code, outcome) = kernel.run(fixture).expect(&fixture.name);
+        let (code, outcome) = kernel.run_fixture(fixture).expect(&fixture.name);
         let expected = KernelOutcome::expected(&fixture.outcome);
         if code != fixture.outcome.end.code() || outcome != expected {
             let wanted = fixture.outcome.end.code();
@@ -110,8 +111,8 @@ fn every_way_to_end_stands_in_the_documentation() {
 #[test]
 fn a_packet_that_cannot_be_written_is_dropped_and_counted() {
     for f in Family::BOTH {
-        let mut packet = Bytes::new(f.udp((APP, 9), (APP_ON_N2, 7), b"hello").bytes());
-        packet.read_only = true;
+        let bytes = f.udp((APP, 9), (APP_ON_N2, 7), b"hello").bytes();
+        let packet = Bytes { read_only: true, ..Bytes::new(bytes) };
         let outcome = host::run(Hook::Task(BACK_IFINDEX), &World::default(), packet);
         assert_eq!(outcome.counter, Some(Counter::DropRewriteFailed));
         assert_eq!(outcome.end, End::Tc(Action::Drop));
@@ -138,7 +139,7 @@ fn a_reply_without_a_route_to_its_client_is_dropped_and_counted() {
                 changes: [].into(),
             },
         };
-        let (code, outcome) = kernel.run(&fixture).expect("a run");
+        let (code, outcome) = kernel.run_fixture(&fixture).expect("a run");
         assert_eq!(code, fixture.outcome.end.code());
         assert_eq!(outcome, KernelOutcome::expected(&fixture.outcome));
     }
@@ -157,8 +158,7 @@ fn the_verifier_walks_no_more_than_agreed() {
 
 /// What the library makes of a fixture's packet.
 fn on_host(fixture: &Fixture) -> Outcome {
-    let mut packet = Bytes::new(fixture.input.clone());
-    packet.segment_len = fixture.segment_len;
+    let packet = Bytes { segment_len: fixture.segment_len, ..Bytes::new(fixture.input.clone()) };
     host::run(fixture.hook, &fixture.world, packet)
 }
 

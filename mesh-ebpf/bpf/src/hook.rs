@@ -9,8 +9,9 @@ use mesh_common::addr::Ip6;
 use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::vxlan::VNI_MESH_REQUEST;
-use mesh_datapath::family::Family;
+use mesh_datapath::family::Family as _;
 use mesh_datapath::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use mesh_datapath::hook::is_known_to_host;
 use mesh_datapath::host::from_host;
 use mesh_datapath::overlay::{Arrival, from_backend, from_ingress};
 use mesh_datapath::parse::parse_ethernet;
@@ -177,7 +178,7 @@ fn task_arp(skb: *mut __sk_buff, ifindex: u32) -> i32 {
 #[inline(never)]
 fn host_arp(skb: *mut __sk_buff) -> i32 {
     let mut packet = Skb::again(skb);
-    let verdict = arp::answer(&mut packet, |addr| is_known_to_host(&addr));
+    let verdict = arp::answer(&mut packet, |addr| is_known_to_host(&Maps, &addr));
     carry_out::<Be32>(&mut packet, verdict)
 }
 
@@ -202,7 +203,8 @@ fn host_discovery(skb: *mut __sk_buff) -> i32 {
     if !neighbor::concerns(&packet, &parsed) {
         return OTHER;
     }
-    let verdict = neighbor::answer(&mut packet, &parsed, Ip6::default(), |addr| is_known_to_host(addr));
+    let verdict =
+        neighbor::answer(&mut packet, &parsed, Ip6::default(), |addr| is_known_to_host(&Maps, addr));
     carry_out::<Ip6>(&mut packet, verdict)
 }
 
@@ -295,13 +297,4 @@ pub fn host(ctx: TcContext) -> i32 {
         Ok(_) => refuse(&mut packet, Counter::DropProtocol),
         Err(_) => refuse(&mut packet, Counter::DropMalformed),
     }
-}
-
-/// Whether the host reaches an address by `shoal0`: a task's alias, or where published ports are dialled locally.
-#[inline(always)]
-fn is_known_to_host<A: Family>(addr: &A) -> bool
-where
-    Maps: AddrTables<A>,
-{
-    Maps.alias(addr).is_some() || Maps.config().is_some_and(|config| A::host(config).mesh == *addr)
 }

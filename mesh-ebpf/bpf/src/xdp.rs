@@ -12,6 +12,7 @@ use mesh_common::counter::Counter;
 use mesh_common::map::{Config, EXAMPLE_PERIOD_NS};
 use mesh_datapath::encap::{Inner, decapsulate, encapsulate, fits, fits_unpacked, mesh_reply, reply_within};
 use mesh_datapath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use mesh_datapath::hook::drops_in_xdp;
 use mesh_datapath::packet::{Fault, Packet, Resize, Store};
 use mesh_datapath::parse::{Fragment, parse_ethernet};
 use mesh_datapath::tables::{AddrTables, Tables as _};
@@ -91,7 +92,7 @@ where
     match decide::<A>(&Maps, config, &parsed, &tuple) {
         Decision::Remote(remote) => forward::<A>(&mut frame, config, &remote),
         Decision::Tunnel => TUNNEL,
-        Decision::Refuse(reason @ (Counter::DropNotMember | Counter::DropSourceRefused)) => {
+        Decision::Refuse(reason) if drops_in_xdp(reason) => {
             count(reason);
             frame.exemplify(reason);
             XDP_DROP
@@ -148,9 +149,8 @@ fn forward<A: Inner>(frame: &mut Frame, config: &Config, remote: &Remote) -> u32
     else {
         return XDP_PASS;
     };
-    let family = if peer.vtep.to_mapped().is_some() { 4 } else { 6 };
     // TC fragments what is too large, or tells its sender.
-    if !fits(frame.len(), peer.mtu, family) {
+    if !fits(frame.len(), peer.mtu, peer.vtep.family()) {
         return XDP_PASS;
     }
     if encapsulate::<A, _>(frame, config, &peer, remote).is_err() {

@@ -3,10 +3,10 @@
 use mesh_common::counter::Counter;
 use mesh_datapath::verdict::Action;
 
-use super::hooks::{Ended, Node};
 use super::layout::{ETHERNET, Layout, TCP, UDP, word};
 use crate::packet::End;
 use crate::packet::family::Family;
+use crate::packet::host::{Ended, Node};
 use crate::packet::world::{BACK_IFINDEX, MTU, WEB_IFINDEX, WEB_TOO_IFINDEX};
 
 /// The VXLAN port, and the header's first half in a valid packet.

@@ -4,7 +4,6 @@
 //! again. A round's packets come in at one hook of one world, one after the other, on the same tables.
 
 pub mod check;
-pub mod hooks;
 pub mod kernel;
 pub mod layout;
 pub mod mutation;

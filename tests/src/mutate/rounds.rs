@@ -5,15 +5,15 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mesh_datapath::bytes::Bytes;
 use mesh_datapath::verdict::Action;
 
 use super::ROUND;
 use super::check::check;
-use super::hooks::{Ended, Node};
 use super::mutation;
 use super::random::Random;
 use super::starts::{Stand, Starts};
-use crate::packet::host::Bytes;
+use crate::packet::host::{Ended, Node};
 use crate::packet::{End, Hook};
 
 /// How many packets ended in which way.
@@ -68,11 +68,10 @@ pub type Checked = Result<(Ended, Vec<u8>), (String, Option<Vec<u8>>)>;
 
 /// Runs a hook on a packet; fails if that panics, or if the packet doesn't end as every packet must.
 pub fn run_checked(node: &Node, segment_len: u32, input: &[u8]) -> Checked {
-    let mut packet = Bytes::new(input.to_vec());
-    packet.segment_len = segment_len;
+    let mut packet = Bytes { segment_len, ..Bytes::new(input.to_vec()) };
     let run = || {
         let ended = node.run(&mut packet);
-        (ended, packet.into_inner())
+        (ended, packet.bytes)
     };
     match catch_unwind(AssertUnwindSafe(run)) {
         Err(_) => Err(("it panics".to_owned(), None)),

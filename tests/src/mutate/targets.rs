@@ -1,14 +1,14 @@
 //! What a guided fuzzer is given to try: functions of bytes that panic on what must not be, and the bytes to begin with.
 
+use mesh_datapath::bytes::Bytes;
 use mesh_datapath::header::IP_OFFSET;
 use mesh_datapath::parse::{Fragment, Parsed, Unparsed, parse_ipv4, parse_ipv6};
 
-use super::hooks::Node;
 use super::layout::Layout;
 use super::rounds::run_checked;
 use super::starts::Starts;
 use crate::packet::family::Family;
-use crate::packet::host::Bytes;
+use crate::packet::host::Node;
 use crate::packet::world::World;
 use crate::packet::{Hook, fixtures};
 

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::check::check;
-use super::hooks::Node;
 use super::kernel::{Kernel, Total};
 use super::rounds::{self, run_checked};
 use super::starts::Starts;
 use super::{ROUND, targets};
 use crate::packet::family::Family;
+use crate::packet::host::Node;
 use crate::packet::world::{CLIENT, N1, PORT_HERE, World};
 use crate::packet::{Hook, fixtures, frames};
 

@@ -25,6 +25,16 @@ pub enum Place {
     Fragment(FragmentKey<Ip6>),
 }
 
+impl Place {
+    /// The destination in the key.
+    pub const fn dst(&self) -> Ip6 {
+        match self {
+            Self::Sent(key) | Self::Opening(key) | Self::Established(key) => key.dst,
+            Self::Fragment(key) => key.dst,
+        }
+    }
+}
+
 /// What an entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {

@@ -35,8 +35,8 @@ use super::{Fixture, Hook, Outcome};
 /// The probe programs' object.
 static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shoal.bpf.o"));
 
-/// Entries of the flow tables in tests.
-const FLOWS_MAX: u32 = 262_144;
+/// Entries of the flow tables: more than tests write between two clearings, and few enough to be cleared quickly.
+const FLOWS_MAX: u32 = 16_384;
 /// How often a fixture is run in search of a run within one second.
 const ATTEMPTS: usize = 10;
 /// Longest packet that comes back, bytes.
@@ -103,64 +103,80 @@ impl Kernel {
         })
     }
 
-    /// Writes a world into the maps; times in it count from `now_s`.
-    fn set_up(&mut self, world: &World, now_s: u32) -> Result<()> {
+    /// Writes a world into the maps. Gives the second that times in it count from.
+    pub fn set_up(&mut self, world: &World) -> Result<u32> {
         let contents = world.contents();
         self.maps.write(&Writes::between(self.held.clone(), contents.clone()), &world.places)?;
         self.maps.configure(&world.config())?;
         self.held = contents;
-        for (slot, peer) in world.peers() {
-            self.peers.set(slot, peer, 0)?;
-        }
+        self.set_peers(world)?;
+        let now = now()?;
+        let now_s = now.as_secs() as u32;
         self.v4.set(&world.known, now_s)?;
         self.v6.set(&world.known, now_s)?;
-        let since_ns = now()?.as_nanos() as u64;
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         for counter in Counter::ALL {
             self.counters.set(*counter as u32, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         }
         for budget in 0..BUDGETS_MAX {
             let spent = if world.spent.contains(&budget) { BUDGET_PER_S } else { 0 };
-            let value = Budget { since_ns, spent };
+            let value = Budget { since_ns: now.as_nanos() as u64, spent };
             self.budgets.set(budget, PerCpuValues::try_from(vec![value; cpus])?, 0)?;
+        }
+        Ok(now_s)
+    }
+
+    /// Writes the next hops of a world, over those that the programs have found since.
+    pub fn set_peers(&mut self, world: &World) -> Result<()> {
+        for (slot, peer) in world.peers() {
+            self.peers.set(slot, peer, 0)?;
         }
         Ok(())
     }
 
-    /// What the kernel makes of a fixture's packet: return value, bytes, counters that moved, entries that changed.
-    pub fn run(&mut self, fixture: &Fixture) -> Result<(u32, KernelOutcome)> {
-        for _ in 0..ATTEMPTS {
-            let now_s = now()?.as_secs() as u32;
-            let ended = self.run_at(fixture, now_s)?;
-            // Otherwise, nobody can tell which of the two seconds a stamp is of.
-            if now()?.as_secs() as u32 == now_s {
-                return Ok(ended);
-            }
-        }
-        bail!("{}: no run within one second", fixture.name)
-    }
-
-    fn run_at(&mut self, fixture: &Fixture, now_s: u32) -> Result<(u32, KernelOutcome)> {
-        self.set_up(&fixture.world, now_s)?;
-        let before = fixture.world.known.iter().map(|(place, held)| (*place, held.at(now_s))).collect();
+    /// Runs a hook of `world` on a packet, on the maps as they are: return value and bytes.
+    pub fn run(
+        &mut self,
+        hook: Hook,
+        world: &World,
+        segment_len: u32,
+        input: &[u8],
+    ) -> Result<(u32, Vec<u8>)> {
         let mut output = vec![0; OUTPUT_MAX];
-        let context = skb_context(fixture);
-        let mut options = TestRunOptions {
-            data_in: Some(&fixture.input),
-            data_out: Some(&mut output),
-            ..TestRunOptions::new()
-        };
-        let result = if fixture.hook == Hook::UplinkXdp {
+        let context = skb_context(hook, world, segment_len);
+        let mut options =
+            TestRunOptions { data_in: Some(input), data_out: Some(&mut output), ..TestRunOptions::new() };
+        let result = if hook == Hook::UplinkXdp {
             self.programs.xdp()?.test_run(options)?
         } else {
             options.ctx_in = Some(&context);
-            self.classifier(fixture.hook)?.test_run(options)?
+            self.classifier(hook)?.test_run(options)?
         };
         output.truncate(result.data_size_out as usize);
+        Ok((result.return_value, output))
+    }
+
+    /// What the kernel makes of a fixture's packet: return value, bytes, counters that moved, entries that changed.
+    pub fn run_fixture(&mut self, fixture: &Fixture) -> Result<(u32, KernelOutcome)> {
+        let Fixture { name, hook, world, segment_len, input, .. } = fixture;
+        for _ in 0..ATTEMPTS {
+            let now_s = self.set_up(world)?;
+            let (code, output) = self.run(*hook, world, *segment_len, input)?;
+            // Otherwise, nobody can tell which of the two seconds a stamp is of.
+            if now()?.as_secs() as u32 == now_s {
+                let (counters, changes) = (self.counters()?, self.changes(world, now_s)?);
+                return Ok((code, KernelOutcome { output, counters, changes }));
+            }
+        }
+        bail!("{name}: no run within one second")
+    }
+
+    /// How the programs' tables differ from those of `world`, whose times count from `now_s`.
+    fn changes(&self, world: &World, now_s: u32) -> Result<Changes> {
+        let before = world.known.iter().map(|(place, held)| (*place, held.at(now_s))).collect();
         let after = self.v4.entries()?.into_iter().chain(self.v6.entries()?).collect();
         let changes = changes(&before, &after).into_iter();
-        let changes = changes.map(|(place, held)| (place, held.map(|held| held.since(now_s)))).collect();
-        Ok((result.return_value, KernelOutcome { output, counters: self.counters()?, changes }))
+        Ok(changes.map(|(place, held)| (place, held.map(|held| held.since(now_s)))).collect())
     }
 
     /// How much of every program of the agent the verifier walked, instructions.
@@ -213,21 +229,19 @@ impl<A: Side + aya::Pod> Written<A> {
         clear(&mut self.opening)?;
         clear(&mut self.established)?;
         clear(&mut self.fragments)?;
-        for (place, held) in entries {
+        for (place, held) in entries.iter().filter(|(place, _)| A::is_of(place.dst())) {
             match (place, held.at(now_s)) {
-                (Place::Sent(key), Held::Sent(sent)) if A::is_of(key.dst) => {
-                    self.sent.insert(lower_key(key), sent, 0)?;
-                }
-                (Place::Opening(key), Held::Flow(flow)) if A::is_of(key.dst) => {
+                (Place::Sent(key), Held::Sent(sent)) => self.sent.insert(lower_key(key), sent, 0)?,
+                (Place::Opening(key), Held::Flow(flow)) => {
                     self.opening.insert(lower_key(key), lower_flow(&flow), 0)?;
                 }
-                (Place::Established(key), Held::Flow(flow)) if A::is_of(key.dst) => {
+                (Place::Established(key), Held::Flow(flow)) => {
                     self.established.insert(lower_key(key), lower_flow(&flow), 0)?;
                 }
-                (Place::Fragment(key), Held::Fragment(ports)) if A::is_of(key.dst) => {
+                (Place::Fragment(key), Held::Fragment(ports)) => {
                     self.fragments.insert(lower_fragment(key), ports, 0)?;
                 }
-                _ => {}
+                (place, held) => bail!("{held:?} can't be at {place:?}"),
             }
         }
         Ok(())
@@ -272,20 +286,20 @@ fn now() -> Result<Duration> {
 }
 
 /// The `struct __sk_buff` that a packet comes with at a hook.
-fn skb_context(fixture: &Fixture) -> [u8; SKB_LEN] {
+fn skb_context(hook: Hook, world: &World, segment_len: u32) -> [u8; SKB_LEN] {
     let mut context = [0; SKB_LEN];
     let mut set = |offset: usize, value: u32| context[offset..][..4].copy_from_slice(&value.to_ne_bytes());
-    match fixture.hook {
+    match hook {
         Hook::Task(ifindex) => set(SKB_IFINDEX, ifindex),
         Hook::Overlay { vni, from } => {
             set(SKB_CB, vni);
-            for (i, word) in fixture.world.vtep(from).0.iter().enumerate() {
+            for (i, word) in world.vtep(from).0.iter().enumerate() {
                 set(SKB_CB + 4 + 4 * i, word.get());
             }
         }
         Hook::UplinkXdp | Hook::Uplink | Hook::Host => {}
     }
-    set(SKB_GSO_SIZE, fixture.segment_len);
+    set(SKB_GSO_SIZE, segment_len);
     context
 }
 

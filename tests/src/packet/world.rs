@@ -16,6 +16,7 @@ use mesh_common::map::{
     AddrKey, Alias, BACKEND_DRAINING, Backend, Config, Endpoint, Host, IFACE_INTERNAL, Iface, PROTO_TCP,
     PROTO_UDP, Peer, Port, PortKey, RULE_ALLOW, RULE_DENY, RuleKey, Service, TaskKey, TaskSlots, tag_of,
 };
+use mesh_datapath::hook::Way;
 
 use super::entries::Entries;
 use super::family::{Family, PREFIX_BITS, mask6, six};
@@ -141,20 +142,10 @@ pub const UPLINK: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 /// MTU of the underlay, bytes.
 pub const MTU: u16 = 1500;
 
-/// The way from this node to [`CLIENT`] by the routes and neighbours of the kernel's namespace.
-pub const CLIENT_ROUTE: ClientRoute =
-    ClientRoute { next_hop: [2, 0, 0, 0, 0, 0x64], source: UPLINK, mtu: MTU };
-
-/// See [`CLIENT_ROUTE`].
-#[derive(Debug)]
-pub struct ClientRoute {
-    /// Ethernet address of the next hop.
-    pub next_hop: [u8; 6],
-    /// Ethernet address of the interface, which is not the one that packets come in by.
-    pub source: [u8; 6],
-    /// MTU, bytes.
-    pub mtu: u16,
-}
+/// The way from this node to [`CLIENT`] by the routes and neighbours of the kernel's namespace, out of another interface
+/// than packets come in by.
+pub const CLIENT_ROUTE: Way =
+    Way { ifindex: BACK_IFINDEX, next_hop: [2, 0, 0, 0, 0, 0x64], source: UPLINK, mtu: MTU };
 
 /// What the tables hold.
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@ use mesh_common::addr::Ip6;
 use mesh_common::be::Be32;
 use mesh_common::map::{PROTO_TCP, PROTO_UDP};
 use mesh_common::vxlan::VNI_MESH_REQUEST;
+use mesh_datapath::bytes::Bytes;
 use mesh_datapath::encap::decapsulate;
 use mesh_datapath::packet::Packet as _;
 use mesh_datapath::verdict::Action;
@@ -13,7 +14,7 @@ use proptest::sample::Index;
 use shoal_tests::packet::family::Family;
 use shoal_tests::packet::fixtures::{self, Dial, Mesh};
 use shoal_tests::packet::frames::{self, Segment};
-use shoal_tests::packet::host::{self, Bytes};
+use shoal_tests::packet::host;
 use shoal_tests::packet::world::{BACK_IFINDEX, N2, PEER_N2, PORT_THERE, WEB_IFINDEX, WEB_SLOT, World};
 use shoal_tests::packet::{End, Fixture, Hook, Outcome};
 
@@ -147,9 +148,8 @@ proptest! {
         };
         prop_assert_eq!(unpacked, Ok(()));
         prop_assert_eq!(packet.len() as usize, request.len());
-        let packet = packet.into_inner();
-        prop_assert_eq!(&packet[..12], &[[2; 6], [4; 6]].concat()[..]);
-        prop_assert_eq!(&packet[12..], &request[12..]);
+        prop_assert_eq!(&packet.bytes[..12], &[[2; 6], [4; 6]].concat()[..]);
+        prop_assert_eq!(&packet.bytes[12..], &request[12..]);
     }
 
     #[test]
@@ -249,8 +249,7 @@ thread_local! {
 
 /// Asserts that a packet of a fixture's world is left as it is if it passes, or is dropped without an answer.
 fn is_survived(fixture: &Fixture, hook: Hook, input: &[u8]) {
-    let mut packet = Bytes::new(input.to_vec());
-    packet.segment_len = fixture.segment_len;
+    let packet = Bytes { segment_len: fixture.segment_len, ..Bytes::new(input.to_vec()) };
     let outcome = host::run(hook, &fixture.world, packet);
     let untouched = match outcome.end {
         End::Tc(Action::Pass | Action::Drop) | End::XdpPass | End::XdpDrop => outcome.output == input,

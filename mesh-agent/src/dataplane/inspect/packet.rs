@@ -1,4 +1,4 @@
-//! The packets that are explained: how they are built, and as the packet library sees them.
+//! The packets that are explained: how they are built.
 
 use std::net::SocketAddr;
 
@@ -9,8 +9,7 @@ use mesh_datapath::checksum::{self, Sum, pseudo_header};
 use mesh_datapath::header::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IP_DF, Ipv4, Ipv6, TCP_ACK, TCP_SYN, Tcp, Udp,
 };
-use mesh_datapath::packet::{Fault, Field, Packet, Resize, Reuse, Rewrite, Store};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::IntoBytes as _;
 
 /// Hop limit of packets that are explained.
 const HOP_LIMIT: u8 = 64;
@@ -121,97 +120,9 @@ fn datagram(src: Be16, dst: Be16, pseudo: impl Fn(u16) -> Sum) -> Vec<u8> {
     [udp.as_bytes(), &PAYLOAD].concat()
 }
 
-/// A packet in a vector. What is made room for is zero until it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Bytes(pub(super) Vec<u8>);
-
-impl Bytes {
-    fn patch(&mut self, offset: usize, change: impl FnOnce(Be16) -> Be16) -> Result<(), Fault> {
-        let checksum = self.load::<Be16>(offset).ok_or(Fault)?;
-        self.store(offset, &change(checksum))
-    }
-
-    fn patch6(&mut self, offset: usize, from: &Ip6, to: &Ip6, udp: bool) -> Result<(), Fault> {
-        for (from, to) in from.0.iter().zip(&to.0) {
-            self.patch(offset, |old| checksum::patch_l4(old, from.raw(), to.raw(), udp))?;
-        }
-        Ok(())
-    }
-}
-
-impl Packet for Bytes {
-    fn len(&self) -> u32 {
-        self.0.len() as u32
-    }
-
-    fn load<T: FromBytes + Immutable + KnownLayout + Copy>(&self, offset: usize) -> Option<T> {
-        T::read_from_prefix(self.0.get(offset..)?).ok().map(|(value, _)| value)
-    }
-}
-
-impl Store for Bytes {
-    fn store<T: IntoBytes + Immutable>(&mut self, offset: usize, value: &T) -> Result<(), Fault> {
-        let to = self.0.get_mut(offset..offset + size_of::<T>()).ok_or(Fault)?;
-        to.copy_from_slice(value.as_bytes());
-        Ok(())
-    }
-}
-
-impl Rewrite for Bytes {
-    fn patch_ip_checksum(&mut self, offset: usize, from: u32, to: u32) -> Result<(), Fault> {
-        self.patch(offset, |old| checksum::patch(old, from, to))
-    }
-
-    fn patch_l4_checksum(
-        &mut self,
-        offset: usize,
-        from: u32,
-        to: u32,
-        _: Field,
-        udp: bool,
-    ) -> Result<(), Fault> {
-        self.patch(offset, |old| checksum::patch_l4(old, from, to, udp))
-    }
-
-    fn patch_l4_address6(&mut self, offset: usize, from: &Ip6, to: &Ip6, udp: bool) -> Result<(), Fault> {
-        self.patch6(offset, from, to, udp)
-    }
-
-    fn patch_l4_payload6(&mut self, offset: usize, from: &Ip6, to: &Ip6) -> Result<(), Fault> {
-        self.patch6(offset, from, to, false)
-    }
-}
-
-impl Reuse for Bytes {
-    fn set_len(&mut self, len: u32) -> Result<(), Fault> {
-        self.0.resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn is_checksum_deferred(&mut self, _: usize) -> bool {
-        false
-    }
-
-    fn insert_header(&mut self, bytes: u32) -> Result<(), Fault> {
-        self.0.splice(Ethernet::LEN..Ethernet::LEN, std::iter::repeat_n(0, bytes as usize));
-        Ok(())
-    }
-}
-
-impl Resize for Bytes {
-    fn grow(&mut self, bytes: u32) -> Result<(), Fault> {
-        self.0.splice(..0, std::iter::repeat_n(0, bytes as usize));
-        Ok(())
-    }
-
-    fn shrink(&mut self, bytes: u32) -> Result<(), Fault> {
-        self.0.drain(..bytes as usize);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use mesh_datapath::bytes::Bytes;
     use mesh_datapath::family::Family;
 
     use super::*;
@@ -222,7 +133,7 @@ mod tests {
             for segment in [Segment::Syn, Segment::Ack, Segment::Datagram] {
                 let bytes =
                     build(from.parse().unwrap(), to.parse().unwrap(), segment, [2; 6], [4; 6]).unwrap();
-                let packet = Bytes(bytes.clone());
+                let packet = Bytes::new(bytes.clone());
                 let (protocol, opens, midstream, ports) = if from.starts_with('[') {
                     let parsed = Ip6::parse(&packet).unwrap();
                     (parsed.protocol, parsed.opens(), parsed.is_midstream(), parsed.ports())

@@ -6,19 +6,13 @@ use mesh_common::addr::Ip6;
 use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::vxlan::VNI_MESH_REQUEST;
-use mesh_datapath::encap::{encapsulate, fits};
-use mesh_datapath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
-use mesh_datapath::packet::{Fault, Packet as _};
-use mesh_datapath::parse::{Fragment, parse_ethernet};
-use mesh_datapath::tables::{AddrTables, Tables as _};
-use mesh_datapath::translation::Work;
-use mesh_datapath::uplink::{Decision, Remote, decide};
+use mesh_datapath::bytes::Bytes;
+use mesh_datapath::family::Family as _;
+use mesh_datapath::hook::{self, Hook, XdpEnd};
 use mesh_datapath::verdict::{Action, Verdict};
-use mesh_datapath::{answer, mesh, task, translation, uplink};
 
-use super::packet::Bytes;
 use super::recorder::{Recorder, Step};
-use super::{Side, interface_name, words};
+use super::{interface_name, words};
 use crate::dataplane::error::DataplaneError;
 use crate::dataplane::object;
 
@@ -58,12 +52,15 @@ pub(super) fn on_uplink_xdp(
     bytes: &[u8],
     ifindex: u32,
 ) -> Result<Walked, DataplaneError> {
-    let mut packet = Bytes(bytes.to_vec());
-    let left = (XDP_PASS, None, "XDP leaves it to TC".to_owned());
-    let (code, counter, verdict) = match parse_ethernet(&packet).map(|ethernet| ethernet.ethertype) {
-        Ok(ETHERTYPE_IPV4) => xdp::<Be32>(recorder, &mut packet, ifindex).unwrap_or(left),
-        Ok(ETHERTYPE_IPV6) => xdp::<Ip6>(recorder, &mut packet, ifindex).unwrap_or(left),
-        _ => left,
+    let mut packet = Bytes::new(bytes.to_vec());
+    // What is explained is no mesh reply: no way to a client is asked for.
+    let (code, counter, verdict) = match hook::run_xdp(&mut packet, recorder, None) {
+        XdpEnd::Left => (XDP_PASS, None, "XDP leaves it to TC".to_owned()),
+        XdpEnd::Dropped(reason) => (XDP_DROP, Some(reason), dropped(reason)),
+        XdpEnd::Sent { ifindex: out, counter } => {
+            let code = if out == ifindex { XDP_TX } else { XDP_REDIRECT };
+            (code, Some(counter), forwarded(&packet, out))
+        }
     };
     Ok(Walked {
         program: object::UPLINK_XDP,
@@ -71,40 +68,30 @@ pub(super) fn on_uplink_xdp(
         verdict,
         code,
         counters: counter.into_iter().collect(),
-        output: packet.0,
+        output: packet.bytes,
     })
 }
 
 /// A packet that came in by an uplink, as the TC program sees it.
 pub(super) fn on_uplink(recorder: &Recorder<'_>, bytes: &[u8]) -> Result<Walked, DataplaneError> {
-    let mut packet = Bytes(bytes.to_vec());
-    let verdict = match parse_ethernet(&packet).map(|ethernet| ethernet.ethertype) {
-        Ok(ETHERTYPE_IPV4) => tc::<Be32>(recorder, &mut packet, None),
-        Ok(ETHERTYPE_IPV6) => tc::<Ip6>(recorder, &mut packet, None),
-        _ => Verdict::PASS,
-    };
-    ended(recorder, object::UPLINK_INGRESS, verdict, packet)
+    in_tc(recorder, object::UPLINK_INGRESS, Hook::Uplink, bytes)
 }
 
 /// A packet that a task sent by the interface whose host side is `ifindex`.
 pub(super) fn on_task(recorder: &Recorder<'_>, bytes: &[u8], ifindex: u32) -> Result<Walked, DataplaneError> {
-    let mut packet = Bytes(bytes.to_vec());
-    let verdict = match task::classify(&packet, recorder, ifindex) {
-        task::Sent::Ipv4 => tc::<Be32>(recorder, &mut packet, Some(ifindex)),
-        task::Sent::Ipv6 => task::answer_discovery(&mut packet, recorder, ifindex)
-            .unwrap_or_else(|| tc::<Ip6>(recorder, &mut packet, Some(ifindex))),
-        task::Sent::Arp => task::answer_arp(&mut packet, recorder, ifindex),
-        task::Sent::Refused(reason) => Verdict::drop(reason),
-    };
-    ended(recorder, object::FROM_TASK, verdict, packet)
+    in_tc(recorder, object::FROM_TASK, Hook::Task(ifindex), bytes)
 }
 
-fn ended(
+fn in_tc(
     recorder: &Recorder<'_>,
     program: &'static str,
-    verdict: Verdict,
-    packet: Bytes,
+    hook: Hook,
+    bytes: &[u8],
 ) -> Result<Walked, DataplaneError> {
+    let mut packet = Bytes::new(bytes.to_vec());
+    let verdict = hook::run(hook, &mut packet, recorder, || {
+        recorder.note("ports", "the task dialled a published port by an address of this node".to_owned());
+    });
     let words = told(recorder, &verdict);
     let code = match verdict.action() {
         Action::Pass => TC_UNSPEC,
@@ -114,79 +101,25 @@ fn ended(
         }
     };
     let counters = [verdict.counter].into_iter().chain(verdict.made()).collect();
-    Ok(Walked { program, steps: recorder.take_steps()?, verdict: words, code, counters, output: packet.0 })
+    Ok(Walked {
+        program,
+        steps: recorder.take_steps()?,
+        verdict: words,
+        code,
+        counters,
+        output: packet.bytes,
+    })
 }
 
-/// Reads an IP packet, decides on it, and does that: of a task with this interface, or from an uplink.
-fn tc<A: Side>(recorder: &Recorder<'_>, packet: &mut Bytes, ifindex: Option<u32>) -> Verdict {
-    let (vni, otherwise) = match ifindex {
-        None => (VNI_MESH_REQUEST, Verdict::PASS),
-        Some(ifindex) => {
-            let iface = AddrTables::<Be32>::iface(recorder, ifindex);
-            (iface.map_or(0, |iface| iface.vni), Verdict::drop(Counter::DropMalformed))
+/// What was put into VXLAN, in words: the outer header says for which node.
+fn forwarded(packet: &Bytes, out: u32) -> String {
+    let node = match Be32::parse(packet) {
+        Ok(outer) => IpAddr::V4(outer.dst.into()),
+        Err(_) => {
+            Ip6::parse(packet).map_or(IpAddr::from(Ip6::default()), |outer| IpAddr::V6(outer.dst.into()))
         }
     };
-    let Ok(parsed) = A::parse(packet) else { return otherwise };
-    let mut work = Work::new(parsed);
-    if work.read(packet, recorder, vni, otherwise).is_ok() {
-        match ifindex {
-            None => uplink::from_uplink(packet, recorder, &mut work),
-            Some(ifindex) => task::from_task(packet, recorder, ifindex, &mut work),
-        }
-    }
-    let mut verdict = translation::apply(packet, &work);
-    if let (Action::Dial, Some(ifindex)) = (verdict.action(), ifindex) {
-        recorder.note("ports", "the task dialled a published port by an address of this node".to_owned());
-        mesh::dial(packet, recorder, ifindex, &mut work);
-        verdict = translation::apply(packet, &work);
-    }
-    match verdict.action() {
-        Action::Answer(answer) => answer::make::<A, _>(packet, recorder, verdict.counter, answer),
-        _ => verdict,
-    }
-}
-
-/// What the XDP program does: code, counter, words; `None`: it leaves the packet to TC.
-fn xdp<A: Side>(
-    recorder: &Recorder<'_>,
-    packet: &mut Bytes,
-    ifindex: u32,
-) -> Option<(u32, Option<Counter>, String)> {
-    let config = recorder.config()?;
-    let parsed = A::parse(packet).ok()?;
-    let tuple = parsed.tuple().filter(|_| parsed.fragment == Fragment::Whole)?;
-    match decide::<A>(recorder, config, &parsed, &tuple) {
-        Decision::Remote(remote) => forward::<A>(recorder, packet, &remote, ifindex),
-        Decision::Refuse(reason @ (Counter::DropNotMember | Counter::DropSourceRefused)) => {
-            Some((XDP_DROP, Some(reason), dropped(reason)))
-        }
-        Decision::Pass
-        | Decision::Tunnel
-        | Decision::Local(_)
-        | Decision::Search(_)
-        | Decision::Refuse(_) => None,
-    }
-}
-
-fn forward<A: Side>(
-    recorder: &Recorder<'_>,
-    packet: &mut Bytes,
-    remote: &Remote,
-    ifindex: u32,
-) -> Option<(u32, Option<Counter>, String)> {
-    let (config, peer) = (recorder.config()?, recorder.peer(remote.peer)?);
-    let family = if peer.vtep.to_mapped().is_some() { 4 } else { 6 };
-    if peer.expires_ns == 0 || !fits(packet.len(), peer.mtu, family) {
-        return None;
-    }
-    if encapsulate::<A, _>(packet, config, peer, remote) == Err(Fault) {
-        let reason = Counter::DropRewriteFailed;
-        return Some((XDP_DROP, Some(reason), dropped(reason)));
-    }
-    let code = if peer.ifindex == ifindex { XDP_TX } else { XDP_REDIRECT };
-    let out = interface_name(peer.ifindex);
-    let words = format!("sent to node {} in VXLAN {VNI_MESH_REQUEST}, out of {out}", IpAddr::from(peer.vtep));
-    Some((code, Some(Counter::MeshForwarded), words))
+    format!("sent to node {node} in VXLAN {VNI_MESH_REQUEST}, out of {}", interface_name(out))
 }
 
 /// A verdict in words.
