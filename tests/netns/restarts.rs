@@ -12,7 +12,7 @@ use mesh_common::map::{Port, PortKey};
 use crate::client;
 use crate::engine;
 use crate::figure;
-use crate::lab::{BINARY, Lab, as_client};
+use crate::lab::{BINARY, Lab, as_client, output, until};
 use crate::steady::{self, Connection, Steady};
 use crate::ways::{self, Way, until_answered};
 
@@ -113,5 +113,26 @@ pub(crate) fn damaged_maps_are_repaired(lab: &Lab) -> Result<()> {
         keys.len(),
         began.elapsed().as_secs_f32()
     );
+    Ok(())
+}
+
+pub(crate) fn removed_rules_come_back_and_whole_ones_are_left(lab: &Lab) -> Result<()> {
+    let node = &lab.nodes[1];
+    let listed = || -> Result<String> {
+        let list = |family| output(node.command("nft").args(["-a", "list", "table", family, "shoal"]));
+        Ok(list("ip")? + &list("ip6")?)
+    };
+    for family in ["ip", "ip6"] {
+        output(node.command("nft").args(["delete", "table", family, "shoal"]))?;
+        let back = until("the rules come back", Duration::from_secs(15), || {
+            Ok(listed().is_ok_and(|rules| rules.matches("masquerade").count() == 2).then_some(()))
+        });
+        back.with_context(|| format!("table {family} shoal"))?;
+    }
+    // Their handles are new if somebody has written them anew.
+    let before = listed()?;
+    std::thread::sleep(Duration::from_secs(6));
+    let after = listed()?;
+    ensure!(before == after, "written anew though they were whole:\n{before}{after}");
     Ok(())
 }
