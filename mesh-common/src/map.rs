@@ -165,8 +165,10 @@ abi! {
         tag: u32,
         /// UDP port of VXLAN.
         vxlan_port: Be16,
+        /// Bytes that every way to another node carries, whatever the kernel was told by ICMP errors.
+        path_mtu_min: u16,
         /// Zero.
-        reserved: [u16; 3],
+        reserved: [u16; 2],
     }
 
     /// The node-local addresses of one family.

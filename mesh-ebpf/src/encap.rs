@@ -57,9 +57,13 @@ pub fn encapsulate<A: Family, P: Resize>(
     peer: &Peer,
     remote: &Remote,
 ) -> Result<(), Fault> {
-    match (config.vtep.to_mapped(), peer.vtep.to_mapped()) {
-        (Some(src), Some(dst)) => encapsulate_ipv4::<A, P>(packet, config, peer, remote, (src, dst)),
-        _ => encapsulate_ipv6::<A, P>(packet, config, peer, remote),
+    // A cluster's VTEPs are of one family.
+    match config.vtep.to_mapped() {
+        Some(src) => {
+            let [.., dst] = peer.vtep.0;
+            encapsulate_ipv4::<A, P>(packet, config, peer, remote, (src, dst))
+        }
+        None => encapsulate_ipv6::<A, P>(packet, config, peer, remote),
     }
 }
 

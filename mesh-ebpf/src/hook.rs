@@ -197,7 +197,7 @@ fn xdp_forward<A: Inner, P: Resize>(
     remote: &Remote,
 ) -> XdpEnd {
     let Some(peer) = peer else { return XdpEnd::Left };
-    if peer.expires_ns == 0 || !fits(packet.len(), peer.mtu, peer.vtep.family()) {
+    if peer.expires_ns == 0 || !fits(packet.len(), peer.mtu, config.vtep.family()) {
         return XdpEnd::Left;
     }
     match encapsulate::<A, _>(packet, config, peer, remote) {

@@ -33,6 +33,7 @@ use mesh_common::addr::Ip6;
 use mesh_common::be::{Be16, Be32};
 pub use mesh_common::counter::Counter;
 use mesh_common::map::{Config, Host, tag_of};
+use mesh_common::vxlan::mtu_overhead_bytes;
 
 use self::attach::{Links, TcHook};
 pub use self::counters::read_counters;
@@ -45,6 +46,7 @@ pub use self::plan::{Local, LocalEndpoint};
 use self::tables::Tables;
 pub use self::touched::Touched;
 use crate::config::XdpMode;
+use crate::links::IPV6_MTU_MIN;
 
 /// How the dataplane is set up on this host.
 #[derive(Debug, Clone)]
@@ -237,8 +239,16 @@ impl Dataplane {
             host_ifindex: *host_ifindex,
             tag: tag_of(vtep),
             vxlan_port: Be16::new(table.cluster.data_path_port),
-            reserved: [0; 3],
+            path_mtu_min: self.path_mtu_min(vtep),
+            reserved: [0; 2],
         }
+    }
+
+    /// What IPv6 inside of VXLAN needs, bytes, or what the smallest uplink carries: an ICMP error from anybody makes a kernel
+    /// believe in paths for 552 bytes.
+    fn path_mtu_min(&self, vtep: Ip6) -> u16 {
+        let needed = IPV6_MTU_MIN + mtu_overhead_bytes(vtep.family());
+        self.config.uplinks.iter().map(|uplink| uplink.mtu).fold(needed, u32::min) as u16
     }
 }
 

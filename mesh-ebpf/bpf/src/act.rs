@@ -60,7 +60,7 @@ fn enter_host(packet: &Skb) -> Result<i32, Counter> {
 fn tunnel(packet: &mut Skb, vni: u32, slot: u32, tos: u8) -> Result<i32, Counter> {
     let config = Maps.config().ok_or(Counter::DropNotReady)?;
     // Keeps the path's MTU known. The kernel finds the next hop itself.
-    let _ = next_hop::resolve(packet.ctx.as_ptr(), packet.ifindex(), slot, config.vtep);
+    let _ = next_hop::resolve(packet.ctx.as_ptr(), packet.ifindex(), slot);
     let peer = Maps.peer(slot).ok_or(Counter::DropNotReady)?;
     packet.set_tunnel(vni, config.vtep, peer.vtep, tos).map_err(|_| Counter::DropRewriteFailed)?;
     // SAFETY: A plain helper call.

@@ -23,9 +23,20 @@ pub struct Route<A> {
     /// The next hop's address: the destination itself, or a gateway.
     pub next_hop: A,
     /// The next hop's and the interface's Ethernet addresses, if the neighbour is resolved.
-    pub frame: Option<([u8; 6], [u8; 6])>,
+    pub frame: Option<Frame>,
     /// MTU of the route, bytes.
     pub mtu: u16,
+}
+
+/// The Ethernet addresses of a next hop and of the interface that leads there.
+type Frame = ([u8; 6], [u8; 6]);
+
+impl<A> Route<A> {
+    /// Interface, Ethernet addresses and MTU, bytes.
+    #[inline(always)]
+    fn way(self) -> (u32, Option<Frame>, u16) {
+        (self.ifindex, self.frame, self.mtu)
+    }
 }
 
 /// A family as the kernel's route helpers take it.
@@ -112,30 +123,24 @@ pub fn route<A: Routed>(ctx: *mut c_void, ifindex: u32, src: A, dst: A) -> Optio
 
 /// The peer in `slot` with its next hop; `None` while the neighbour is unresolved, or without a route.
 #[inline(always)]
-pub fn resolve(ctx: *mut c_void, ifindex: u32, slot: u32, vtep: Ip6) -> Option<Peer> {
-    let peer = *Maps.peer(slot)?;
-    if now_ns() < peer.expires_ns {
-        return Some(peer);
-    }
-    ask_again(ctx, ifindex, slot, vtep, peer)
+pub fn resolve(ctx: *mut c_void, ifindex: u32, slot: u32) -> Option<&'static Peer> {
+    let peer = Maps.peer(slot)?;
+    if now_ns() < peer.expires_ns || ask_again(ctx, ifindex, slot) { Some(peer) } else { None }
 }
 
-/// [`resolve`], once the next hop has expired.
-#[inline(always)]
-fn ask_again(ctx: *mut c_void, ifindex: u32, slot: u32, vtep: Ip6, peer: Peer) -> Option<Peer> {
-    let (ifindex, frame, mtu) = match (vtep.to_mapped(), peer.vtep.to_mapped()) {
-        (Some(src), Some(dst)) => {
-            let Route { ifindex, frame, mtu, .. } = route(ctx, ifindex, src, dst)?;
-            (ifindex, frame, mtu)
-        }
-        _ => {
-            let Route { ifindex, frame, mtu, .. } = route(ctx, ifindex, vtep, peer.vtep)?;
-            (ifindex, frame, mtu)
-        }
+/// Asks for a peer's next hop, once the former answer has expired; `false` if there is none. A function of its own in the
+/// kernel: every other packet of the second has the registers for itself.
+#[inline(never)]
+fn ask_again(ctx: *mut c_void, ifindex: u32, slot: u32) -> bool {
+    let (Some(config), Some(peer)) = (Maps.config(), Maps.peer(slot)) else { return false };
+    let asked = match (config.vtep.to_mapped(), peer.vtep.to_mapped()) {
+        (Some(src), Some(dst)) => route(ctx, ifindex, src, dst).map(Route::way),
+        _ => route(ctx, ifindex, config.vtep, peer.vtep).map(Route::way),
     };
-    let (next_hop, source) = frame?;
+    let Some((ifindex, Some((next_hop, source)), mtu)) = asked else { return false };
     let expires_ns = now_ns() + NEXT_HOP_TTL_NS;
+    let mtu = mtu.max(config.path_mtu_min);
     let peer = Peer { expires_ns, vtep: peer.vtep, ifindex, next_hop, source, mtu, ..Peer::default() };
     update_peer(slot, &peer);
-    Some(peer)
+    true
 }

@@ -145,15 +145,15 @@ where
 #[inline(always)]
 fn forward<A: Inner>(frame: &mut Frame, config: &Config, remote: &Remote) -> u32 {
     // Without a next hop, TC sends the packet through the VXLAN device, and the kernel finds the neighbour.
-    let Some(peer) = next_hop::resolve(frame.ctx.as_ptr(), frame.ingress_ifindex(), remote.peer, config.vtep)
-    else {
+    let ctx = frame.ctx.as_ptr();
+    let Some(peer) = next_hop::resolve(ctx, frame.ingress_ifindex(), remote.peer) else {
         return XDP_PASS;
     };
     // TC fragments what is too large, or tells its sender.
-    if !fits(frame.len(), peer.mtu, peer.vtep.family()) {
+    if !fits(frame.len(), peer.mtu, config.vtep.family()) {
         return XDP_PASS;
     }
-    if encapsulate::<A, _>(frame, config, &peer, remote).is_err() {
+    if encapsulate::<A, _>(frame, config, peer, remote).is_err() {
         count(Counter::DropRewriteFailed);
         return XDP_DROP;
     }

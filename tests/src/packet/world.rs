@@ -350,7 +350,8 @@ impl World {
             host_ifindex: BACK_IFINDEX,
             tag: self.tag(N1),
             vxlan_port: Be16::new(4789),
-            reserved: [0; 3],
+            path_mtu_min: 1330,
+            reserved: [0; 2],
         }
     }
 
