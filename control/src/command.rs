@@ -7,7 +7,7 @@ use mesh_api::session::{NodeDescription, TaskStatus};
 use mesh_api::table::{NodeState, Role, TaskState};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ClusterSpec, JoinSecrets, NetworkSpec, NodeSpec, ServiceSpec};
+use crate::model::{ClusterSpec, IpamConfig, JoinSecrets, NetworkSpec, NodeSpec, ServiceSpec};
 
 /// An action, and when it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,13 @@ pub enum Action {
         /// What is asked for.
         spec: NetworkSpec,
     },
+    /// A network gets another IPv4 subnet; Docker has no word for it.
+    AddSubnet {
+        /// The network.
+        network: NetworkId,
+        /// What is asked for.
+        config: IpamConfig,
+    },
     /// `docker network rm`.
     RemoveNetwork {
         /// The network.
@@ -126,6 +133,11 @@ pub enum Action {
         node: NodeId,
         /// The states.
         statuses: Vec<TaskStatus>,
+    },
+    /// Every live node has applied the table up to an index: addresses that were freed by then are held by none.
+    Acknowledge {
+        /// The table index.
+        index: u64,
     },
     /// The orchestrator's steps, in order. A step whose ground has gone meanwhile is skipped.
     Orchestrate {

@@ -94,7 +94,9 @@ pub enum Refusal {
     PortsExhausted,
     /// No automatic subnet is left.
     #[error(
-        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
+        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network: what the \
+         pools have is taken, or nodes have routes to it. Name a subnet with --subnet, or at `docker swarm init` another pool \
+         with --default-addr-pool"
     )]
     SubnetsExhausted,
     /// No automatic IPv6 subnet is left.
@@ -130,11 +132,20 @@ pub enum Refusal {
         task: mesh_api::id::TaskId,
     },
     /// There is one ingress network.
-    #[error("Ingress network ({0}) is already present")]
+    #[error("ingress network ({0}) is already present")]
     IngressExists(NetworkId),
     /// The ingress network can't go.
-    #[error("the ingress network cannot be removed: published ports and tasks' way out need it")]
-    IngressNeeded,
+    #[error(
+        "ingress network cannot be removed because service {0} depends on it: it publishes ports there, or has no other \
+         network"
+    )]
+    IngressNeeded(ServiceId),
+    /// There is no ingress network.
+    #[error(
+        "the service needs the ingress network (it publishes ports there, or has no other network), and there is none: make \
+         one with `docker network create --driver overlay --ingress NAME`"
+    )]
+    NoIngress,
     /// A service can't be attached to the ingress network.
     #[error("Service cannot be explicitly attached to the ingress network \"{0}\"")]
     ExplicitIngress(String),
@@ -197,7 +208,8 @@ impl Refusal {
             | Self::VnisExhausted
             | Self::NetworkUsedByService { .. }
             | Self::NetworkUsedByTask { .. }
-            | Self::IngressNeeded
+            | Self::IngressNeeded(_)
+            | Self::NoIngress
             | Self::NodeIsManager(_)
             | Self::NodeNotDown(_)
             | Self::LastManager

@@ -8,7 +8,7 @@ use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 use mesh_api::session::{self, NodeDescription};
 use mesh_api::table::{NodeState, Protocol, PublishMode, Role, Subnet6Record, TaskState};
 
-use crate::apply::{Reply, apply};
+use crate::apply::{Reply, apply, awaits};
 use crate::command::{Action, Command, Genesis};
 use crate::model::{
     Availability, ClusterSpec, EndpointSpec, JoinSecrets, Lookup, Meta, Mode, NetworkAttachment, NetworkSpec,
@@ -30,6 +30,7 @@ pub(crate) fn description(hostname: &str) -> NodeDescription {
         version: "0.1.0".to_owned(),
         labels: Vec::new(),
         dataplane: "eth0=xdp-native,eth1=tc".to_owned(),
+        routes: Vec::new(),
     }
 }
 
@@ -198,6 +199,16 @@ impl World {
         self.must(Action::ReportTasks { node, statuses: vec![status] });
     }
 
+    /// Every live node has applied the table as it is; whether anything waited for that.
+    pub(crate) fn acknowledge(&mut self) -> bool {
+        let index = self.state.index;
+        let awaited = awaits(&self.state, index);
+        if awaited {
+            self.must(Action::Acknowledge { index });
+        }
+        awaited
+    }
+
     /// One pass of the orchestrator; whether it had anything to do, and when it wants to look again.
     pub(crate) fn orchestrate(&mut self) -> (bool, Option<u64>) {
         let mut ids = self.ids;
@@ -224,7 +235,15 @@ impl World {
             let subnets = &state.networks[network].subnets;
             assert!(subnets.iter().any(|subnet| subnet.range.contains(&addr)), "{addr} is outside {network}");
             assert!(subnets.iter().all(|subnet| subnet.gateway != addr), "{addr} is a gateway");
+            assert!(!subnets.iter().any(|subnet| subnet.reserved.contains(&addr)), "{addr} is reserved");
         };
+        for (network, resting) in &state.freed {
+            assert!(!resting.is_empty());
+            for freed in resting {
+                assert!(freed.index <= state.index);
+                take(network, freed.addr);
+            }
+        }
         let mut ports = std::collections::BTreeSet::new();
         for service in state.services.values() {
             for vip in &service.endpoint.vips {
@@ -238,6 +257,14 @@ impl World {
                     port.published
                 );
             }
+        }
+        let has_ingress = state.ingress().is_some();
+        assert!(state.networks.values().filter(|network| network.spec.ingress).count() <= 1);
+        for service in state.services.values() {
+            let published = |port: &PortConfig| port.mode == PublishMode::Ingress;
+            let needs =
+                service.spec.task.networks.is_empty() || service.spec.endpoint.ports.iter().any(published);
+            assert!(has_ingress || !needs, "{} needs the ingress network", service.spec.name);
         }
         let mut incarnations = std::collections::BTreeSet::new();
         for task in state.tasks.values() {

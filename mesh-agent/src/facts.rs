@@ -49,6 +49,7 @@ impl Describe {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: Vec::new(),
             dataplane: self.dataplane.borrow().clone(),
+            routes: Vec::new(),
         }
     }
 }

@@ -12,6 +12,9 @@ use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{RData, Record, RecordType};
 use mesh_agent::dataplane::cgroup;
 use mesh_agent::runtime::{task_init, whoami};
 use mesh_agent::sys::netns::Netns;
@@ -28,7 +31,7 @@ use mesh_api::table::{
 use mesh_api::token::JoinToken;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 
 /// The scenario's names; how XDP runs on the uplinks in each, and the underlay's address family.
@@ -40,6 +43,11 @@ const TESTS: [(&str, &str, &str); 3] = [
 const MANAGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+/// The node's own resolver.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+/// What other sites' names are, to the node's resolver and to those in tasks.
+const OF_NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
+const OF_TASKS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 78);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -104,7 +112,13 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let netns = Arc::new(Netns::fresh().unwrap());
+        let host = Self::within(Netns::fresh().unwrap());
+        host.command("ip link set lo up");
+        host
+    }
+
+    fn within(netns: Netns) -> Self {
+        let netns = Arc::new(netns);
         let inside = Arc::clone(&netns);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -112,9 +126,7 @@ impl Host {
             .on_thread_start(move || setns(inside.as_fd(), CloneFlags::CLONE_NEWNET).unwrap())
             .build()
             .unwrap();
-        let host = Self { netns, runtime };
-        host.command("ip link set lo up");
-        host
+        Self { netns, runtime }
     }
 
     /// The namespace as `ip` and `nsenter` take it.
@@ -311,17 +323,31 @@ fn table() -> Table {
             }),
             internal: false,
             ingress: id == "ingress",
+            mtu: None,
         };
         table.networks.insert(record.id.clone(), record);
     }
     let vip = |network: &str, addr| VipRecord { network: network.into(), addr: Some(addr), aliases: vec![] };
-    let port = |protocol| PortRecord { protocol, target: 80, published: 8080, mode: PublishMode::Ingress };
+    let port = |protocol, target, published| PortRecord {
+        name: "".into(),
+        protocol,
+        target,
+        published,
+        mode: PublishMode::Ingress,
+    };
     let web = ServiceRecord {
         id: "web".into(),
         name: "web".to_owned(),
+        stack: "".into(),
         endpoint_mode: EndpointMode::Vip,
         vips: vec![vip("ingress", Ipv4Addr::new(10, 0, 0, 2)), vip("front", VIP)],
-        ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+        // DNS's own port as well, which the node's resolver on a loopback address has.
+        ports: vec![
+            port(Protocol::Tcp, 80, 8080),
+            port(Protocol::Udp, 80, 8080),
+            port(Protocol::Tcp, 53, 53),
+            port(Protocol::Udp, 53, 53),
+        ],
         balancing: BalancingRecord::default(),
     };
     table.services.insert(web.id.clone(), web);
@@ -394,6 +420,25 @@ fn shims(folder: &Path, number: u8) -> Vec<String> {
     files.filter_map(shim).collect()
 }
 
+/// Serves DNS at `at`: each name of two labels or more is `addr`.
+async fn serve_names(at: Ipv4Addr, addr: Ipv4Addr) {
+    let socket = UdpSocket::bind((at, 53)).await.unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 512];
+        loop {
+            let (len, client) = socket.recv_from(&mut buffer).await.unwrap();
+            let mut message = Message::from_vec(&buffer[..len]).unwrap().into_response();
+            let (name, asked) = (message.queries[0].name().clone(), message.queries[0].query_type());
+            if name.num_labels() < 2 {
+                message.metadata.response_code = ResponseCode::NXDomain;
+            } else if asked == RecordType::A {
+                message.add_answer(Record::from_rdata(name, 60, RData::A(A(addr))));
+            }
+            socket.send_to(&message.to_vec().unwrap(), client).await.unwrap();
+        }
+    });
+}
+
 fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
@@ -401,6 +446,9 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).unwrap();
     std::fs::create_dir(folder.join("bpf")).unwrap();
     mount(Some("bpf"), &folder.join("bpf"), Some("bpf"), MsFlags::empty(), none).unwrap();
+    let resolv_conf = folder.join("resolv.conf");
+    std::fs::write(&resolv_conf, format!("nameserver {RESOLVER}\nsearch corp.example\n")).unwrap();
+    mount(Some(&resolv_conf), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).unwrap();
 
     let (switch, client) = (Host::new(), Host::new());
     switch.command("ip link add br0 type bridge");
@@ -489,6 +537,25 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     for addr in ["10.0.1.11", "10.0.1.12", "fd00:1::a00:10b", "fd00:1::a00:10c"] {
         assert!(direct.contains(addr), "{direct}");
     }
+    // Names of others are asked of the node's resolver, although its port is published; and where there is none, of the
+    // service that publishes it.
+    let tasks = (1..=2).flat_map(|number| shims(folder, number));
+    let tasks: Vec<Host> =
+        tasks.map(|shim| Host::within(Netns::of_pid(shim.parse().unwrap()).unwrap())).collect();
+    for task in &tasks {
+        task.block_on(serve_names(Ipv4Addr::UNSPECIFIED, OF_TASKS));
+    }
+    let resolves_to = |name: &str, expected: Ipv4Addr| {
+        let resolved = run(&format!("nsenter {inside} getent ahostsv4 {name}"));
+        assert!(resolved.starts_with(&expected.to_string()), "{name}: {resolved}");
+    };
+    resolves_to("www.example", OF_TASKS);
+    hosts[0].block_on(serve_names(RESOLVER, OF_NODE));
+    resolves_to("www.other.example", OF_NODE);
+    resolves_to("www", OF_NODE);
+    drop(tasks);
+    let resolv_conf = run(&format!("nsenter {inside} cat /etc/resolv.conf"));
+    assert_eq!(resolv_conf, "nameserver 10.0.0.1\nsearch corp.example\noptions ndots:0\n");
     // The way out, masqueraded.
     run(&format!("nsenter {inside} ping -c 1 -W 3 {CLIENT}"));
     run(&format!("nsenter {inside} ping -c 1 -W 3 {}", v6(CLIENT)));

@@ -12,6 +12,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, NodeId, TaskId};
@@ -27,6 +28,9 @@ pub const DEFAULT_PORT: u16 = 2377;
 pub const HEARTBEAT_PERIOD_MS: u64 = 5_000;
 /// See [`HEARTBEAT_PERIOD_MS`].
 pub const SESSION_TIMEOUT_MS: u64 = 3 * HEARTBEAT_PERIOD_MS;
+
+/// Most routes that a node describes itself with.
+pub const ROUTES_MAX: usize = 1024;
 
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +165,10 @@ pub struct NodeDescription {
     /// How the dataplane is attached to each uplink, for `docker node inspect`: `eth0=xdp-native`, several separated by
     /// commas; the mode is `xdp-native`, `xdp-generic` or `tc`.
     pub dataplane: String,
+    /// The subnets that its own routes lead to, at most [`ROUTES_MAX`]: networks are kept apart from them. Default routes,
+    /// and those of Shoal's own devices, are not among them.
+    #[serde(default)]
+    pub routes: Vec<IpNet>,
 }
 
 /// What a node reports of one of its tasks.

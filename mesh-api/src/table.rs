@@ -139,6 +139,10 @@ pub struct NetworkRecord {
     pub internal: bool,
     /// The routing mesh's own network, which published ports deliver through.
     pub ingress: bool,
+    /// The most that its links carry, bytes (`--opt com.docker.network.driver.mtu`): a bound on what each node finds that
+    /// its underlay lets through. `None` for no other bound than that.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 /// A subnet of a network.
@@ -190,8 +194,11 @@ pub enum PublishMode {
 }
 
 /// A published port of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRecord {
+    /// Its name, by which DNS knows it beside its number; mostly empty.
+    #[serde(default)]
+    pub name: Box<str>,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The port that tasks listen on.
@@ -219,6 +226,9 @@ pub struct ServiceRecord {
     pub id: ServiceId,
     /// Its name.
     pub name: String,
+    /// The stack that it was deployed with (label `com.docker.stack.namespace`); empty for none.
+    #[serde(default)]
+    pub stack: Box<str>,
     /// How its name resolves.
     pub endpoint_mode: EndpointMode,
     /// Its VIP in each of its networks (the ingress network among them, where ports are published).
@@ -504,6 +514,7 @@ mod tests {
         let service = |id: &str| ServiceRecord {
             id: id.into(),
             name: format!("name of {id}"),
+            stack: "".into(),
             endpoint_mode: EndpointMode::Vip,
             vips: Vec::new(),
             ports: Vec::new(),

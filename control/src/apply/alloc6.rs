@@ -2,17 +2,15 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_api::id::ClusterId;
 use mesh_api::table::Subnet6Record;
 use sha2::{Digest as _, Sha256};
 
 use super::Draft;
+use super::alloc::{GATEWAY, SUBNET, check_aux, check_routes, overlap, routes};
 use crate::model::{Ipam6Config, NetworkSpec, State, Subnet};
 use crate::refusal::Refusal;
-
-const SUBNET: &str = "IPAM.Config.Subnet";
-const GATEWAY: &str = "IPAM.Config.Gateway";
 
 /// Shortest prefix of a subnet.
 const PREFIX_LEN_MIN: u8 = 8;
@@ -30,10 +28,6 @@ const UNUSABLE: [(Ipv6Net, &str); 4] = [
     ),
 ];
 
-fn overlap(a: &Ipv6Net, b: &Ipv6Net) -> bool {
-    a.contains(b) || b.contains(a)
-}
-
 /// The 65,536 /64 subnets of a cluster: a unique local prefix (RFC 4193) whose 40 random bits come from the cluster's id.
 fn cluster_prefix(cluster: &ClusterId) -> u128 {
     let digest = Sha256::digest(cluster.as_str().as_bytes());
@@ -48,11 +42,19 @@ fn automatic(cluster: &ClusterId, vni: u32, taken: &[Ipv6Net]) -> Option<Ipv6Net
         let number = u128::from(vni.wrapping_add(step) & 0xffff);
         Ipv6Net::new(Ipv6Addr::from_bits(prefix | number << 64), AUTOMATIC_PREFIX_LEN).ok()
     });
-    subnets.find(|subnet| !taken.iter().any(|other| overlap(subnet, other)))
+    subnets.find(|subnet| !taken.iter().any(|other| overlap(*subnet, *other)))
 }
 
 fn taken(state: &State) -> Vec<Ipv6Net> {
     state.networks.values().filter_map(|network| Some(network.subnet6?.cidr)).collect()
+}
+
+/// Those that the nodes have routes to.
+fn routed(state: &State) -> impl Iterator<Item = Ipv6Net> {
+    routes(state).filter_map(|(_, route)| match route {
+        IpNet::V4(_) => None,
+        IpNet::V6(route) => Some(route),
+    })
 }
 
 impl Draft {
@@ -65,7 +67,13 @@ impl Draft {
     ) -> Result<Option<Subnet6Record>, Refusal> {
         let Some(config) = &spec.ipam6 else { return Ok(None) };
         let cluster = &self.cluster()?.id;
-        subnet6(cluster, config, vni, subnets, &taken(&self.state)).map(Some)
+        let mut taken = taken(&self.state);
+        if config.subnet.is_none() {
+            taken.extend(routed(&self.state));
+        }
+        let subnet = subnet6(cluster, config, vni, subnets, &taken)?;
+        check_routes(&self.state, subnet.cidr.into())?;
+        Ok(Some(subnet))
     }
 }
 
@@ -96,17 +104,44 @@ fn subnet6(
     if !cidr.contains(&gateway) || gateway == cidr.network() {
         return Err(Refusal::invalid(GATEWAY, format!("{gateway} is not a host address of {cidr}")));
     }
-    // An endpoint's IPv6 and MAC addresses end in its IPv4 address, and so does the gateway's MAC address.
+    check_gateway(gateway, gateway4, subnets)?;
+    for (name, addr) in &config.aux {
+        let is_host = cidr.contains(addr) && *addr != cidr.network();
+        check_aux(name, addr, &gateway, is_host, cidr)?;
+    }
+    Ok(Subnet6Record { cidr, gateway })
+}
+
+/// Refuses a gateway that would have an endpoint's MAC address: that of an endpoint ends in its IPv4 address, as its IPv6
+/// address does, and so does the gateway's. `gateway4` is nobody else's.
+pub(super) fn check_gateway(
+    gateway: Ipv6Addr,
+    gateway4: Option<Ipv4Addr>,
+    subnets: &[Subnet],
+) -> Result<(), Refusal> {
     let [.., a, b, c, d] = gateway.octets();
     let end = Ipv4Addr::new(a, b, c, d);
     let is_endpoints = |cidr: Ipv4Net| cidr.contains(&end) && Some(end) != gateway4;
-    if subnets.iter().any(|subnet| is_endpoints(subnet.cidr)) {
-        let problem = format!(
-            "{gateway} ends in {end}, an address of the network's IPv4 subnet, and is a task's: leave it out, for {default}"
-        );
-        return Err(Refusal::invalid(GATEWAY, problem));
+    if !subnets.iter().any(|subnet| is_endpoints(subnet.cidr)) {
+        return Ok(());
     }
-    Ok(Subnet6Record { cidr, gateway })
+    let remedy = gateway4
+        .map_or_else(String::new, |gateway| format!(": name one that ends as {gateway} does, or none"));
+    let problem =
+        format!("{gateway} ends in {end}, an address of the network's IPv4 subnet, and is a task's{remedy}");
+    Err(Refusal::invalid(GATEWAY, problem))
+}
+
+/// Keeps the IPv4 addresses from tasks whose IPv6 addresses are auxiliary ones.
+pub(super) fn reserve(subnets: &mut [Subnet], ipv6: &Subnet6Record, config: &Ipam6Config) {
+    for addr in config.aux.values() {
+        let [.., a, b, c, d] = addr.octets();
+        let end = Ipv4Addr::new(a, b, c, d);
+        let holder = subnets.iter_mut().find(|subnet| subnet.cidr.contains(&end) && subnet.gateway != end);
+        if let Some(subnet) = holder.filter(|_| ipv6.addr_of(end) == *addr) {
+            subnet.reserved.insert(end);
+        }
+    }
 }
 
 fn checked(subnet: Ipv6Net, taken: &[Ipv6Net]) -> Result<Ipv6Net, Refusal> {
@@ -119,11 +154,11 @@ fn checked(subnet: Ipv6Net, taken: &[Ipv6Net]) -> Result<Ipv6Net, Refusal> {
         );
         return Err(Refusal::invalid(SUBNET, problem));
     }
-    if let Some((_, what)) = UNUSABLE.iter().find(|(unusable, _)| overlap(&cidr, unusable)) {
+    if let Some((_, what)) = UNUSABLE.iter().find(|(unusable, _)| overlap(cidr, *unusable)) {
         let problem = format!("{subnet} is reserved ({what}): choose one such as fd00:1234:5678:1::/64");
         return Err(Refusal::invalid(SUBNET, problem));
     }
-    match taken.iter().find(|other| overlap(&cidr, other)) {
+    match taken.iter().find(|other| overlap(cidr, **other)) {
         Some(other) => Err(Refusal::SubnetOverlaps { subnet: cidr.into(), other: (*other).into() }),
         None => Ok(cidr),
     }
@@ -143,7 +178,7 @@ mod tests {
 
     fn create(world: &mut World, name: &str, subnet: &str, gateway: Option<&str>) -> Result<(), Refusal> {
         let gateway = gateway.map(|text| text.parse().unwrap());
-        let ipam6 = Some(Ipam6Config { subnet: Some(net(subnet)), gateway });
+        let ipam6 = Some(Ipam6Config { subnet: Some(net(subnet)), gateway, ..Default::default() });
         let spec = NetworkSpec { ipam6, ..network(name) };
         world.try_to(Action::CreateNetwork { id: name.into(), spec }).map(drop)
     }
@@ -220,7 +255,7 @@ mod tests {
         let mut spec = NetworkSpec { ipam6: Some(Ipam6Config::default()), ..network("app") };
         let subnet = Some("10.77.0.0/24".parse().unwrap());
         let gateway = Some(Ipv4Addr::new(10, 77, 0, 254));
-        spec.ipam.push(IpamConfig { subnet, range: None, gateway });
+        spec.ipam.push(IpamConfig { subnet, gateway, ..Default::default() });
         world.must(Action::CreateNetwork { id: "app".into(), spec });
         assert!(subnet6(&world, "app").gateway.to_string().ends_with("::a4d:fe"));
     }

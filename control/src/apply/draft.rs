@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 
+use crate::model::lookup::{held_addresses, vips};
 use crate::model::{ClusterObject, Meta, Network, Node, Service, State, Task, TaskTemplate};
 use crate::refusal::Refusal;
 
@@ -72,33 +73,41 @@ impl Draft {
 
     pub(super) fn remove_network(&mut self, id: &NetworkId) {
         self.state.networks.remove(id);
+        self.state.freed.remove(id);
+        self.state.lookup.resting.remove(id);
     }
 
     pub(super) fn put_service(&mut self, service: Service) {
-        if let Some(old) = self.state.services.get(&service.id) {
+        let old = self.state.services.get(&service.id).cloned();
+        if let Some(old) = &old {
             self.state.lookup.remove_service(old);
         }
         self.state.lookup.add_service(&service);
         self.state.services.insert(service.id.clone(), Arc::new(service));
+        self.rest(old.iter().flat_map(|old| vips(old)));
     }
 
     pub(super) fn remove_service(&mut self, id: &ServiceId) {
         if let Some(old) = self.state.services.remove(id) {
             self.state.lookup.remove_service(&old);
+            self.rest(vips(&old));
         }
     }
 
     pub(super) fn put_task(&mut self, task: Task) {
-        if let Some(old) = self.state.tasks.get(&task.id) {
+        let old = self.state.tasks.get(&task.id).cloned();
+        if let Some(old) = &old {
             self.state.lookup.remove_task(old);
         }
         self.state.lookup.add_task(&task);
         self.state.tasks.insert(task.id.clone(), Arc::new(task));
+        self.rest(old.iter().flat_map(|old| held_addresses(old)));
     }
 
     pub(super) fn remove_task(&mut self, id: &TaskId) {
         if let Some(old) = self.state.tasks.remove(id) {
             self.state.lookup.remove_task(&old);
+            self.rest(held_addresses(&old));
         }
     }
 

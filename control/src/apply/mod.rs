@@ -3,6 +3,7 @@
 //! It reads no clock, draws no random number and does no I/O; all of that comes in the command. So a log of commands
 //! leads every manager, and every restart, to the same state.
 
+mod address;
 mod alloc;
 mod alloc6;
 mod draft;
@@ -24,7 +25,9 @@ use crate::model::network::INGRESS_NAME;
 use crate::model::{ClusterObject, ClusterSpec, Ipam6Config, NetworkSpec, State, labels};
 use crate::refusal::Refusal;
 
-pub use alloc::{address_capacity, has_free_address};
+pub use address::{address_capacity, has_free_address};
+pub(crate) use address::{awaits, has_room};
+pub(crate) use alloc::network_on_route;
 pub(crate) use alloc6::ingress_subnet6;
 pub(crate) use draft::Draft;
 pub(crate) use service::lacks_vip;
@@ -59,12 +62,14 @@ pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Rep
         Action::UpdateNode { id, version, spec } => node::update(&mut draft, id, *version, spec)?,
         Action::RemoveNode { id, force } => node::remove(&mut draft, id, *force)?,
         Action::CreateNetwork { id, spec } => network::create(&mut draft, id, spec)?,
+        Action::AddSubnet { network, config } => network::add_subnet(&mut draft, network, config)?,
         Action::RemoveNetwork { id } => network::remove(&mut draft, id)?,
         Action::CreateService { id, spec } => service::create(&mut draft, id, spec)?,
         Action::UpdateService { id, version, spec } => service::update(&mut draft, id, *version, spec)?,
         Action::RollbackService { id, version } => service::rollback(&mut draft, id, *version)?,
         Action::RemoveService { id } => service::remove(&mut draft, id)?,
         Action::ReportTasks { node, statuses } => task::report(&mut draft, node, statuses),
+        Action::Acknowledge { index } => address::acknowledge(&mut draft, *index),
         Action::Orchestrate { steps } => {
             for step in steps {
                 draft.step(step);
@@ -153,8 +158,10 @@ pub(crate) fn task_networks(
     template: &crate::model::TaskTemplate,
     endpoint: &crate::model::EndpointSpec,
 ) -> Vec<(NetworkId, Vec<String>)> {
-    let in_ingress = service::publishes_in_ingress(endpoint) || template.networks.is_empty();
-    let ingress = state.ingress().filter(|_| in_ingress).map(|network| (network.id.clone(), Vec::new()));
+    let ingress = state
+        .ingress()
+        .filter(|_| service::needs_ingress(template, endpoint))
+        .map(|network| (network.id.clone(), Vec::new()));
     let others = template.networks.iter().map(|network| (network.target.clone(), network.aliases.clone()));
     ingress.into_iter().chain(others).collect()
 }

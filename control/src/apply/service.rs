@@ -6,12 +6,20 @@ use mesh_api::id::{NetworkId, ServiceId, TaskId};
 use mesh_api::table::{EndpointMode, PublishMode, TaskState};
 
 use super::{Draft, ports, task, validate};
-use crate::model::{Endpoint, EndpointSpec, Mode, Service, ServiceSpec, UpdateState, UpdateStatus, Vip};
+use crate::model::{
+    Endpoint, EndpointSpec, Mode, Service, ServiceSpec, TaskTemplate, UpdateState, UpdateStatus, Vip,
+};
 use crate::refusal::Refusal;
 
 /// Whether a service has a port that answers on every node.
 pub(super) fn publishes_in_ingress(endpoint: &EndpointSpec) -> bool {
     endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress)
+}
+
+/// Whether a service's tasks are on the ingress network: it publishes a port in it, or has no other network for the way
+/// out.
+pub(super) fn needs_ingress(template: &TaskTemplate, endpoint: &EndpointSpec) -> bool {
+    publishes_in_ingress(endpoint) || template.networks.is_empty()
 }
 
 pub(super) fn create(draft: &mut Draft, id: &ServiceId, spec: &ServiceSpec) -> Result<(), Refusal> {
@@ -133,9 +141,12 @@ fn endpoint(
             EndpointMode::Vip => kept_vip(old, &network).or_else(|| draft.take_address(&network)),
         };
         if addr.is_none() && spec.endpoint.mode == EndpointMode::Vip {
-            draft
-                .warnings
-                .push(format!("network {network} has no free address for the service's virtual IP"));
+            let name = draft.state.networks.get(&network).map_or("", |network| network.spec.name.as_str());
+            let warning = format!(
+                "network {name} has no free address for the service's virtual IP: the service gets one, and its name \
+                 resolves, once an address is free"
+            );
+            draft.warnings.push(warning);
         }
         vips.push(Vip { network, addr, aliases });
     }

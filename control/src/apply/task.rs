@@ -104,7 +104,9 @@ fn find_addresses(draft: &mut Draft, task: &mut Task) {
         }
         Some(network) => {
             let name = draft.state.networks.get(&network).map_or("", |network| network.spec.name.as_str());
-            task.status.err = format!("network {name} has no free address: no available IPv4 addresses");
+            task.status.err = format!(
+                "network {name} has no free address: each is taken, or was a moment ago and nodes have yet to forget it"
+            );
         }
     }
 }

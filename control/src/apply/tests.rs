@@ -9,7 +9,9 @@ use proptest::prelude::*;
 
 use super::apply;
 use crate::command::{Action, Command, Genesis, Step};
-use crate::model::{Ipam6Config, IpamConfig, Lookup, Mode, NodeSpec, PortConfig, State, UpdateState};
+use crate::model::{
+    Ipam6Config, IpamConfig, Lookup, Mode, NetworkSpec, NodeSpec, PortConfig, State, UpdateState,
+};
 use crate::refusal::{Code, Refusal};
 use crate::testing::{World, attachment, description, ingress_port, network, service};
 
@@ -190,10 +192,67 @@ fn networks_in_use_stay_until_their_tasks_are_only_left_to_end() {
     assert!(!task.has_ended());
     world.must(remove);
     world.report(&task, TaskState::Shutdown);
+}
+
+#[test]
+fn the_ingress_network_is_replaced_when_no_service_needs_it() {
+    let mut world = World::new(&["n1"]);
+    world.create_network("app");
+    let mut web = service("web", 1);
+    web.task.networks.push(attachment("net-app"));
+    web.endpoint.ports.push(ingress_port(8080, 80));
+    let id = world.create_service(web.clone());
+    let plain = world.create_service(service("plain", 1));
+    let remove = |id: &str| Action::RemoveNetwork { id: id.into() };
+    for (needing, rid) in [(plain.clone(), true), (id.clone(), false)] {
+        let refusal = world.try_to(remove("ingress-id")).unwrap_err();
+        assert_eq!(refusal, Refusal::IngressNeeded(needing.clone()));
+        let text = format!("ingress network cannot be removed because service {needing} depends on it");
+        assert!(refusal.to_string().starts_with(&text), "{refusal}");
+        if rid {
+            world.must(Action::RemoveService { id: needing });
+        } else {
+            world.update_service(&needing, |spec| spec.endpoint.ports.clear());
+        }
+    }
+    world.must(remove("ingress-id"));
+    assert!(world.state.ingress().is_none() && world.state.services[&id].endpoint.vips.len() == 1);
+
+    for needing in [service("plain", 1), web] {
+        let create = Action::CreateService { id: "x".into(), spec: Box::new(needing) };
+        let refusal = world.try_to(create).unwrap_err();
+        assert!(matches!(refusal, Refusal::NameTaken { .. } | Refusal::NoIngress), "{refusal}");
+    }
+    let version = world.state.services[&id].meta.version;
+    let rollback = Action::RollbackService { id: id.clone(), version };
+    assert_eq!(world.try_to(rollback).unwrap_err(), Refusal::NoIngress);
+
+    let mut spec = network("mesh");
+    spec.ingress = true;
+    spec.ipam.push(IpamConfig { subnet: Some("10.11.0.0/16".parse().unwrap()), ..Default::default() });
+    for (wrong, text) in [
+        (
+            NetworkSpec { attachable: true, ..spec.clone() },
+            "Attachable: ingress network cannot be attachable",
+        ),
+        (NetworkSpec { internal: true, ..spec.clone() }, "Internal: the ingress network is tasks' way out"),
+    ] {
+        let refusal = world.try_to(Action::CreateNetwork { id: "mesh".into(), spec: wrong }).unwrap_err();
+        assert!(refusal.to_string().starts_with(text), "{refusal}");
+    }
+    let create = |id: &str, spec: &NetworkSpec| Action::CreateNetwork { id: id.into(), spec: spec.clone() };
+    world.must(create("mesh", &spec));
+    let second = NetworkSpec { name: "mesh2".into(), ipam: Vec::new(), ..spec };
+    assert_eq!(world.try_to(create("mesh2", &second)).unwrap_err(), Refusal::IngressExists("mesh".into()));
+    world.update_service(&id, |spec| spec.endpoint.ports.push(ingress_port(8080, 80)));
+    let vip = &world.state.services[&id].endpoint.vips[0];
+    assert_eq!((vip.network.as_str(), vip.addr), ("mesh", Some(addr("10.11.0.2"))));
     assert_eq!(
-        world.try_to(Action::RemoveNetwork { id: "ingress-id".into() }).unwrap_err(),
-        Refusal::IngressNeeded
+        world.state.ingress().unwrap().vni,
+        4098,
+        "a network that is gone doesn't give its VNI away at once"
     );
+    world.check_invariants();
 }
 
 #[test]
@@ -201,7 +260,7 @@ fn subnets_asked_for_are_checked_and_automatic_ones_go_around_them() {
     let mut world = World::new(&[]);
     let create = |world: &mut World, name: &str, subnet: &str| {
         let mut spec = network(name);
-        spec.ipam.push(IpamConfig { subnet: Some(subnet.parse().unwrap()), range: None, gateway: None });
+        spec.ipam.push(IpamConfig { subnet: Some(subnet.parse().unwrap()), ..Default::default() });
         world.try_to(Action::CreateNetwork { id: name.into(), spec })
     };
     create(&mut world, "a", "10.0.1.128/25").unwrap();
@@ -222,45 +281,6 @@ fn subnets_asked_for_are_checked_and_automatic_ones_go_around_them() {
     encrypted.options.insert("encrypted".into(), String::new());
     let refusal = world.try_to(Action::CreateNetwork { id: "s".into(), spec: encrypted }).unwrap_err();
     assert_eq!(refusal.code(), Code::Unimplemented);
-}
-
-#[test]
-fn a_freed_address_is_the_last_to_be_given_out_again() {
-    let mut world = World::new(&[]);
-    let mut spec = network("small");
-    spec.ipam.push(IpamConfig { subnet: Some("192.0.2.0/29".parse().unwrap()), range: None, gateway: None });
-    world.must(Action::CreateNetwork { id: "small".into(), spec });
-    let mut vips = Vec::new();
-    for round in 0..10 {
-        let mut web = service(&format!("s{round}"), 0);
-        web.task.networks.push(attachment("small"));
-        let id = world.create_service(web);
-        vips.push(world.state.services[&id].endpoint.vips[0].addr.unwrap());
-        world.must(Action::RemoveService { id });
-    }
-    let last: Vec<u8> = vips.iter().map(|vip| vip.octets()[3]).collect();
-    assert_eq!(last, [2, 3, 4, 5, 6, 2, 3, 4, 5, 6]);
-}
-
-#[test]
-fn exhaustion_shows_on_the_task_and_passes() {
-    let mut world = World::new(&["n1"]);
-    let mut spec = network("small");
-    spec.ipam.push(IpamConfig { subnet: Some("192.0.2.0/29".parse().unwrap()), range: None, gateway: None });
-    world.must(Action::CreateNetwork { id: "small".into(), spec });
-    let mut web = service("web", 6);
-    web.task.networks.push(attachment("small"));
-    let id = world.create_service(web);
-    while world.orchestrate().0 {}
-    let waiting =
-        |world: &World| world.state.tasks.values().filter(|task| task.status.state == TaskState::New).count();
-    assert_eq!(waiting(&world), 2, "five addresses: a VIP and four tasks");
-    let task = world.state.tasks.values().find(|task| task.status.state == TaskState::New).unwrap();
-    assert!(task.status.err.contains("network small has no free address"), "{}", task.status.err);
-    world.check_invariants();
-    world.update_service(&id, |spec| spec.mode = Mode::Replicated { replicas: 4 });
-    while world.orchestrate().0 {}
-    assert_eq!(waiting(&world), 0);
 }
 
 #[test]
@@ -418,6 +438,8 @@ enum Deed {
     Node(u8, u8),
     Orchestrate(u8),
     Report(u16, u8),
+    Acknowledge(u8),
+    Ingress(bool),
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
@@ -444,6 +466,8 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => (0..3_u8, 0..4_u8).prop_map(|(node, what)| Deed::Node(node, what)),
         6 => (0..3_u8).prop_map(Deed::Orchestrate),
         6 => (any::<u16>(), any::<u8>()).prop_map(|(task, state)| Deed::Report(task, state)),
+        2 => (0..10_u8).prop_map(Deed::Acknowledge),
+        1 => any::<bool>().prop_map(Deed::Ingress),
     ]
 }
 
@@ -475,11 +499,11 @@ fn act(world: &mut World, deed: &Deed) {
             let subnets6 = [None, Some(64), Some(31)];
             spec.ipam6 = usize::from(ipv6).checked_sub(1).map(|at| {
                 let subnet = subnets6[at].map(|length| format!("fd00:{name}::/{length}").parse().unwrap());
-                Ipam6Config { subnet, gateway: None }
+                Ipam6Config { subnet, ..Default::default() }
             });
             if small {
                 let subnet = Some(format!("192.168.{name}.0/29").parse().unwrap());
-                spec.ipam.push(IpamConfig { subnet, range: None, gateway: None });
+                spec.ipam.push(IpamConfig { subnet, ..Default::default() });
             }
             Action::CreateNetwork { id, spec }
         }
@@ -526,6 +550,15 @@ fn act(world: &mut World, deed: &Deed) {
                     secret_sha256: [0; 32],
                 },
             }
+        }
+        Deed::Acknowledge(ago) => Action::Acknowledge { index: world.state.index.saturating_sub(ago.into()) },
+        Deed::Ingress(true) => {
+            let id = format!("ingress{}", world.state.index).as_str().into();
+            Action::CreateNetwork { id, spec: NetworkSpec { ingress: true, ..network("mesh") } }
+        }
+        Deed::Ingress(false) => {
+            let Some(ingress) = world.state.ingress() else { return };
+            Action::RemoveNetwork { id: ingress.id.clone() }
         }
         Deed::Orchestrate(times) => {
             for _ in 0..=times {

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
 use mesh_api::id::NodeId;
-use mesh_api::session::NodeDescription;
+use mesh_api::session::{NodeDescription, ROUTES_MAX};
 use mesh_api::table::{EndpointMode, PublishMode};
 
+use super::service::needs_ingress;
 use crate::model::constraint::parse_all;
+use crate::model::network::{MTU_MAX, MTU_MIN, MTU_MIN_IPV6};
 use crate::model::{EndpointSpec, Mode, NetworkSpec, ServiceSpec, State, labels};
 use crate::refusal::Refusal;
 
@@ -22,6 +24,9 @@ const DATAPLANE_LEN_MAX: usize = 1024;
 const LABELS_MAX: usize = 256;
 /// Most replicas of a service: beyond any subnet's room in practice, and a bound on what one request can make.
 const REPLICAS_MAX: u64 = 100_000;
+
+/// Where a network's MTU is asked for.
+const MTU_FIELD: &str = "Options.com.docker.network.driver.mtu";
 
 /// SwarmKit's rule: letters and digits, with `-` and `_` between them.
 fn name(field: &'static str, name: &str) -> Result<(), Refusal> {
@@ -47,7 +52,24 @@ pub(super) fn network(spec: &NetworkSpec) -> Result<(), Refusal> {
     if spec.name.len() > NAME_LEN_MAX {
         return Err(Refusal::invalid("Name", format!("name must be {NAME_LEN_MAX} characters or fewer")));
     }
-    if spec.options.contains_key("encrypted") {
+    if spec.ingress && spec.attachable {
+        return Err(Refusal::invalid(
+            "Attachable",
+            "ingress network cannot be attachable (leave out --attachable)",
+        ));
+    }
+    if spec.ingress && spec.internal {
+        let problem = "the ingress network is tasks' way out, and can't be internal (leave out --internal)";
+        return Err(Refusal::invalid("Internal", problem));
+    }
+    if let Err(text) = spec.mtu() {
+        let least = if spec.ipam6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN };
+        let problem =
+            format!("'{text}' is not an MTU that the network can have: expected {least} to {MTU_MAX}");
+        return Err(Refusal::invalid(MTU_FIELD, problem));
+    }
+    // `--opt encrypted=false` asks for what is the case.
+    if spec.options.get("encrypted").is_some_and(|value| value != "false") {
         // Taking the option and sending cleartext would be worse than refusing it.
         return Err(Refusal::Unsupported("this version of Shoal does not encrypt overlay networks"));
     }
@@ -96,6 +118,10 @@ pub(super) fn description(node: &NodeDescription) -> Result<(), Refusal> {
     {
         return Err(Refusal::invalid("description", "a field is too long"));
     }
+    if node.routes.len() > ROUTES_MAX {
+        let problem = format!("{} are more than the {ROUTES_MAX} that a node can name", node.routes.len());
+        return Err(Refusal::invalid("routes", problem));
+    }
     let long_label = |(key, value): &(String, String)| key.len() + value.len() > 1024;
     if node.labels.len() > LABELS_MAX || node.labels.iter().any(long_label) {
         return Err(Refusal::invalid("labels", "too many or too long"));
@@ -142,6 +168,9 @@ pub(super) fn service(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> 
 }
 
 fn networks(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    if needs_ingress(&spec.task, &spec.endpoint) && state.ingress().is_none() {
+        return Err(Refusal::NoIngress);
+    }
     let mut seen = BTreeSet::new();
     for attachment in &spec.task.networks {
         let target = &attachment.target;

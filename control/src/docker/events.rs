@@ -156,8 +156,10 @@ fn differences(last: &model::State, state: &model::State) -> Vec<Event> {
         match item {
             DiffItem::Add(_, network) => events.push(network_event("create", network)),
             DiffItem::Remove(_, network) => events.push(network_event("remove", network)),
-            // Only the allocator's cursor moves.
-            DiffItem::Update { .. } => {}
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                // Otherwise only the allocator's cursor moves.
+                events.extend((old.spec != new.spec).then(|| network_event("update", new)));
+            }
         }
     }
     for item in last.services.diff(&state.services) {

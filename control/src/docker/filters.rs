@@ -66,6 +66,20 @@ impl Filters {
         self.any(key, |value| text.starts_with(value))
     }
 
+    /// Whether `text` contains a value of `key`, or there is no filter by it. Docker reads the values as regular
+    /// expressions; of those, `^` at the beginning and `$` at the end are understood.
+    pub(super) fn matches(&self, key: &str, text: &str) -> bool {
+        self.any(key, |value| {
+            let (inner, from_start) = value.strip_prefix('^').map_or((value, false), |inner| (inner, true));
+            match (inner.strip_suffix('$'), from_start) {
+                (None, false) => text.contains(inner),
+                (None, true) => text.starts_with(inner),
+                (Some(inner), false) => text.ends_with(inner),
+                (Some(inner), true) => text == inner,
+            }
+        })
+    }
+
     /// Whether `labels` has all of the filter's `label` or `label=value`, under `key`.
     pub(super) fn labels(&self, key: &str, labels: &BTreeMap<String, String>) -> bool {
         self.values(key).all(|wanted| match wanted.split_once('=') {
@@ -104,6 +118,22 @@ mod tests {
         assert!(new.prefix("name", "website"));
         assert!(!new.prefix("name", "db"));
         assert!(new.prefix("id", "anything"));
+    }
+
+    #[test]
+    fn anchors_bind_a_match_to_the_ends() {
+        for (value, matching) in [
+            ("web", &["web", "website", "myweb", "a.web.b"][..]),
+            ("^web", &["web", "website"]),
+            ("web$", &["web", "myweb"]),
+            ("^web$", &["web"]),
+            ("^", &["web", "website", "myweb", "a.web.b"]),
+        ] {
+            let filters = Filters::parse(Some(&format!(r#"{{"name":["{value}"]}}"#)), &["name"]).unwrap();
+            let all = ["web", "website", "myweb", "a.web.b"];
+            let matched: Vec<&str> = all.into_iter().filter(|text| filters.matches("name", text)).collect();
+            assert_eq!(matched, matching, "{value}");
+        }
     }
 
     #[test]

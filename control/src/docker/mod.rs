@@ -93,6 +93,7 @@ pub fn router(host: Arc<dyn LocalNode>) -> Router {
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
+        .route("/shoal/v1/networks/{id}/subnets", post(networks::add_subnet))
         .fallback(elsewhere)
         .method_not_allowed_fallback(elsewhere)
         .layer(middleware::from_fn(request::read_whole))

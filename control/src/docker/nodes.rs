@@ -148,6 +148,7 @@ fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
         version,
         labels,
         dataplane,
+        routes: _,
     } = &node.description;
     let manager_status = (node.spec.role == Role::Manager).then(|| {
         let known = managers.iter().find(|manager| manager.ip() == *addr);

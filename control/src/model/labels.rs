@@ -237,7 +237,7 @@ fn slow_start(labels: &Labels) -> Result<u64, LabelError> {
 }
 
 /// Reads a duration as Go writes it, in whole numbers: `1m30s`, `500ms`.
-fn duration_ns(text: &str) -> Option<u64> {
+pub(crate) fn duration_ns(text: &str) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }

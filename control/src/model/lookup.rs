@@ -14,6 +14,8 @@ use super::{Service, State, Task};
 pub struct Lookup {
     /// Addresses of tasks that have not ended, and VIPs, by network. Gateways are not among them.
     pub addresses: OrdMap<NetworkId, OrdSet<Ipv4Addr>>,
+    /// Addresses that rest, by network: as [`State::freed`] has them, without the order.
+    pub resting: OrdMap<NetworkId, OrdSet<Ipv4Addr>>,
     /// Tasks by service, including those of services that are gone.
     pub tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
     /// Tasks by node.
@@ -32,12 +34,20 @@ impl Lookup {
         for task in state.tasks.values() {
             lookup.add_task(task);
         }
+        for (network, resting) in &state.freed {
+            resting.iter().for_each(|freed| lookup.add_resting(network, freed.addr));
+        }
         lookup
     }
 
     /// Whether an address of a network is taken by a task or as a VIP.
     pub fn is_taken(&self, network: &NetworkId, addr: Ipv4Addr) -> bool {
         self.addresses.get(network).is_some_and(|taken| taken.contains(&addr))
+    }
+
+    /// Whether an address of a network rests before others get it.
+    pub fn is_resting(&self, network: &NetworkId, addr: Ipv4Addr) -> bool {
+        self.resting.get(network).is_some_and(|resting| resting.contains(&addr))
     }
 
     /// Whether any address of a network is taken.
@@ -79,17 +89,26 @@ impl Lookup {
         }
     }
 
+    pub(crate) fn add_resting(&mut self, network: &NetworkId, addr: Ipv4Addr) {
+        self.resting.entry(network.clone()).or_default().insert(addr);
+    }
+
+    pub(crate) fn remove_resting(&mut self, network: &NetworkId, addr: Ipv4Addr) {
+        remove_from(&mut self.resting, network, &addr);
+    }
+
     fn free(&mut self, network: &NetworkId, addr: Ipv4Addr) {
         remove_from(&mut self.addresses, network, &addr);
     }
 }
 
-fn vips(service: &Service) -> impl Iterator<Item = (&NetworkId, Ipv4Addr)> {
+/// The addresses that a service has.
+pub(crate) fn vips(service: &Service) -> impl Iterator<Item = (&NetworkId, Ipv4Addr)> {
     service.endpoint.vips.iter().filter_map(|vip| Some((&vip.network, vip.addr?)))
 }
 
-/// A task that has ended keeps its addresses for display only.
-fn held_addresses(task: &Task) -> impl Iterator<Item = (&NetworkId, Ipv4Addr)> {
+/// The addresses that a task has. One that has ended keeps its addresses for display only.
+pub(crate) fn held_addresses(task: &Task) -> impl Iterator<Item = (&NetworkId, Ipv4Addr)> {
     let held = if task.has_ended() { &[][..] } else { &task.endpoints[..] };
     held.iter().filter_map(|endpoint| Some((&endpoint.network, endpoint.addr?)))
 }

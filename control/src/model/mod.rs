@@ -14,13 +14,13 @@ pub mod task;
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 use serde::{Deserialize, Serialize};
 
 pub use cluster::{ClusterObject, ClusterSpec, JoinSecrets};
 pub use lookup::Lookup;
-pub use network::{Ipam6Config, IpamConfig, Network, NetworkSpec, Subnet};
+pub use network::{Freed, Ipam6Config, IpamConfig, Network, NetworkSpec, Subnet};
 pub use node::{Availability, Node, NodeSpec, NodeStatus};
 pub use service::{
     ContainerSpec, Endpoint, EndpointSpec, FailureAction, Mode, NetworkAttachment, Placement, PortConfig,
@@ -47,6 +47,10 @@ pub struct Counters {
     pub incarnation: u32,
     /// The last VNI given to a network.
     pub vni: u32,
+    /// Up to this table index, every live node is known to have applied the table: none holds an address that was freed
+    /// by then. It lags behind, and moves on where an address waits for it.
+    #[serde(default)]
+    pub acknowledged: u64,
 }
 
 /// The replicated state at one table index.
@@ -64,6 +68,9 @@ pub struct State {
     pub services: OrdMap<ServiceId, Arc<Service>>,
     /// Tasks by id.
     pub tasks: OrdMap<TaskId, Arc<Task>>,
+    /// Addresses that nobody has any longer and that rest before others get them, by network.
+    #[serde(default)]
+    pub freed: OrdMap<NetworkId, OrdSet<Freed>>,
     /// Where the allocators are.
     pub counters: Counters,
     /// Indexes over the above, kept by `apply` and rebuilt from a snapshot.
@@ -87,6 +94,7 @@ impl State {
             networks: OrdMap::new(),
             services: OrdMap::new(),
             tasks: OrdMap::new(),
+            freed: OrdMap::new(),
             counters: Counters::default(),
             lookup: Lookup::default(),
         }

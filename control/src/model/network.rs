@@ -1,6 +1,6 @@
 //! An overlay network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -17,8 +17,17 @@ pub const VNI_MIN: u32 = 4096;
 /// The last VNI.
 pub const VNI_MAX: u32 = 0x00ff_ffff;
 
+/// The driver option that bounds a network's MTU.
+pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+/// The least MTU of a network, bytes: what every IPv4 host takes (RFC 791, section 3.1).
+pub const MTU_MIN: u32 = 576;
+/// The least MTU of a network with IPv6, bytes (RFC 8200, section 5).
+pub const MTU_MIN_IPV6: u32 = 1280;
+/// The greatest MTU of a network, bytes: a packet's greatest length.
+pub const MTU_MAX: u32 = 65_535;
+
 /// One IPv4 entry of a network's IPAM configuration, as asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpamConfig {
     /// The subnet; chosen from the pools where absent.
     pub subnet: Option<Ipv4Net>,
@@ -26,6 +35,9 @@ pub struct IpamConfig {
     pub range: Option<Ipv4Net>,
     /// The gateway; the first host address where absent.
     pub gateway: Option<Ipv4Addr>,
+    /// Addresses that nobody is given, by what they are for.
+    #[serde(default)]
+    pub aux: BTreeMap<String, Ipv4Addr>,
 }
 
 /// A network's IPv6, as asked for (`--ipv6`).
@@ -35,6 +47,9 @@ pub struct Ipam6Config {
     pub subnet: Option<Ipv6Net>,
     /// The gateway; where absent, what the IPv4 gateway becomes in the subnet.
     pub gateway: Option<Ipv6Addr>,
+    /// Addresses that nobody is given, by what they are for.
+    #[serde(default)]
+    pub aux: BTreeMap<String, Ipv6Addr>,
 }
 
 /// What an operator asks of a network (`docker network create`).
@@ -59,6 +74,18 @@ pub struct NetworkSpec {
     pub ipam6: Option<Ipam6Config>,
 }
 
+impl NetworkSpec {
+    /// The bound on its links' MTU that its options ask for, bytes; the text itself where it is none that they can have.
+    pub fn mtu(&self) -> Result<Option<u32>, &str> {
+        // `false` was let through when there was no such option, and asked for nothing.
+        let Some(text) = self.options.get(MTU_OPTION).filter(|text| *text != "false") else {
+            return Ok(None);
+        };
+        let least = if self.ipam6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN };
+        text.parse().ok().filter(|mtu| (least..=MTU_MAX).contains(mtu)).map(Some).ok_or(text)
+    }
+}
+
 /// An IPv4 subnet of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
@@ -68,8 +95,20 @@ pub struct Subnet {
     pub gateway: Ipv4Addr,
     /// The part that addresses are taken from.
     pub range: Ipv4Net,
-    /// The last address given out, as an offset in `range`: a freed address comes up again only after the others.
+    /// Addresses of it that nobody is given (`--aux-address`); the gateway is not among them.
+    #[serde(default)]
+    pub reserved: BTreeSet<Ipv4Addr>,
+    /// The last address given out that was not given out before, as an offset in `range`.
     pub cursor: u32,
+}
+
+/// An address that nobody has any longer. The order is that in which they were freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Freed {
+    /// The table index at which it was freed.
+    pub index: u64,
+    /// The address.
+    pub addr: Ipv4Addr,
 }
 
 /// An overlay network.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use mesh_api::id::NodeId;
 use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role};
@@ -84,6 +85,11 @@ impl Node {
     /// The managers have given up on it for now.
     pub fn is_down(&self) -> bool {
         self.status.state == NodeState::Down
+    }
+
+    /// The subnets that its own routes lead to, as far as it tells. A default route keeps no network away.
+    pub fn routes(&self) -> impl Iterator<Item = IpNet> {
+        self.description.routes.iter().copied().filter(|route| route.prefix_len() > 0)
     }
 
     /// It may get tasks.

@@ -24,7 +24,9 @@ pub(super) fn allocate(pass: &mut Pass<'_>) {
         }
     }
     let waiting = |task: &&Arc<Task>| task.status.state == TaskState::New && task.is_wanted();
-    for task in state.tasks.values().filter(waiting) {
+    let mut waiting: Vec<&Arc<Task>> = state.tasks.values().filter(waiting).collect();
+    waiting.sort_by_key(|task| task.incarnation);
+    for task in waiting {
         let mut lacking = task.endpoints.iter().filter(|endpoint| endpoint.addr.is_none());
         if lacking.all(|endpoint| has_free_address(&pass.draft.state, &endpoint.network)) && !pass.is_full() {
             pass.take(Step::AllocateTask { task: task.id.clone() });

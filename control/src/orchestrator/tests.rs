@@ -39,7 +39,7 @@ impl World {
             self.report(&task, next);
             busy = true;
         }
-        busy
+        self.acknowledge() || busy
     }
 
     /// Runs orchestrator and nodes until nothing is left to do at this moment; when something falls due.
@@ -429,7 +429,7 @@ fn many_tasks_come_in_several_commands() {
     let mut world = World::new(&["n1", "n2", "n3"]);
     let mut spec = crate::testing::network("big");
     let subnet = Some("172.16.0.0/16".parse().unwrap());
-    spec.ipam.push(crate::model::IpamConfig { subnet, range: None, gateway: None });
+    spec.ipam.push(crate::model::IpamConfig { subnet, ..Default::default() });
     world.must(Action::CreateNetwork { id: "big".into(), spec });
     let mut web = service("web", 2500);
     web.task.networks.push(attachment("big"));

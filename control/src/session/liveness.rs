@@ -8,6 +8,7 @@ use mesh_api::session::SESSION_TIMEOUT_MS;
 use mesh_api::table::NodeState;
 
 use super::Server;
+use crate::apply::awaits;
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
 use crate::model::Node;
@@ -34,7 +35,17 @@ impl Server {
             }
             self.registry().retain(&state);
             self.settle();
+            if self.acknowledge().await.is_err() {
+                return;
+            }
         }
+    }
+
+    /// Notes in the state how far all live nodes are, where a freed address waits for it.
+    async fn acknowledge(&self) -> Result<(), ()> {
+        let state = self.cluster.state();
+        let index = self.registry().acknowledged(&state);
+        if awaits(&state, index) { self.propose(Action::Acknowledge { index }).await } else { Ok(()) }
     }
 
     /// What a former manager process heard of the nodes says nothing of today.
@@ -66,9 +77,13 @@ impl Server {
     async fn set_state(&self, id: &NodeId, state: NodeState, message: &str) -> Result<(), ()> {
         tracing::info!(node = %id, ?state, message, "a node's state changes");
         let (id, message) = (id.clone(), message.to_owned());
-        let action = Action::SetNodeStatus { id, state, message, description: None };
+        // Refused where the node was removed meanwhile.
+        self.propose(Action::SetNodeStatus { id, state, message, description: None }).await
+    }
+
+    /// Fails when there is no point in going on.
+    async fn propose(&self, action: Action) -> Result<(), ()> {
         match self.cluster.propose(Command::now(action)).await {
-            // Refused: the node was removed meanwhile.
             Ok(_) | Err(ProposeError::Refused(_)) => Ok(()),
             Err(ProposeError::Storage(_) | ProposeError::Stopped) => Err(()),
         }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::handshake::{Admitted, Denied, admit};
 use super::registry::Epoch;
 use super::{HANDSHAKE_TIMEOUT, Server, SessionError, view};
-use crate::apply::report_changes;
+use crate::apply::{network_on_route, report_changes};
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
 
@@ -71,6 +71,7 @@ where
         Err(denied) => return Err(writer.deny(denied).await),
     };
     drop(handshake);
+    warn_of_routes(server, &node);
     let (epoch, killed) = server.registry().connect(&node);
     let session = Session { server, node, epoch };
     let ended = tokio::select! {
@@ -81,6 +82,16 @@ where
     server.registry().disconnect(&session.node, epoch);
     tracing::info!(node = %session.node, ended = ?ended.as_ref().err().map(ToString::to_string), "a session ended");
     ended
+}
+
+/// A network can't move out of the way of a node that joins, or that gets another route.
+fn warn_of_routes(server: &Server, node: &NodeId) {
+    let state = server.cluster.state();
+    let Some(node) = state.nodes.get(node) else { return };
+    if let Some((network, route)) = network_on_route(&state, node) {
+        let (node, network) = (&node.description.hostname, &network.spec.name);
+        tracing::warn!(%node, %route, %network, "a network and a route of a node overlap: its tasks can't reach what is behind the route");
+    }
 }
 
 impl Session<'_> {
@@ -121,7 +132,9 @@ impl Session<'_> {
         }
         tracing::info!(node = %self.node, dataplane = description.dataplane, "a node describes itself anew");
         let (id, state, message) = (self.node.clone(), NodeState::Ready, String::new());
-        self.propose(Action::SetNodeStatus { id, state, message, description: Some(description) }).await
+        self.propose(Action::SetNodeStatus { id, state, message, description: Some(description) }).await?;
+        warn_of_routes(self.server, &self.node);
+        Ok(())
     }
 
     async fn leave(&self) -> Result<(), SessionError> {

@@ -179,6 +179,15 @@ impl Registry {
         self.expected.get(node).map_or(heard, |expected| heard.max(*expected)).elapsed()
     }
 
+    /// Up to which index every node that is not given up has applied the table, however long one of them takes: what
+    /// was removed by then is forgotten everywhere.
+    pub(super) fn acknowledged(&self, state: &State) -> u64 {
+        let has_left = |node: &Arc<Node>| self.nodes.get(&node.id).is_some_and(|entry| entry.left);
+        let live = state.nodes.values().filter(|node| !node.is_down() && !has_left(node));
+        let applied = live.map(|node| self.nodes.get(&node.id).map_or(0, Entry::effective));
+        applied.min().unwrap_or(state.index).min(state.index)
+    }
+
     /// The settled index; it never goes back.
     pub(super) fn settled(&mut self, state: &State) -> u64 {
         let now = Instant::now();
@@ -242,6 +251,32 @@ mod tests {
         assert_eq!(registry.settled(&state(11, &["a", "b"])), 10);
         tokio::time::advance(Duration::from_secs(6)).await;
         assert_eq!(registry.settled(&state(11, &["a", "b"])), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_acknowledged_waits_for_every_live_node_however_long() {
+        let mut registry = Registry::new();
+        let (a, b) = (NodeId::from("a"), NodeId::from("b"));
+        let (epoch_a, _kill_a) = registry.connect(&a);
+        let (epoch_b, _kill_b) = registry.connect(&b);
+        registry.sent(&a, epoch_a, 10, true);
+        assert_eq!(registry.acknowledged(&state(10, &["a", "b"])), 0, "b has no table yet");
+        registry.sent(&b, epoch_b, 10, true);
+        assert_eq!(registry.acknowledged(&state(10, &["a", "b"])), 10);
+        registry.sent(&a, epoch_a, 11, false);
+        registry.applied(&a, epoch_a, 11);
+        registry.sent(&b, epoch_b, 11, false);
+        registry.disconnect(&b, epoch_b);
+        tokio::time::advance(Duration::from_hours(1)).await;
+        let mut state = state(12, &["a", "b", "c"]);
+        assert_eq!(registry.acknowledged(&state), 0, "c was never heard of");
+        state.nodes.remove(&NodeId::from("c"));
+        assert_eq!((registry.acknowledged(&state), registry.settled(&state)), (10, 11));
+        let down = |node: &mut crate::model::Node| node.status.state = mesh_api::table::NodeState::Down;
+        down(Arc::make_mut(&mut state.nodes[&b]));
+        assert_eq!(registry.acknowledged(&state), 11);
+        registry.leave(&a, epoch_a);
+        assert_eq!(registry.acknowledged(&state), 12, "nobody is left to ask");
     }
 
     #[tokio::test(start_paused = true)]

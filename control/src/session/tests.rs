@@ -20,7 +20,7 @@ use super::{Server, SessionError, view};
 use crate::cluster::{Cluster, InitRequest};
 use crate::command::{Action, Command};
 use crate::leader::Leader;
-use crate::model::State;
+use crate::model::{PortConfig, State};
 use crate::orchestrator::run::run;
 use crate::store::journal::Journal;
 use crate::store::memory::MemoryKv;
@@ -418,6 +418,21 @@ async fn a_peer_that_says_nothing_is_dropped() {
     assert_eq!(server.handshakes.available_permits(), super::HANDSHAKES_MAX);
 }
 
+#[test]
+fn a_services_record_says_its_stack_and_its_ports_names() {
+    let mut world = World::new(&["n1"]);
+    let mut web = service("site_web", 1);
+    web.labels.insert("com.docker.stack.namespace".into(), "site".into());
+    web.endpoint.ports =
+        vec![PortConfig { name: "http".into(), ..ingress_port(8080, 80) }, ingress_port(8081, 81)];
+    let ids = [world.create_service(web), world.create_service(service("plain", 1))];
+    let table = view::table(&world.state, &"n1".into()).unwrap();
+    let [web, plain] = ids.map(|id| table.services[&id].clone());
+    assert_eq!((&*web.stack, &*plain.stack), ("site", ""));
+    let names: Vec<_> = web.ports.iter().map(|port| (&*port.name, port.target)).collect();
+    assert_eq!(names, [("http", 80), ("", 81)]);
+}
+
 fn set_return_path(world: &mut World, return_path: &str) {
     let cluster = world.state.cluster.clone().unwrap();
     let mut spec = cluster.spec.clone();
@@ -470,6 +485,23 @@ fn a_record_follows_labels_of_the_service_the_nodes_and_the_cluster() {
 }
 
 #[test]
+fn a_networks_record_has_its_mtu_and_every_subnet() {
+    let mut world = World::new(&["n1"]);
+    let mut spec = crate::testing::network("app");
+    spec.options.insert("com.docker.network.driver.mtu".into(), "1400".into());
+    world.must(Action::CreateNetwork { id: "app".into(), spec });
+    let before = world.state.clone();
+    let (network, config) = ("app".into(), crate::model::IpamConfig::default());
+    world.must(Action::AddSubnet { network, config });
+    let changes = view::changes(&before, &world.state, &"n1".into());
+    let [Change::Network(record)] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!(record.mtu, Some(1400));
+    let subnets: Vec<String> = record.subnets.iter().map(|subnet| subnet.cidr.to_string()).collect();
+    assert_eq!(subnets, ["10.0.1.0/24", "10.0.2.0/24"]);
+    assert_eq!(view::table(&before, &"n1".into()).unwrap().networks[&"ingress-id".into()].mtu, None);
+}
+
+#[test]
 fn deltas_lead_to_the_same_table_as_a_snapshot() {
     let mut world = World::new(&["n1", "n2"]);
     world.create_network("app");
@@ -495,6 +527,10 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
             2 => world.label_node("n2", "edge", "yes"),
             3 => world.update_service(&id, |spec| spec.task.force_update = 1),
             4 => set_return_path(&mut world, "direct"),
+            5 => {
+                let (network, config) = ("net-app".into(), crate::model::IpamConfig::default());
+                world.must(Action::AddSubnet { network, config });
+            }
             6 => world.set_node_state("n1", NodeState::Down),
             7 => drop(world.must(Action::RemoveNode { id: "n1".into(), force: true })),
             8 => world.label_node("n2", "shoal.weight", "7"),
@@ -528,4 +564,34 @@ async fn a_node_is_not_given_up_between_its_admission_and_its_session() {
     tokio::time::advance(Duration::from_secs(20)).await;
     let given_up = server.verdict(&server.cluster.state().nodes[&node]);
     assert_eq!(given_up.map(|(state, _)| state), Some(NodeState::Down));
+}
+
+#[tokio::test]
+async fn a_freed_address_waits_until_every_live_node_has_applied_its_end() {
+    let mut world = World::new(&["n1", "n2"]);
+    let id = world.create_service({
+        let mut web = service("web", 0);
+        web.endpoint.ports.push(ingress_port(8080, 80));
+        web
+    });
+    world.must(Action::RemoveService { id });
+    let freed_at = world.state.index;
+    assert_eq!(world.state.freed.len(), 1);
+    let (_dir, server) = server_in_memory(&world);
+    tokio::time::pause();
+    let (first, second) = (NodeId::from("n1"), NodeId::from("n2"));
+    let (epoch_first, _kill_first) = server.registry().connect(&first);
+    let (epoch_second, _kill_second) = server.registry().connect(&second);
+    server.registry().sent(&first, epoch_first, freed_at, true);
+    server.registry().sent(&second, epoch_second, freed_at, false);
+    let liveness = tokio::spawn(Arc::clone(&server).watch_liveness());
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(server.cluster.state().counters.acknowledged, 0, "n2 is slow, and alive");
+    server.registry().applied(&second, epoch_second, freed_at);
+    let mut states = server.cluster.watch();
+    states.wait_for(|state| state.counters.acknowledged >= freed_at).await.unwrap();
+    let index = server.cluster.state().index;
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(server.cluster.state().index, index, "nothing is noted that nothing waits for");
+    liveness.abort();
 }

@@ -20,6 +20,9 @@ use crate::model::{
     ClusterObject, Network, Node, PortConfig, Service, State, Subnet, Task, TaskEndpoint, Vip, WARM,
 };
 
+/// The label by which `docker stack deploy` marks what it makes.
+const STACK: &str = "com.docker.stack.namespace";
+
 /// The whole table for `node`; `None` before the cluster's first command.
 pub fn table(state: &State, node: &NodeId) -> Option<Table> {
     let task = |task: &Arc<Task>| task_record(state, task, node).map(|record| (record.id.clone(), record));
@@ -197,6 +200,7 @@ fn network_record(network: &Network) -> NetworkRecord {
         subnet6: *subnet6,
         internal: spec.internal,
         ingress: spec.ingress,
+        mtu: spec.mtu().unwrap_or_default(),
     }
 }
 
@@ -206,6 +210,7 @@ fn service_record(state: &State, service: &Service) -> ServiceRecord {
     ServiceRecord {
         id: id.clone(),
         name: spec.name.clone(),
+        stack: spec.labels.get(STACK).map(String::as_str).unwrap_or_default().into(),
         endpoint_mode: spec.endpoint.mode,
         vips: endpoint.vips.iter().map(vip_record).collect(),
         ports: endpoint.ports.iter().map(port_record).collect(),
@@ -235,8 +240,14 @@ fn vip_record(vip: &Vip) -> VipRecord {
 }
 
 fn port_record(port: &PortConfig) -> PortRecord {
-    let PortConfig { name: _, protocol, target, published, mode } = port;
-    PortRecord { protocol: *protocol, target: *target, published: *published, mode: *mode }
+    let PortConfig { name, protocol, target, published, mode } = port;
+    PortRecord {
+        name: name.as_str().into(),
+        protocol: *protocol,
+        target: *target,
+        published: *published,
+        mode: *mode,
+    }
 }
 
 fn task_record(state: &State, task: &Task, viewer: &NodeId) -> Option<TaskRecord> {

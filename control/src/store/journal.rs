@@ -73,7 +73,8 @@ impl Journal {
         let mut state = snapshot::load(dir)?.unwrap_or_default();
         let snapshot_at = AtomicU64::new(state.index);
         let journal = Self { kv, dir: dir.to_owned(), snapshot_every, snapshot_at };
-        let is_old = journal.format()? < FORMAT;
+        let format = journal.format()?;
+        let is_old = format < FORMAT;
         let Some(last) = journal.last_index()? else {
             if is_old {
                 journal.set_format()?;
@@ -84,13 +85,16 @@ impl Journal {
         if last < state.index {
             return Err(journal.damaged(format!("it ends at {last}, before its snapshot's {}", state.index)));
         }
+        if is_old {
+            upgrade::begin(&mut state);
+        }
         while state.index < last {
             let from = state.index + 1;
             for mut entry in journal.read(from, last.min(from + CHUNK - 1) + 1)? {
                 if entry.index != state.index + 1 {
                     return Err(journal.damaged(format!("entry {} is missing", state.index + 1)));
                 }
-                if is_old {
+                if format == 1 {
                     upgrade::command(&mut entry.command);
                 }
                 let (next, _) = apply(&state, entry.index, &entry.command).map_err(|refusal| {
@@ -103,6 +107,7 @@ impl Journal {
             }
         }
         if is_old {
+            upgrade::end(&mut state);
             // A snapshot takes the place of the entries, so that no log has entries of two formats.
             journal.snapshot(&state)?;
             journal.set_format()?;

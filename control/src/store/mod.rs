@@ -13,8 +13,8 @@ mod upgrade;
 use std::io;
 use std::path::PathBuf;
 
-/// The format of what is on disk. Format 1 is read as well.
-pub const FORMAT: u32 = 2;
+/// The format of what is on disk. Earlier ones are read as well.
+pub const FORMAT: u32 = 3;
 
 /// Why the store can't be opened, read or written.
 #[derive(Debug, thiserror::Error)]

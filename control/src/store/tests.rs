@@ -248,9 +248,13 @@ fn only_the_owner_reads_what_holds_the_tokens() {
 const FORMAT_1_LOG: &str = include_str!("testdata/format1-log.jsonl");
 const FORMAT_1_SNAPSHOT: &[u8] = include_bytes!("testdata/format1-snapshot.json");
 
-fn log_of_format_1() -> MemoryKv {
+/// What a world of format 2 left, likewise.
+const FORMAT_2_LOG: &str = include_str!("testdata/format2-log.jsonl");
+const FORMAT_2_SNAPSHOT: &[u8] = include_bytes!("testdata/format2-snapshot.json");
+
+fn log_of(commands: &str) -> MemoryKv {
     let kv = MemoryKv::default();
-    for (command, index) in FORMAT_1_LOG.lines().zip(1_u64..) {
+    for (command, index) in commands.lines().zip(1_u64..) {
         let key = [&b"L"[..], &index.to_be_bytes(), &0_u16.to_be_bytes()].concat();
         kv.commit(vec![Op::Put(key, command.into())]).unwrap();
     }
@@ -260,7 +264,7 @@ fn log_of_format_1() -> MemoryKv {
 #[test]
 fn what_format_1_left_is_read_and_becomes_of_this_format() {
     let dir = tempfile::tempdir().unwrap();
-    let kv = log_of_format_1();
+    let kv = log_of(FORMAT_1_LOG);
     let (journal, state) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
     assert_eq!(kv.len(), 1, "a snapshot took the entries' place, and the format is noted");
     assert_eq!(Journal::recover(dir.path(), Box::new(kv), 1000).unwrap().1, state);
@@ -283,22 +287,49 @@ fn what_format_1_left_is_read_and_becomes_of_this_format() {
 }
 
 #[test]
+fn addresses_given_out_in_format_2_stay_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = log_of(FORMAT_2_LOG);
+    kv.commit(vec![Op::Put("F".into(), 2_u32.to_be_bytes().to_vec())]).unwrap();
+    let (journal, state) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
+    assert_eq!(kv.len(), 1, "a snapshot took the entries' place, and the format is noted");
+    assert_eq!(Journal::recover(dir.path(), Box::new(kv), 1000).unwrap().1, state);
+    drop(journal);
+    assert!(
+        state.freed.is_empty() && state.counters.acknowledged == 0,
+        "addresses that are freed from here on rest"
+    );
+
+    let labels = &state.service_by_name("web").unwrap().spec.labels;
+    assert_eq!(labels["shoal.affinity"], "client-ip");
+    // The subnet has five addresses: they went round.
+    let addrs = state.tasks.values().filter(|task| task.service_name == "web");
+    let addrs: Vec<String> = addrs.map(|task| task.endpoints[0].addr.unwrap().to_string()).collect();
+    assert_eq!(addrs, ["192.0.2.4", "192.0.2.5", "192.0.2.6"]);
+
+    let snapshots = tempfile::tempdir().unwrap();
+    std::fs::write(snapshots.path().join("snapshot-00000000000000000033.json"), FORMAT_2_SNAPSHOT).unwrap();
+    let (_, of_snapshot) = Journal::recover(snapshots.path(), Box::<MemoryKv>::default(), 1000).unwrap();
+    assert_eq!(of_snapshot, state, "the log and its snapshot lead to the same state");
+}
+
+#[test]
 fn what_a_later_version_wrote_is_refused_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let kv = MemoryKv::default();
-    kv.commit(vec![Op::Put("F".into(), 3_u32.to_be_bytes().to_vec())]).unwrap();
+    kv.commit(vec![Op::Put("F".into(), 4_u32.to_be_bytes().to_vec())]).unwrap();
     let error = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap_err();
     assert!(
-        error.to_string().contains("has format 3") && error.to_string().contains("start the version"),
+        error.to_string().contains("has format 4") && error.to_string().contains("start the version"),
         "{error}"
     );
 
-    let body = br#"{"format":3,"state":"in another shape"}"#;
+    let body = br#"{"format":4,"state":"in another shape"}"#;
     let digest = super::snapshot::hex(&Sha256::digest(body));
     let file = [digest.as_bytes(), b"\n", body].concat();
     std::fs::write(dir.path().join("snapshot-00000000000000000010.json"), file).unwrap();
     let error = Journal::recover(dir.path(), Box::<MemoryKv>::default(), 1000).unwrap_err();
-    assert!(matches!(error, StoreError::Format { format: 3, .. }), "{error}");
+    assert!(matches!(error, StoreError::Format { format: 4, .. }), "{error}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! What format 1 (Shoal 0.1) left on disk, as this version means it: the ingress network had no IPv6 subnet, and labels
-//! that begin with `shoal.` were an operator's own.
+//! What earlier formats left on disk, as this version means it. In format 1, the ingress network had no IPv6 subnet, and
+//! labels that begin with `shoal.` were an operator's own. In formats 1 and 2, a freed address could be given out again
+//! at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +39,16 @@ pub(super) fn state(state: &mut State) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Makes a state ready for commands of format 1 or 2: they give out the addresses that they did then.
+pub(super) fn begin(state: &mut State) {
+    state.counters.acknowledged = u64::MAX;
+}
+
+/// After the last such command: from here on, freed addresses rest.
+pub(super) fn end(state: &mut State) {
+    state.counters.acknowledged = 0;
+}
+
 /// A command of format 1, so that it has the same effect and is refused no more than then.
 pub(super) fn command(command: &mut Command) {
     match &mut command.action {
@@ -49,10 +60,12 @@ pub(super) fn command(command: &mut Command) {
         | Action::SetNodeStatus { .. }
         | Action::RemoveNode { .. }
         | Action::CreateNetwork { .. }
+        | Action::AddSubnet { .. }
         | Action::RemoveNetwork { .. }
         | Action::RollbackService { .. }
         | Action::RemoveService { .. }
         | Action::ReportTasks { .. }
+        | Action::Acknowledge { .. }
         | Action::Orchestrate { .. } => {}
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use mesh_api::id::NetworkId;
 use mesh_api::table::{Subnet6Record, SubnetRecord, Table, TaskRecord, TaskSpec};
 
+use crate::dns::resolv_conf::for_task;
 use crate::links::{DefaultRoute, EndpointLink, TaskAddress, TaskNetwork, host_link_name};
 use crate::runtime::layout::InitSpec;
 use crate::runtime::{ImageError, Runtime, TaskNames};
@@ -53,11 +54,12 @@ pub(super) struct LinkPlan {
     pub(super) ipv6: bool,
 }
 
-/// Works out how to make a task on the node called `node_name`.
+/// Works out how to make a task on the node called `node_name`, whose own resolv.conf is `resolv_conf`.
 pub(super) fn assign(
     table: &Table,
     task: &TaskRecord,
     node_name: &str,
+    resolv_conf: &str,
     plan: LinkPlan,
 ) -> Result<Assignment, AssignError> {
     let spec = TaskSpec::clone(task.spec.as_deref().ok_or(AssignError::NoSpec)?);
@@ -95,7 +97,7 @@ pub(super) fn assign(
     let names = TaskNames {
         task: task.name.to_string(),
         node: node_name.to_owned(),
-        nameserver,
+        resolv_conf: nameserver.map(|server| for_task(resolv_conf, server)).unwrap_or_default(),
         addresses: task.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
     };
     let init = Runtime::plan(&task.id, &spec, &names)?;
@@ -136,6 +138,7 @@ pub(super) mod tests {
                 }),
                 internal: id == "back",
                 ingress: id == "ingress",
+                mtu: None,
             };
             table.networks.insert(record.id.clone(), record);
         }
@@ -181,7 +184,7 @@ pub(super) mod tests {
     const PLAN: LinkPlan = LinkPlan { mtu: 1450, ipv6: true };
 
     fn assigned(networks: &[&str]) -> Assignment {
-        assign(&table(), &task(ID, "shoal/whoami", &[], networks), "h", PLAN).unwrap()
+        assign(&table(), &task(ID, "shoal/whoami", &[], networks), "h", "search example.com", PLAN).unwrap()
     }
 
     fn routes(assignment: &Assignment) -> Vec<String> {
@@ -201,7 +204,8 @@ pub(super) mod tests {
         for (networks, expected, nameserver) in cases {
             let assignment = assigned(networks);
             assert_eq!(routes(&assignment), *expected, "{networks:?}");
-            let expected = nameserver.map(|number| format!("nameserver 10.0.{number}.1\noptions ndots:0\n"));
+            let expected = nameserver
+                .map(|number| format!("nameserver 10.0.{number}.1\nsearch example.com\noptions ndots:0\n"));
             assert_eq!(assignment.init.resolv_conf, expected.unwrap_or_default(), "{networks:?}");
         }
     }
@@ -218,7 +222,7 @@ pub(super) mod tests {
         assert_eq!(addresses(&assigned(&all))[..4], expected);
         assert_eq!(addresses(&assigned(&all))[4], "eth2 fd00:3::a00:205/96");
         let plan = LinkPlan { ipv6: false, ..PLAN };
-        let without = assign(&table(), &task(ID, "shoal/whoami", &[], &all), "h", plan).unwrap();
+        let without = assign(&table(), &task(ID, "shoal/whoami", &[], &all), "h", "", plan).unwrap();
         assert!(without.network.addresses.iter().all(|address| address.addr.is_ipv4()));
         assert_eq!(routes(&without), ["10.0.0.1 eth0"]);
     }
@@ -244,9 +248,9 @@ pub(super) mod tests {
 
     #[test]
     fn what_can_not_be_made_says_why() {
-        let unknown = assign(&table(), &task(ID, "nginx", &[], &[]), "h", PLAN);
+        let unknown = assign(&table(), &task(ID, "nginx", &[], &[]), "h", "", PLAN);
         assert!(matches!(unknown, Err(AssignError::Image(_))));
-        let nowhere = assign(&table(), &task(ID, "shoal/whoami", &[], &["gone"]), "h", PLAN);
+        let nowhere = assign(&table(), &task(ID, "shoal/whoami", &[], &["gone"]), "h", "", PLAN);
         assert!(matches!(nowhere, Err(AssignError::NoSubnet { .. })));
     }
 }

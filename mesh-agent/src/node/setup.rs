@@ -23,7 +23,7 @@ use crate::links::{
 use crate::session::Membership;
 
 /// Where the host's resolvers are named.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The least MTU that an overlay can work with: what IPv4 asks of every host (RFC 791).
 const MTU_MIN: u32 = 576;
 

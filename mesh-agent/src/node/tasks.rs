@@ -13,7 +13,7 @@ use super::assign::{AssignError, Assignment, assign};
 use super::driver::{End, Event, StopPlan};
 use super::plan::{Drain, Phase, TaskView};
 use super::plane::Plane;
-use super::setup::NodeError;
+use super::setup::{NodeError, RESOLV_CONF};
 use super::{Worker, status};
 use crate::dataplane::LocalEndpoint;
 use crate::links::{LinkError, Links, TaskNetwork};
@@ -69,8 +69,10 @@ impl LocalTask {
 impl<P: Plane> Worker<P> {
     pub(super) fn start(&mut self, id: &TaskId) {
         let (hostname, plan) = (&self.config.hostname, self.setup.link_plan());
-        let assigned =
-            self.with_table(|table| table.tasks.get(id).map(|record| assign(table, record, hostname, plan)));
+        let resolv_conf = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+        let assigned = self.with_table(|table| {
+            table.tasks.get(id).map(|record| assign(table, record, hostname, &resolv_conf, plan))
+        });
         let Some(assigned) = assigned.flatten() else { return };
         let assignment = match assigned {
             Ok(assignment) => assignment,
@@ -355,7 +357,8 @@ impl<P: Plane> Worker<P> {
             // Without the task's record, its links are only resized.
             let assigned = self.with_table(|table| {
                 let record = table.tasks.get(id)?;
-                assign(table, record, &self.config.hostname, plan).ok()
+                // Its files stay as they are.
+                assign(table, record, &self.config.hostname, "", plan).ok()
             });
             let network = assigned.flatten().map(|Assignment { network, .. }| network);
             if let Err(error) = refresh_inside(pid, task.endpoints.len(), plan.mtu, network).await {

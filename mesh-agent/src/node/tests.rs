@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Mutex;
 
-use hickory_server::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_server::proto::rr::{Name, RecordType};
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
 use mesh_api::table::{BalancingRecord, EndpointMode, Role, ServiceRecord, TaskRecord, VipRecord};
 use tempfile::TempDir;
 
@@ -582,6 +582,7 @@ fn tasks_ask_for_names_by_their_aliases() {
         let service = ServiceRecord {
             id: "db".into(),
             name,
+            stack: "".into(),
             endpoint_mode: EndpointMode::Vip,
             vips: vec![vip],
             ports: vec![],
@@ -610,9 +611,9 @@ fn tasks_ask_for_names_by_their_aliases() {
             (ResponseCode::NoError, vec!["10.0.1.2".to_owned()]),
             (ResponseCode::NoError, vec![]),
             (ResponseCode::NoError, vec!["fd00:3::a00:205".to_owned()]),
-            (ResponseCode::NoError, vec![format!("web.1.{T1}.")]),
+            (ResponseCode::NoError, vec![format!("web.1.{T1}.back.")]),
             (ResponseCode::NXDomain, vec![]),
-            (ResponseCode::NoError, vec!["db.".to_owned()]),
+            (ResponseCode::NoError, vec!["db.front.".to_owned()]),
             (ResponseCode::Refused, vec![]),
         ];
         assert_eq!(asked.await.unwrap(), expected);

@@ -87,8 +87,8 @@ pub struct TaskNames {
     pub task: String,
     /// The node's host name.
     pub node: String,
-    /// The name server for resolv.conf.
-    pub nameserver: Option<Ipv4Addr>,
+    /// The content of /etc/resolv.conf.
+    pub resolv_conf: String,
     /// The addresses, of which the first stands for the host name.
     pub addresses: Vec<Ipv4Addr>,
 }
@@ -155,10 +155,7 @@ impl Runtime {
         env.push(format!("SHOAL_TASK_ID={task}"));
         env.push(format!("SHOAL_NODE={}", names.node));
         env.push(format!("SHOAL_SERVICE={}", spec.service_name));
-        let resolv_conf = match names.nameserver {
-            Some(server) => format!("nameserver {server}\noptions ndots:0\n"),
-            None => String::new(),
-        };
+        let resolv_conf = names.resolv_conf.clone();
         let own = names.addresses.first().map(|addr| format!("{addr}\t{hostname}\n")).unwrap_or_default();
         let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}");
         let (dir, user) = (spec.dir.clone(), spec.user.clone());

@@ -54,7 +54,7 @@ impl Fixture {
         let names = TaskNames {
             task: "web.1.x".to_owned(),
             node: "here".to_owned(),
-            nameserver: Some(GATEWAY),
+            resolv_conf: format!("nameserver {GATEWAY}\noptions ndots:0\n"),
             addresses: vec![ADDR],
         };
         let init = Runtime::plan(&TASK.into(), spec, &names)?;

@@ -109,6 +109,7 @@ fn service(id: &str) -> ServiceRecord {
     ServiceRecord {
         id: id.into(),
         name: id.to_owned(),
+        stack: "".into(),
         endpoint_mode: mesh_api::table::EndpointMode::Vip,
         vips: Vec::new(),
         ports: Vec::new(),

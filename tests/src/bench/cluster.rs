@@ -43,6 +43,7 @@ pub fn table(services: u32, tasks_each: u32) -> Result<Table> {
         subnet6: Some(Subnet6Record { cidr: "fd00:1::/64".parse()?, gateway: "fd00:1::a00:1".parse()? }),
         internal: false,
         ingress: true,
+        mtu: None,
     };
     table.networks.insert(network.id.clone(), network);
     let services = (0..services).map(service).collect::<Result<Vec<_>>>()?;
@@ -89,6 +90,7 @@ fn service(number: u32) -> Result<ServiceRecord> {
     Ok(ServiceRecord {
         id: ServiceId::from(format!("{number:0>25}")),
         name: format!("service-{number}"),
+        stack: "".into(),
         endpoint_mode: EndpointMode::Vip,
         vips: vec![VipRecord {
             network: ingress(),
@@ -96,6 +98,7 @@ fn service(number: u32) -> Result<ServiceRecord> {
             aliases: Vec::new(),
         }],
         ports: vec![PortRecord {
+            name: "".into(),
             protocol: Protocol::Tcp,
             target: TARGET_PORT,
             published: u16::try_from(published).context("more services than ports")?,

@@ -1,10 +1,13 @@
 //! What `docker network create` asks for, read and checked.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::VNI_OPTION;
+use crate::apply::has_room;
 use crate::docker::error::{ApiError, ApiResult};
 use crate::docker::names;
 use crate::docker::wire::network as wire;
@@ -14,10 +17,9 @@ use crate::model::{Ipam6Config, IpamConfig, NetworkSpec, labels};
 const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "default"];
 
 /// Options of Docker's overlay driver that have an effect there and would have none here.
-const OPTIONS_REFUSED: [(&str, &str); 4] = [
+const OPTIONS_REFUSED: [(&str, &str); 3] = [
     ("encrypted", "encryption is not in this version of Shoal, and the network would carry cleartext"),
     ("com.docker.network.driver.overlay.encrypted", "encryption is not in this version of Shoal"),
-    ("com.docker.network.driver.mtu", "the MTU follows from the underlay's"),
     (VNI_OPTION, "identifiers are given by the managers"),
 ];
 
@@ -56,11 +58,6 @@ pub(super) fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
             scope.unwrap_or_default()
         )));
     }
-    if ingress == Some(true) {
-        return Err(ApiError::unsupported(
-            "Ingress: every cluster has its ingress network already (leave out --ingress)",
-        ));
-    }
     let config_from = config_from.and_then(|from| from.get("Network")?.as_str().map(str::to_owned));
     if config_only == Some(true) || config_from.is_some_and(|network| !network.is_empty()) {
         return Err(ApiError::unsupported(
@@ -98,25 +95,32 @@ pub(super) fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
         options,
         internal: internal.unwrap_or_default(),
         attachable: attachable.unwrap_or_default(),
-        ingress: false,
+        ingress: ingress.unwrap_or_default(),
         ipam,
         ipam6,
     })
 }
 
-/// The IPv4 entries, and IPv6 if the network is to have it.
+/// What a request asks for as another subnet of a network, checked.
+pub(super) fn another_subnet(config: &wire::IpamConfigRequest) -> ApiResult<IpamConfig> {
+    match subnet(config.subnet.as_deref(), "Subnet", "invalid subnet")? {
+        Some(IpNet::V6(subnet)) => Err(ApiError::invalid(format!(
+            "Subnet: {subnet} is IPv6, and a network has one such subnet, from when it is made: give an IPv4 subnet"
+        ))),
+        Some(IpNet::V4(subnet)) => ipam_config(config, Some(subnet), ""),
+        None => ipam_config(config, None, ""),
+    }
+}
+
+/// The IPv4 entries, and IPv6 if the network is to have it. Errors name an entry's fields with `entry` before them.
 fn ipam_configs(
     configs: &[wire::IpamConfigRequest],
     ipv6: bool,
 ) -> ApiResult<(Vec<IpamConfig>, Option<Ipam6Config>)> {
     let (mut ipam, mut ipam6) = (Vec::new(), ipv6.then(Ipam6Config::default));
     for (at, config) in configs.iter().enumerate() {
-        if config.aux_address.as_ref().is_some_and(|aux| !aux.is_empty()) {
-            return Err(ApiError::unsupported(format!(
-                "IPAM.Config[{at}].AuxiliaryAddresses: not supported (leave out --aux-address)"
-            )));
-        }
-        let field = format!("IPAM.Config[{at}].Subnet");
+        let entry = &format!("IPAM.Config[{at}].");
+        let field = format!("{entry}Subnet");
         match subnet(config.subnet.as_deref(), &field, "invalid subnet")? {
             Some(IpNet::V6(subnet)) => match &mut ipam6 {
                 None => {
@@ -130,19 +134,19 @@ fn ipam_configs(
                          --subnet"
                     )));
                 }
-                Some(ipam6) => *ipam6 = ipam6_config(config, subnet, at)?,
+                Some(ipam6) => *ipam6 = ipam6_config(config, subnet, entry)?,
             },
-            Some(IpNet::V4(subnet)) => ipam.push(ipam_config(config, Some(subnet), at)?),
-            None => ipam.push(ipam_config(config, None, at)?),
+            Some(IpNet::V4(subnet)) => ipam.push(ipam_config(config, Some(subnet), entry)?),
+            None => ipam.push(ipam_config(config, None, entry)?),
         }
     }
     Ok((ipam, ipam6))
 }
 
-fn ipam6_config(config: &wire::IpamConfigRequest, subnet: Ipv6Net, at: usize) -> ApiResult<Ipam6Config> {
+fn ipam6_config(config: &wire::IpamConfigRequest, subnet: Ipv6Net, entry: &str) -> ApiResult<Ipam6Config> {
     if config.ip_range.as_ref().is_some_and(|range| !range.is_empty()) {
         return Err(ApiError::unsupported(format!(
-            "IPAM.Config[{at}].IPRange: IPv6 addresses follow from IPv4 addresses: give the range of the IPv4 subnet \
+            "{entry}IPRange: IPv6 addresses follow from IPv4 addresses: give the range of the IPv4 subnet \
              (--ip-range)"
         )));
     }
@@ -150,51 +154,78 @@ fn ipam6_config(config: &wire::IpamConfigRequest, subnet: Ipv6Net, at: usize) ->
     let gateway = gateway.map(|text| {
         text.parse::<Ipv6Addr>().map_err(|_| {
             ApiError::invalid(format!(
-                "IPAM.Config[{at}].Gateway: invalid gateway {text}: expected an IPv6 address of {subnet}"
+                "{entry}Gateway: invalid gateway {text}: expected an IPv6 address of {subnet}"
             ))
         })
     });
-    Ok(Ipam6Config { subnet: Some(subnet), gateway: gateway.transpose()? })
+    let aux = aux_addresses(config.aux_address.as_ref(), entry, "IPv6")?;
+    Ok(Ipam6Config { subnet: Some(subnet), gateway: gateway.transpose()?, aux })
 }
 
 fn ipam_config(
     config: &wire::IpamConfigRequest,
     subnet: Option<Ipv4Net>,
-    at: usize,
+    entry: &str,
 ) -> ApiResult<IpamConfig> {
-    let range = range(config.ip_range.as_deref(), at)?;
+    let range = range(config.ip_range.as_deref(), entry)?;
     let gateway = match config.gateway.as_deref() {
         None | Some("") => None,
         Some(text) => Some(text.parse::<Ipv4Addr>().map_err(|_| {
             ApiError::invalid(format!(
-                "IPAM.Config[{at}].Gateway: invalid gateway {text}: expected an IPv4 address of the subnet"
+                "{entry}Gateway: invalid gateway {text}: expected an IPv4 address of the subnet"
             ))
         })?),
     };
-    if subnet.is_none() && (range.is_some() || gateway.is_some()) {
+    let aux = aux_addresses(config.aux_address.as_ref(), entry, "IPv4")?;
+    if subnet.is_none() && (range.is_some() || gateway.is_some() || !aux.is_empty()) {
         return Err(ApiError::invalid(format!(
-            "IPAM.Config[{at}].Subnet: missing: --ip-range and --gateway need a --subnet to be in"
+            "{entry}Subnet: missing: --ip-range, --gateway and --aux-address need a --subnet to be in"
         )));
     }
     if let (Some(subnet), Some(range)) = (subnet, range)
         && !subnet.contains(&range)
     {
         return Err(ApiError::invalid(format!(
-            "IPAM.Config[{at}].IPRange: ipam configuration: subnet {subnet} does not contain range {range}"
+            "{entry}IPRange: ipam configuration: subnet {subnet} does not contain range {range}"
         )));
     }
     if let (Some(subnet), Some(gateway)) = (subnet, gateway)
         && (!subnet.contains(&gateway) || gateway == subnet.network() || gateway == subnet.broadcast())
     {
         return Err(ApiError::invalid(format!(
-            "IPAM.Config[{at}].Gateway: ipam configuration: subnet {subnet} does not contain gateway {gateway} as a host"
+            "{entry}Gateway: ipam configuration: subnet {subnet} does not contain gateway {gateway} as a host"
         )));
     }
-    Ok(IpamConfig { subnet, range, gateway })
+    let config = IpamConfig { subnet, range, gateway, aux };
+    if !has_room(&config) {
+        return Err(ApiError::invalid(format!(
+            "{entry}IPRange: no address is left for tasks beside the gateway and the auxiliary addresses: give a \
+             larger --ip-range, or fewer of --aux-address"
+        )));
+    }
+    Ok(config)
 }
 
-fn range(text: Option<&str>, at: usize) -> ApiResult<Option<Ipv4Net>> {
-    let field = format!("IPAM.Config[{at}].IPRange");
+/// The addresses of one family that nobody is given.
+fn aux_addresses<A: FromStr>(
+    texts: Option<&BTreeMap<String, String>>,
+    entry: &str,
+    family: &str,
+) -> ApiResult<BTreeMap<String, A>> {
+    let addresses = texts.into_iter().flatten().map(|(name, text)| {
+        let addr = text.parse().map_err(|_| {
+            ApiError::invalid(format!(
+                "{entry}AuxiliaryAddresses: invalid address {text} ({name}): expected an {family} address of the \
+                 subnet (--aux-address {name}=ADDRESS)"
+            ))
+        });
+        Ok((name.clone(), addr?))
+    });
+    addresses.collect()
+}
+
+fn range(text: Option<&str>, entry: &str) -> ApiResult<Option<Ipv4Net>> {
+    let field = format!("{entry}IPRange");
     match subnet(text, &field, "invalid range")? {
         None => Ok(None),
         Some(IpNet::V4(range)) => Ok(Some(range)),

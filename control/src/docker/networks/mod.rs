@@ -17,8 +17,10 @@ use super::error::{ApiError, ApiResult};
 use super::filters::Filters;
 use super::local::Membership;
 use super::request::{Body, Params};
+use super::time;
 use super::wire::network as wire;
 use super::{Api, names};
+use crate::clock;
 use crate::command::{Action, Command};
 
 pub(super) use show::in_task as show_in_task;
@@ -40,13 +42,13 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
     }
     let used = used_networks(&api);
     let mut networks = visible(&api, false);
-    // Docker's `name` and `id` filters match anywhere in the text.
     networks.retain(|network| {
-        filters.any("name", |wanted| network.name.contains(wanted))
-            && filters.any("id", |wanted| network.id.contains(wanted))
+        filters.matches("name", &network.name)
+            && filters.matches("id", &network.id)
             && filters.any("driver", |wanted| wanted == network.driver)
             && filters.any("scope", |wanted| wanted == network.scope)
-            && filters.any("type", |wanted| (wanted == "builtin") == network.ingress)
+            // Built in are an engine's own: bridge, host and none.
+            && filters.any("type", |wanted| wanted == "custom")
             && filters.labels("label", &network.labels)
             && dangling.is_none_or(|dangling| dangling != used.contains(&network.id))
     });
@@ -101,6 +103,20 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(json!({ "Id": id, "Warning": "" }))))
 }
 
+/// `POST /shoal/v1/networks/{id}/subnets`, with what is one entry of `IPAM.Config` in `POST /networks/create`: gives a
+/// network another IPv4 subnet.
+pub(super) async fn add_subnet(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Body(request): Body<wire::IpamConfigRequest>,
+) -> ApiResult<Json<wire::Network>> {
+    let cluster = api.manager()?;
+    let network = names::network(&cluster.state(), &id)?.id.clone();
+    let config = ask::another_subnet(&request)?;
+    cluster.propose(Command::now(Action::AddSubnet { network: network.clone(), config })).await?;
+    Ok(Json(show::network(names::network(&cluster.state(), network.as_str())?)))
+}
+
 /// `DELETE /networks/{id}`.
 pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<StatusCode> {
     let cluster = api.manager()?;
@@ -112,7 +128,8 @@ pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Ap
 /// `POST /networks/prune`: removes the networks that no service and no task is on.
 pub(super) async fn prune(State(api): State<Api>, params: Params) -> ApiResult<Json<Value>> {
     let cluster = api.manager()?;
-    let filters = Filters::parse(params.get("filters"), &["label", "label!"])?;
+    let filters = Filters::parse(params.get("filters"), &["label", "label!", "until"])?;
+    let until_ns = until_ns(&filters)?;
     let state = cluster.state();
     let used = used_networks(&api);
     let mut deleted = Vec::new();
@@ -122,6 +139,7 @@ pub(super) async fn prune(State(api): State<Api>, params: Params) -> ApiResult<J
         if network.spec.ingress
             || used.contains(network.id.as_str())
             || kept
+            || until_ns.is_some_and(|until_ns| network.meta.created_ns > until_ns)
             || !filters.labels("label", labels)
         {
             continue;
@@ -132,6 +150,22 @@ pub(super) async fn prune(State(api): State<Api>, params: Params) -> ApiResult<J
         }
     }
     Ok(Json(json!({ "NetworksDeleted": deleted })))
+}
+
+/// Before when a network must have been made to be pruned, ns since the epoch.
+fn until_ns(filters: &Filters) -> ApiResult<Option<u64>> {
+    let mut values = filters.values("until");
+    let Some(text) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::invalid("invalid filter 'until': more than one until filter specified"));
+    }
+    let ns = time::point_ns(text, clock::now_ns()).ok_or_else(|| {
+        ApiError::invalid(format!(
+            "invalid filter 'until={text}': expected a time such as 2026-01-31T12:00:00Z, seconds since 1970, or a duration such \
+             as 24h"
+        ))
+    });
+    ns.map(Some)
 }
 
 /// Networks that a service or a task is on.

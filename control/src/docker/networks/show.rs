@@ -11,7 +11,8 @@ use super::VNI_OPTION;
 use crate::docker::time::rfc3339;
 use crate::docker::wire::answer as task_wire;
 use crate::docker::wire::network as wire;
-use crate::model::Network;
+use crate::model::network::MTU_OPTION;
+use crate::model::{Network, NetworkSpec};
 
 /// The cluster's own record of a network.
 pub(super) fn network(network: &Network) -> wire::Network {
@@ -57,20 +58,46 @@ pub(super) fn record(network: &NetworkRecord) -> wire::Network {
         config_from: wire::ConfigFrom::default(),
         config_only: false,
         containers: BTreeMap::new(),
-        options: BTreeMap::from([(VNI_OPTION.to_owned(), network.vni.to_string())]),
+        options: record_options(network),
         labels: BTreeMap::new(),
         peers: Vec::new(),
         services: None,
     }
 }
 
+/// The subnets, with the ranges and auxiliary addresses that were asked for.
 fn configs(network: &Network) -> Vec<wire::IpamConfig> {
-    let subnets = network.subnets.iter().map(|subnet| ipam_config(subnet.cidr, subnet.gateway));
-    subnets.chain(network.subnet6.map(|subnet| ipam_config(subnet.cidr, subnet.gateway))).collect()
+    let NetworkSpec { ipam, ipam6, .. } = &network.spec;
+    // One automatic subnet was asked for by saying nothing.
+    let asked = ipam.iter().map(Some).chain(std::iter::repeat(None));
+    let ipv4 = network.subnets.iter().zip(asked).map(|(subnet, asked)| wire::IpamConfig {
+        ip_range: asked.and_then(|asked| asked.range).map(|range| range.to_string()).unwrap_or_default(),
+        auxiliary_addresses: asked.map(|asked| texts(&asked.aux)).unwrap_or_default(),
+        ..ipam_config(subnet.cidr, subnet.gateway)
+    });
+    let ipv6 = network.subnet6.map(|subnet| wire::IpamConfig {
+        auxiliary_addresses: ipam6.as_ref().map(|asked| texts(&asked.aux)).unwrap_or_default(),
+        ..ipam_config(subnet.cidr, subnet.gateway)
+    });
+    ipv4.chain(ipv6).collect()
 }
 
 fn ipam_config(subnet: impl Into<IpNet>, gateway: impl Into<IpAddr>) -> wire::IpamConfig {
-    wire::IpamConfig { subnet: subnet.into().to_string(), gateway: gateway.into().to_string() }
+    wire::IpamConfig {
+        subnet: subnet.into().to_string(),
+        ip_range: String::new(),
+        gateway: gateway.into().to_string(),
+        auxiliary_addresses: BTreeMap::new(),
+    }
+}
+
+fn texts<A: ToString>(addresses: &BTreeMap<String, A>) -> BTreeMap<String, String> {
+    addresses.iter().map(|(name, addr)| (name.clone(), addr.to_string())).collect()
+}
+
+fn record_options(network: &NetworkRecord) -> BTreeMap<String, String> {
+    let mtu = network.mtu.map(|mtu| (MTU_OPTION.to_owned(), mtu.to_string()));
+    mtu.into_iter().chain([(VNI_OPTION.to_owned(), network.vni.to_string())]).collect()
 }
 
 fn options(network: &Network) -> BTreeMap<String, String> {
@@ -165,6 +192,11 @@ fn mac(addr: Ipv4Addr) -> String {
     format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
+fn task_config(config: wire::IpamConfig) -> task_wire::TaskIpamConfig {
+    let wire::IpamConfig { subnet, ip_range: range, gateway, auxiliary_addresses: _ } = config;
+    task_wire::TaskIpamConfig { subnet, range, gateway }
+}
+
 /// A network as a task shows it.
 pub(in crate::docker) fn in_task(network: &Network) -> task_wire::TaskNetwork {
     let spec = &network.spec;
@@ -187,7 +219,7 @@ pub(in crate::docker) fn in_task(network: &Network) -> task_wire::TaskNetwork {
         driver_state: driver("overlay", options(network)),
         ipam_options: task_wire::IpamOptions {
             driver: driver("default", BTreeMap::new()),
-            configs: configs(network),
+            configs: configs(network).into_iter().map(task_config).collect(),
         },
     }
 }

@@ -14,6 +14,7 @@ use mesh_api::table::{NodeState, Role, Table, TaskState};
 use serde_json::Value;
 use tower::ServiceExt as _;
 
+use crate::apply::awaits;
 use crate::cluster::{self, Cluster};
 use crate::command::{Action, Command};
 use crate::docker::local::{
@@ -216,6 +217,12 @@ async fn run_tasks(cluster: Cluster) {
     let mut watched = cluster.watch();
     loop {
         let state = watched.borrow_and_update().clone();
+        let index = state.index;
+        if awaits(&state, index)
+            && cluster.propose(Command::now(Action::Acknowledge { index })).await.is_err()
+        {
+            return;
+        }
         for task in state.tasks.values() {
             let Some(node) = &task.node else { continue };
             let (observed, pid, exit_code) = match (task.desired, task.status.state) {

@@ -1,6 +1,8 @@
 //! The API over a host that is not there: its routes in tables of cases, and the real `docker` command line.
 
 mod cli;
+mod docker;
 mod host;
+mod networks;
 mod refusals;
 mod shapes;

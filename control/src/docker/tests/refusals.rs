@@ -345,6 +345,12 @@ async fn every_wrong_field_of_a_network_is_named() {
     }
     let ipam = |config: &str| format!(r#"{{"Name":"a","IPAM":{{"Config":[{config}]}}}}"#);
     let ipam6 = |config: &str| format!(r#"{{"Name":"a","EnableIPv6":true,"IPAM":{{"Config":[{config}]}}}}"#);
+    let mtu =
+        |text: &str| format!(r#"{{"Name":"a","Options":{{"com.docker.network.driver.mtu":"{text}"}}}}"#);
+    let mtu6 = |text: &str| mtu(text).replace(r#""Name":"a""#, r#""Name":"a","EnableIPv6":true"#);
+    let aux = |addr: &str| {
+        ipam(&format!(r#"{{"Subnet":"10.9.0.0/24","AuxiliaryAddresses":{{"router":"{addr}"}}}}"#))
+    };
     let six = r#"{"Name":"six","EnableIPv6":true,"IPAM":{"Config":[{"Subnet":"fd00:6::/64"}]}}"#;
     assert_eq!(client.post(create, six).await.0, StatusCode::CREATED);
     refused(
@@ -371,7 +377,25 @@ async fn every_wrong_field_of_a_network_is_named() {
                 400,
                 "label shoal.return is none",
             ),
-            ("POST", create, r#"{"Name":"a","Ingress":true}"#, 501, "Ingress"),
+            ("POST", create, r#"{"Name":"a","Ingress":true}"#, 409, "is already present"),
+            (
+                "POST",
+                create,
+                r#"{"Name":"a","Ingress":true,"Attachable":true}"#,
+                400,
+                "Attachable: ingress network",
+            ),
+            (
+                "POST",
+                create,
+                r#"{"Name":"a","Ingress":true,"Internal":true}"#,
+                400,
+                "Internal: the ingress network",
+            ),
+            ("POST", create, &mtu("1e3"), 400, "Options.com.docker.network.driver.mtu: '1e3' is not an MTU"),
+            ("POST", create, &mtu("575"), 400, "expected 576 to 65535"),
+            ("POST", create, &mtu("65536"), 400, "expected 576 to 65535"),
+            ("POST", create, &mtu6("1279"), 400, "expected 1280 to 65535"),
             ("POST", create, r#"{"Name":"a","ConfigOnly":true}"#, 501, "ConfigOnly"),
             ("POST", create, r#"{"Name":"a","Options":{"encrypted":""}}"#, 501, "Options.encrypted"),
             ("POST", create, r#"{"Name":"a","IPAM":{"Driver":"dhcp"}}"#, 501, "IPAM.Driver"),
@@ -435,15 +459,75 @@ async fn every_wrong_field_of_a_network_is_named() {
                 "IPAM.Config[0].IPRange",
             ),
             ("POST", create, &ipam(r#"{"Gateway":"10.8.0.1"}"#), 400, "IPAM.Config[0].Subnet: missing"),
+            (
+                "POST",
+                create,
+                &ipam(r#"{"AuxiliaryAddresses":{"a":"10.8.0.1"}}"#),
+                400,
+                "IPAM.Config[0].Subnet: missing",
+            ),
+            (
+                "POST",
+                create,
+                &aux("10.8.0.1"),
+                400,
+                "AuxiliaryAddresses: 10.8.0.1 (router) is not a host address",
+            ),
+            ("POST", create, &aux("10.9.0.1"), 400, "AuxiliaryAddresses: 10.9.0.1 (router) is the gateway"),
+            (
+                "POST",
+                create,
+                &aux("fd00::1"),
+                400,
+                "IPAM.Config[0].AuxiliaryAddresses: invalid address fd00::1",
+            ),
+            (
+                "POST",
+                create,
+                &ipam(r#"{"Subnet":"10.9.0.0/24","IPRange":"10.9.0.1/32"}"#),
+                400,
+                "IPAM.Config[0].IPRange: no address is left for tasks",
+            ),
+            ("POST", create, &ipam(r#"{"Subnet":"10.9.0.0/31"}"#), 400, "the prefix must be /8 to /30"),
+            (
+                "POST",
+                create,
+                &ipam(r#"{"Subnet":"255.255.255.255/32"}"#),
+                400,
+                "the prefix must be /8 to /30",
+            ),
             ("POST", create, &ipam(r#"{"Subnet":"10.0.0.0/24"}"#), 400, "overlaps"),
             ("DELETE", "/networks/nowhere", "", 404, "network nowhere not found"),
-            ("DELETE", "/networks/ingress", "", 400, "ingress network"),
             ("GET", "/networks/nowhere", "", 404, "network nowhere not found"),
         ],
     )
     .await;
     client.service("user", r#","Networks":[{"Target":"taken"}]"#).await;
-    refused(&client, &[("DELETE", "/networks/taken", "", 400, "is in use by service")]).await;
+    client.service("plain", "").await;
+    let subnets = "/shoal/v1/networks/taken/subnets";
+    let prune = |until: &str| format!("/networks/prune?filters=%7B%22until%22%3A%5B{until}%5D%7D");
+    refused(
+        &client,
+        &[
+            ("DELETE", "/networks/taken", "", 400, "is in use by service"),
+            ("DELETE", "/networks/ingress", "", 400, "ingress network cannot be removed because service"),
+            (
+                "POST",
+                subnets,
+                r#"{"Subnet":"10.9.0.1/24"}"#,
+                400,
+                "Subnet: invalid subnet 10.9.0.1/24: it should be",
+            ),
+            ("POST", subnets, r#"{"Subnet":"10.9.0.0/24","Gateway":"x"}"#, 400, "Gateway: invalid gateway x"),
+            ("POST", subnets, r#"{"Gateway":"10.9.0.1"}"#, 400, "Subnet: missing"),
+            ("POST", subnets, r#"{"Subnet":"fd00:9::/64"}"#, 400, "a network has one such subnet"),
+            ("POST", subnets, r#"{"Subnet":"10.0.1.0/24"}"#, 400, "overlaps 10.0.1.0/24"),
+            ("POST", "/shoal/v1/networks/nowhere/subnets", "{}", 404, "network nowhere not found"),
+            ("POST", &prune("%22yesterday%22"), "", 400, "invalid filter 'until=yesterday'"),
+            ("POST", &prune("%221h%22%2C%222h%22"), "", 400, "more than one until filter"),
+        ],
+    )
+    .await;
 }
 
 #[tokio::test]

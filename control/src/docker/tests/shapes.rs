@@ -146,6 +146,27 @@ async fn a_service_shows_what_was_asked_for_and_what_it_got() {
 }
 
 #[tokio::test]
+async fn a_network_gets_another_subnet() {
+    let client = Client::manager().await;
+    client.post("/networks/create", r#"{"Name":"front"}"#).await;
+    let asked = r#"{"Subnet":"10.66.0.0/24","IPRange":"10.66.0.128/25","AuxiliaryAddresses":{"router":"10.66.0.130"}}"#;
+    let (status, network) = client.post("/shoal/v1/networks/front/subnets", asked).await;
+    assert_eq!(status, StatusCode::OK, "{network}");
+    let ipam = json!([
+        {"Subnet": "10.0.1.0/24", "Gateway": "10.0.1.1"},
+        {
+            "Subnet": "10.66.0.0/24", "IPRange": "10.66.0.128/25", "Gateway": "10.66.0.1",
+            "AuxiliaryAddresses": {"router": "10.66.0.130"},
+        },
+    ]);
+    assert_eq!(network["IPAM"]["Config"], ipam);
+    assert_eq!(client.get("/networks/front").await.1["IPAM"]["Config"], ipam);
+    let (status, network) = client.post("/v1.44/shoal/v1/networks/front/subnets", "{}").await;
+    assert_eq!(status, StatusCode::OK, "{network}");
+    assert_eq!(network["IPAM"]["Config"][2], json!({"Subnet": "10.0.2.0/24", "Gateway": "10.0.2.1"}));
+}
+
+#[tokio::test]
 async fn a_network_of_both_families_shows_both() {
     let client = Client::manager().await;
     let create = json!({
@@ -306,6 +327,8 @@ async fn events_tell_what_happens() {
     };
     client.post("/networks/create", r#"{"Name":"front"}"#).await;
     assert_eq!(next().await, "network create front");
+    client.post("/shoal/v1/networks/front/subnets", "{}").await;
+    assert_eq!(next().await, "network update front");
     client.service("web", "").await;
     assert_eq!(next().await, "service create web");
     client.ask(Method::DELETE, "/services/web", "").await;

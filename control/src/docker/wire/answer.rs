@@ -282,7 +282,17 @@ pub(in crate::docker) struct Driver {
 #[serde(rename_all = "PascalCase")]
 pub(in crate::docker) struct IpamOptions {
     pub(in crate::docker) driver: Driver,
-    pub(in crate::docker) configs: Vec<super::network::IpamConfig>,
+    pub(in crate::docker) configs: Vec<TaskIpamConfig>,
+}
+
+/// `swarm.IPAMConfig`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::docker) struct TaskIpamConfig {
+    pub(in crate::docker) subnet: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(in crate::docker) range: String,
+    pub(in crate::docker) gateway: String,
 }
 
 /// `Swarm` of `docker info`: the local node's view.

@@ -90,8 +90,12 @@ pub(in crate::docker) struct Ipam {
 #[serde(rename_all = "PascalCase")]
 pub(in crate::docker) struct IpamConfig {
     pub(in crate::docker) subnet: String,
+    #[serde(rename = "IPRange", skip_serializing_if = "String::is_empty")]
+    pub(in crate::docker) ip_range: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(in crate::docker) gateway: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(in crate::docker) auxiliary_addresses: BTreeMap<String, String>,
 }
 
 /// `ConfigReference`: always empty here.

@@ -83,7 +83,7 @@ fn plan_vip(
 /// The ports of one mode, in IPv4 and, where the network has it, in IPv6.
 fn ports(service: &ServiceRecord, mode: PublishMode, two_families: bool) -> Sorted<PortKey, Be16> {
     let mut ports = Vec::new();
-    for PortRecord { protocol, target, published, mode: _ } in
+    for PortRecord { name: _, protocol, target, published, mode: _ } in
         service.ports.iter().filter(|port| port.mode == mode)
     {
         let (protocol, published) = (ip_protocol(*protocol), Be16::new(*published));

@@ -38,6 +38,7 @@ fn network(id: &str, vni: u32, third: u8) -> NetworkRecord {
         subnet6,
         internal: false,
         ingress: id == "ingress",
+        mtu: None,
     }
 }
 
@@ -68,11 +69,18 @@ pub(crate) fn table() -> Table {
     let (data_path_port, return_path) = (4789, ReturnPath::Tunnel);
     let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path };
     let mut table = Table::new(cluster);
-    let port = |mode, published| PortRecord { protocol: Protocol::Tcp, target: 80, published, mode };
+    let port = |mode, published| PortRecord {
+        name: "".into(),
+        protocol: Protocol::Tcp,
+        target: 80,
+        published,
+        mode,
+    };
     let vip = |network: &str, addr| VipRecord { network: network.into(), addr: Some(addr), aliases: vec![] };
     let service = ServiceRecord {
         id: "web".into(),
         name: "web".to_owned(),
+        stack: "".into(),
         endpoint_mode: EndpointMode::Vip,
         vips: vec![vip("ingress", Ipv4Addr::new(10, 0, 0, 2)), vip("back", Ipv4Addr::new(10, 0, 1, 2))],
         ports: vec![port(PublishMode::Ingress, 8080), port(PublishMode::Host, 9090)],
