@@ -10,6 +10,7 @@ use mesh_api::session::{AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_
 use mesh_api::table::Table;
 use mesh_api::token::JoinToken;
 use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -110,6 +111,8 @@ pub struct Agent {
     store: Store,
     runtime: Runtime,
     describe: Describe,
+    /// Keeps the routes of the description.
+    _routes: JoinSet<()>,
     /// What is there while the host is a node; joining and leaving hold it throughout.
     active: AsyncMutex<()>,
     current: Mutex<Option<Active>>,
@@ -131,8 +134,10 @@ impl Agent {
         let store = Store::new(&config.state_dir);
         let runtime = Runtime::new(store.tasks(), PathBuf::from("/proc/self/exe"));
         let describe = Describe::new(config.hostname.clone());
+        let routes = describe.follow_routes().await;
         let (active, current) = (AsyncMutex::new(()), Mutex::new(None));
-        let agent = Self { _claim: claim, config, store, runtime, describe, active, current };
+        let agent =
+            Self { _claim: claim, config, store, runtime, describe, _routes: routes, active, current };
         let wrap = |source| StartError::State { dir: agent.config.state_dir.clone(), source };
         let Some(credentials) = agent.store.load_credentials().map_err(wrap)? else {
             info!("in no cluster");

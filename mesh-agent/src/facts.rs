@@ -2,42 +2,97 @@
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use ipnet::IpNet;
+use mesh_api::error::chain;
 use mesh_api::session::NodeDescription;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::links::{Links, Watch};
 
 /// How a host that is no node has its dataplane attached.
 const DETACHED: &str = "none";
+/// How long changes of routes are gathered before they are told, at the price of an entry in the managers' log: longer
+/// than an interface takes to restart.
+const ROUTES_DEBOUNCE: Duration = Duration::from_secs(5);
+/// How often routes are looked at when nothing tells of a change.
+const ROUTES_AUDIT: Duration = Duration::from_mins(1);
 
 /// The parts of a node's description that the agent knows at any time.
 #[derive(Debug, Clone)]
 pub(crate) struct Describe {
     hostname: String,
-    dataplane: watch::Sender<String>,
+    changing: watch::Sender<Changing>,
+}
+
+/// Those of them that change.
+#[derive(Debug)]
+pub(crate) struct Changing {
+    dataplane: String,
+    routes: Vec<IpNet>,
 }
 
 impl Describe {
     pub(crate) fn new(hostname: String) -> Self {
-        Self { hostname, dataplane: watch::Sender::new(DETACHED.to_owned()) }
+        let changing = Changing { dataplane: DETACHED.to_owned(), routes: Vec::new() };
+        Self { hostname, changing: watch::Sender::new(changing) }
     }
 
     /// Sets how the dataplane is attached to each uplink, by the uplink's name; to none, where the host is no node.
     pub(crate) fn set_dataplane(&self, modes: &[(String, &str)]) {
         let modes: Vec<_> = modes.iter().map(|(uplink, mode)| format!("{uplink}={mode}")).collect();
         let text = if modes.is_empty() { DETACHED.to_owned() } else { modes.join(",") };
-        self.dataplane.send_if_modified(|former| {
-            let changed = *former != text;
-            *former = text;
+        self.set(|changing| &mut changing.dataplane, text);
+    }
+
+    /// Tells which subnets the host has routes to, from now until what it returns is dropped.
+    pub(crate) async fn follow_routes(&self) -> JoinSet<()> {
+        let mut follower = JoinSet::new();
+        // What changes after the first look is heard of.
+        match Links::open().and_then(|links| Ok((links, Watch::of_routes()?))) {
+            Ok((links, watch)) => {
+                self.look_at_routes(&links).await;
+                follower.spawn(self.clone().follow(links, watch));
+            }
+            Err(error) => warn!(error = chain(&error), "routes can't be followed: networks may overlap them"),
+        }
+        follower
+    }
+
+    async fn follow(self, links: Links, mut watch: Watch) {
+        loop {
+            let _ = timeout(ROUTES_AUDIT, watch.changed(ROUTES_DEBOUNCE)).await;
+            self.look_at_routes(&links).await;
+        }
+    }
+
+    async fn look_at_routes(&self, links: &Links) {
+        match links.routes().await {
+            Ok(routes) => self.set(|changing| &mut changing.routes, routes),
+            Err(error) => warn!(error = chain(&error), "routes can't be listed"),
+        }
+    }
+
+    fn set<T: PartialEq>(&self, field: impl FnOnce(&mut Changing) -> &mut T, value: T) {
+        self.changing.send_if_modified(|changing| {
+            let former = field(changing);
+            let changed = *former != value;
+            *former = value;
             changed
         });
     }
 
     /// Tells of changes of the description.
-    pub(crate) fn watch(&self) -> watch::Receiver<String> {
-        self.dataplane.subscribe()
+    pub(crate) fn watch(&self) -> watch::Receiver<Changing> {
+        self.changing.subscribe()
     }
 
     pub(crate) fn describe(&self, advertise: IpAddr, data_path: IpAddr) -> NodeDescription {
+        let changing = self.changing.borrow();
         NodeDescription {
             hostname: self.hostname.clone(),
             addr: advertise,
@@ -48,8 +103,8 @@ impl Describe {
             memory_bytes: memory_bytes(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: Vec::new(),
-            dataplane: self.dataplane.borrow().clone(),
-            routes: Vec::new(),
+            dataplane: changing.dataplane.clone(),
+            routes: changing.routes.clone(),
         }
     }
 }
@@ -71,6 +126,7 @@ fn memory_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::testing::{in_netns, run};
 
     #[test]
     fn a_host_has_a_processor_and_memory() {
@@ -89,5 +145,33 @@ mod tests {
         assert_eq!(describe.describe(addr, addr).dataplane, "eth0=xdp-native,eth1=tc");
         describe.set_dataplane(&[]);
         assert_eq!(describe.describe(addr, addr).dataplane, "none");
+    }
+
+    #[test]
+    fn routes_are_told_from_the_start_and_their_changes_once_they_are_over() {
+        in_netns(|| async {
+            run("ip link add up0 type veth peer name up1");
+            run("ip link set up1 up");
+            run("ip link set up0 up");
+            run("ip address add 192.0.2.1/24 dev up0");
+            let addr = "192.0.2.1".parse().unwrap();
+            let describe = Describe::new("h".to_owned());
+            let told = || -> Vec<String> {
+                describe.describe(addr, addr).routes.iter().map(ToString::to_string).collect()
+            };
+            let mut watch = describe.watch();
+            let follower = describe.follow_routes().await;
+            assert_eq!(told(), ["192.0.2.0/24"]);
+            watch.mark_unchanged();
+
+            for number in 1..=3 {
+                run(&format!("ip route add 10.{number}.0.0/16 via 192.0.2.2"));
+            }
+            run("ip route del 10.3.0.0/16");
+            timeout(3 * ROUTES_DEBOUNCE, watch.changed()).await.unwrap().unwrap();
+            assert_eq!(told(), ["10.1.0.0/16", "10.2.0.0/16", "192.0.2.0/24"]);
+            assert!(!watch.has_changed().unwrap(), "in one change");
+            drop(follower);
+        });
     }
 }

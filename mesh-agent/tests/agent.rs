@@ -308,15 +308,17 @@ fn table() -> Table {
     };
     let mut table = Table::new(cluster);
     for (number, id) in ["ingress", "front"].into_iter().enumerate() {
-        let subnet = SubnetRecord {
-            cidr: format!("10.0.{number}.0/24").parse().unwrap(),
-            gateway: Ipv4Addr::new(10, 0, number as u8, 1),
+        let subnet = |second: u8, third: u8| SubnetRecord {
+            cidr: format!("10.{second}.{third}.0/24").parse().unwrap(),
+            gateway: Ipv4Addr::new(10, second, third, 1),
         };
+        // `front` has another, which the second task's address is of.
+        let second = (id == "front").then(|| subnet(21, 1));
         let record = NetworkRecord {
             id: id.into(),
             name: id.to_owned(),
             vni: 4096 + number as u32,
-            subnets: vec![subnet],
+            subnets: [subnet(0, number as u8)].into_iter().chain(second).collect(),
             subnet6: Some(Subnet6Record {
                 cidr: format!("fd00:{number}::/64").parse().unwrap(),
                 gateway: format!("fd00:{number}::1").parse().unwrap(),
@@ -356,10 +358,11 @@ fn table() -> Table {
 
 fn task(number: u8) -> TaskRecord {
     let id = TaskId::from(format!("{number}taskaaaaaaaaaaaaaaaaaaaa"));
-    let endpoint = |network: &str, third| EndpointRecord {
+    let endpoint = |network: &str, second, third| EndpointRecord {
         network: network.into(),
-        addr: Ipv4Addr::new(10, 0, third, 10 + number),
+        addr: Ipv4Addr::new(10, second, third, 10 + number),
     };
+    let second = if number == 1 { 0 } else { 21 };
     let empty = String::new;
     TaskRecord {
         name: format!("web.{number}.{id}").into(),
@@ -371,7 +374,7 @@ fn task(number: u8) -> TaskRecord {
         desired: TaskState::Running,
         observed: TaskState::Assigned,
         weight: WEIGHT_MAX,
-        endpoints: Box::new([endpoint("ingress", 0), endpoint("front", 1)]),
+        endpoints: Box::new([endpoint("ingress", 0, 0), endpoint("front", second, 1)]),
         spec: Some(Box::new(TaskSpec {
             image: "shoal/whoami".to_owned(),
             command: vec![],
@@ -534,9 +537,15 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
         assert_eq!(seen.len(), 2, "the VIP balances over both: {seen:?}");
     }
     let direct = run(&format!("nsenter {inside} getent ahosts tasks.web"));
-    for addr in ["10.0.1.11", "10.0.1.12", "fd00:1::a00:10b", "fd00:1::a00:10c"] {
+    for addr in ["10.0.1.11", "10.21.1.12", "fd00:1::a00:10b", "fd00:1::a15:10c"] {
         assert!(direct.contains(addr), "{direct}");
     }
+    // Across the network's subnets, and to nobody there.
+    let (_, client_seen) = ask(&inside, "10.21.1.12").unwrap();
+    assert!(client_seen.starts_with("10.0.1.11:"), "{client_seen}");
+    let refused = try_run(&format!("nsenter {inside} ping -c 1 -W 3 10.21.1.99")).unwrap_err();
+    let neighbor = run(&format!("nsenter {inside} ip neighbor show 10.21.1.99"));
+    assert!(["FAILED", "INCOMPLETE"].iter().any(|state| neighbor.contains(state)), "{neighbor}: {refused}");
     // Names of others are asked of the node's resolver, although its port is published; and where there is none, of the
     // service that publishes it.
     let tasks = (1..=2).flat_map(|number| shims(folder, number));

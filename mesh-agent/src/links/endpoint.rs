@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
 use mesh_api::id::TaskId;
 use netlink_packet_route::link::{InfoData, InfoVeth};
+use netlink_packet_route::route::RouteScope;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{LinkError, Links, sysctl};
@@ -38,6 +40,16 @@ pub struct TaskAddress {
     pub prefix: u8,
 }
 
+/// A task's way to a subnet of one of its networks that its own address is not in: as to its own subnet, each address
+/// is asked for by ARP, and who has none is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetRoute {
+    /// The subnet.
+    pub subnet: Ipv4Net,
+    /// The interface in that network.
+    pub link: String,
+}
+
 /// A task's way out, for one address family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefaultRoute {
@@ -52,6 +64,8 @@ pub struct DefaultRoute {
 pub struct TaskNetwork {
     /// The addresses.
     pub addresses: Vec<TaskAddress>,
+    /// Its routes to its networks' other subnets. In IPv6, a network is one subnet.
+    pub subnet_routes: Vec<SubnetRoute>,
     /// Its default routes: at most one a family, none where there is no way out.
     pub default_routes: Vec<DefaultRoute>,
 }
@@ -119,6 +133,15 @@ impl Links {
         for TaskAddress { link, addr, prefix } in &network.addresses {
             let index = self.require(link).await?;
             self.add_address(index, *addr, *prefix).await?;
+        }
+        for SubnetRoute { subnet, link } in &network.subnet_routes {
+            let index = self.require(link).await?;
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(subnet.network(), subnet.prefix_len())
+                .scope(RouteScope::Link)
+                .output_interface(index);
+            let added = self.handle.route().add(route.build()).replace().execute().await;
+            added.map_err(LinkError::netlink("add a route by", format!("{link} to {subnet}")))?;
         }
         for DefaultRoute { gateway, link } in &network.default_routes {
             let index = self.require(link).await?;

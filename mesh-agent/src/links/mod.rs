@@ -18,11 +18,12 @@ mod devices;
 mod endpoint;
 mod facts;
 mod nft;
+mod routes;
 pub mod sysctl;
 mod watch;
 
 pub use devices::{HostPair, VXLAN_MTU};
-pub use endpoint::{DefaultRoute, EndpointLink, TaskAddress, TaskNetwork, host_link_name, mac};
+pub use endpoint::{DefaultRoute, EndpointLink, SubnetRoute, TaskAddress, TaskNetwork, host_link_name, mac};
 pub use facts::{Facts, LinkFact};
 pub use watch::Watch;
 

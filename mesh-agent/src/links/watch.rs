@@ -1,4 +1,4 @@
-//! Word of changes to interfaces and addresses, from the kernel's multicast groups.
+//! Word of changes to interfaces, addresses and routes, from the kernel's multicast groups.
 
 use futures::StreamExt as _;
 use rtnetlink::{Handle, MulticastGroup};
@@ -8,7 +8,7 @@ use tokio::time::{Duration, sleep};
 
 use super::LinkError;
 
-/// Tells that an interface or an address of the namespace changed; not which.
+/// Tells that something of the namespace changed; not what.
 #[derive(Debug)]
 pub struct Watch {
     changes: watch::Receiver<u64>,
@@ -19,11 +19,19 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches the calling thread's namespace. To be called inside a tokio runtime.
+    /// Watches the interfaces and addresses of the calling thread's namespace. To be called inside a tokio runtime.
     pub fn open() -> Result<Self, LinkError> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        Self::of(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
+    }
+
+    /// Watches its routes instead, likewise.
+    pub fn of_routes() -> Result<Self, LinkError> {
+        Self::of(&[MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route])
+    }
+
+    fn of(groups: &[MulticastGroup]) -> Result<Self, LinkError> {
         let (connection, handle, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Socket)?;
+            rtnetlink::new_multicast_connection(groups).map_err(LinkError::Socket)?;
         let (sender, changes) = watch::channel(0);
         let counter = tokio::spawn(async move {
             while messages.next().await.is_some() {
@@ -33,8 +41,8 @@ impl Watch {
         Ok(Self { changes, _handle: handle, connection: tokio::spawn(connection), counter })
     }
 
-    /// Waits for a change since the last call, and then for `burst`: interfaces come with several messages each.
-    /// Cancel-safe. Pending for ever when the socket is lost: the audit still looks.
+    /// Waits for a change since the last call, and then for `burst`: changes come with several messages each.
+    /// Cancel-safe. Pending for ever when the socket is lost: an audit still looks.
     pub async fn changed(&mut self, burst: Duration) {
         // On a copy: a change counts as seen only at the end.
         if self.changes.clone().changed().await.is_err() {

@@ -3,10 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use mesh_api::id::NetworkId;
-use mesh_api::table::{Subnet6Record, SubnetRecord, Table, TaskRecord, TaskSpec};
+use mesh_api::table::{NetworkRecord, Subnet6Record, SubnetRecord, Table, TaskRecord, TaskSpec};
 
 use crate::dns::resolv_conf::for_task;
-use crate::links::{DefaultRoute, EndpointLink, TaskAddress, TaskNetwork, host_link_name};
+use crate::links::{
+    DefaultRoute, EndpointLink, IPV6_MTU_MIN, SubnetRoute, TaskAddress, TaskNetwork, host_link_name,
+};
 use crate::runtime::layout::InitSpec;
 use crate::runtime::{ImageError, Runtime, TaskNames};
 
@@ -17,10 +19,19 @@ pub(super) struct Assignment {
     pub(super) spec: TaskSpec,
     /// What the shim is told.
     pub(super) init: InitSpec,
+    /// How it is connected.
+    pub(super) wiring: Wiring,
+}
+
+/// How a task is connected.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Wiring {
     /// Its links, with the network of each.
     pub(super) links: Vec<(NetworkId, EndpointLink)>,
     /// What is configured inside.
     pub(super) network: TaskNetwork,
+    /// Its name server.
+    pub(super) name_server: Option<Ipv4Addr>,
 }
 
 /// Why a task can't be made on this node.
@@ -54,6 +65,14 @@ pub(super) struct LinkPlan {
     pub(super) ipv6: bool,
 }
 
+impl LinkPlan {
+    /// How they are made in a network.
+    pub(super) fn within(self, network: &NetworkRecord) -> Self {
+        let mtu = network.mtu.map_or(self.mtu, |bound| bound.min(self.mtu));
+        Self { mtu, ipv6: self.ipv6 && mtu >= IPV6_MTU_MIN }
+    }
+}
+
 /// Works out how to make a task on the node called `node_name`, whose own resolv.conf is `resolv_conf`.
 pub(super) fn assign(
     table: &Table,
@@ -63,9 +82,20 @@ pub(super) fn assign(
     plan: LinkPlan,
 ) -> Result<Assignment, AssignError> {
     let spec = TaskSpec::clone(task.spec.as_deref().ok_or(AssignError::NoSpec)?);
-    let mut links = Vec::new();
-    let mut network = TaskNetwork::default();
-    let mut nameserver = None;
+    let wiring = wire(table, task, plan)?;
+    let names = TaskNames {
+        task: task.name.to_string(),
+        node: node_name.to_owned(),
+        resolv_conf: wiring.name_server.map(|server| for_task(resolv_conf, server)).unwrap_or_default(),
+        addresses: task.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
+    };
+    let init = Runtime::plan(&task.id, &spec, &names)?;
+    Ok(Assignment { spec, init, wiring })
+}
+
+/// Works out how to connect a task.
+pub(super) fn wire(table: &Table, task: &TaskRecord, plan: LinkPlan) -> Result<Wiring, AssignError> {
+    let mut wiring = Wiring::default();
     for (index, endpoint) in task.endpoints.iter().enumerate() {
         let addr = endpoint.addr;
         let record = table.networks.get(&endpoint.network);
@@ -74,13 +104,15 @@ pub(super) fn assign(
             .ok_or_else(|| AssignError::NoSubnet { network: endpoint.network.clone(), addr })?;
         let host_name = host_link_name(&task.id, index).ok_or(AssignError::TooManyEndpoints)?;
         let task_name = format!("eth{index}");
+        let LinkPlan { mtu, ipv6 } = plan.within(record);
+        let Wiring { links, network, name_server } = &mut wiring;
         // The name server is at the gateway that the way out leads by, and without one at the first.
         let has_way_out = network.default_routes.iter().any(|route| route.gateway.is_ipv4());
-        if !has_way_out && (nameserver.is_none() || !record.internal) {
-            nameserver = Some(gateway);
+        if !has_way_out && (name_server.is_none() || !record.internal) {
+            *name_server = Some(gateway);
         }
         let mut on_link: Vec<(IpAddr, u8, IpAddr)> = vec![(addr.into(), cidr.prefix_len(), gateway.into())];
-        if let Some(subnet6) = record.subnet6.filter(|_| plan.ipv6) {
+        if let Some(subnet6) = record.subnet6.filter(|_| ipv6) {
             let Subnet6Record { cidr, gateway } = subnet6;
             on_link.push((subnet6.addr_of(addr).into(), cidr.prefix_len(), gateway.into()));
         }
@@ -91,17 +123,12 @@ pub(super) fn assign(
                 network.default_routes.push(DefaultRoute { gateway, link: task_name.clone() });
             }
         }
-        let mtu = plan.mtu;
+        let others = record.subnets.iter().map(|other| other.cidr).filter(|other| *other != cidr);
+        let route = |subnet| SubnetRoute { subnet, link: task_name.clone() };
+        network.subnet_routes.extend(others.map(route));
         links.push((endpoint.network.clone(), EndpointLink { host_name, task_name, addr, mtu }));
     }
-    let names = TaskNames {
-        task: task.name.to_string(),
-        node: node_name.to_owned(),
-        resolv_conf: nameserver.map(|server| for_task(resolv_conf, server)).unwrap_or_default(),
-        addresses: task.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
-    };
-    let init = Runtime::plan(&task.id, &spec, &names)?;
-    Ok(Assignment { spec, init, links, network })
+    Ok(wiring)
 }
 
 fn subnet(subnets: &[SubnetRecord], addr: Ipv4Addr) -> Option<SubnetRecord> {
@@ -110,7 +137,8 @@ fn subnet(subnets: &[SubnetRecord], addr: Ipv4Addr) -> Option<SubnetRecord> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use mesh_api::table::{ClusterRecord, EndpointRecord, NetworkRecord, ReturnPath, TaskState, WEIGHT_MAX};
+    use ipnet::Ipv4Net;
+    use mesh_api::table::{ClusterRecord, EndpointRecord, ReturnPath, TaskState, WEIGHT_MAX};
 
     use super::*;
 
@@ -189,7 +217,7 @@ pub(super) mod tests {
 
     fn routes(assignment: &Assignment) -> Vec<String> {
         let route = |route: &DefaultRoute| format!("{} {}", route.gateway, route.link);
-        assignment.network.default_routes.iter().map(route).collect()
+        assignment.wiring.network.default_routes.iter().map(route).collect()
     }
 
     #[test]
@@ -215,7 +243,7 @@ pub(super) mod tests {
         let addresses = |assignment: &Assignment| -> Vec<String> {
             let text =
                 |address: &TaskAddress| format!("{} {}/{}", address.link, address.addr, address.prefix);
-            assignment.network.addresses.iter().map(text).collect()
+            assignment.wiring.network.addresses.iter().map(text).collect()
         };
         let expected = ["eth0 10.0.0.5/24", "eth0 fd00:1::a00:5/64", "eth1 10.0.1.5/24", "eth2 10.0.2.5/24"];
         let all = ["ingress", "front", "back"];
@@ -223,13 +251,46 @@ pub(super) mod tests {
         assert_eq!(addresses(&assigned(&all))[4], "eth2 fd00:3::a00:205/96");
         let plan = LinkPlan { ipv6: false, ..PLAN };
         let without = assign(&table(), &task(ID, "shoal/whoami", &[], &all), "h", "", plan).unwrap();
-        assert!(without.network.addresses.iter().all(|address| address.addr.is_ipv4()));
+        assert!(without.wiring.network.addresses.iter().all(|address| address.addr.is_ipv4()));
         assert_eq!(routes(&without), ["10.0.0.1 eth0"]);
     }
 
     #[test]
+    fn a_networks_mtu_bounds_its_links_and_one_below_ipv6s_least_leaves_ipv6_out() {
+        let mut table = table();
+        let all = ["ingress", "front", "back"];
+        for (network, mtu) in all.iter().zip([1400, 9000, 1279]) {
+            table.networks.get_mut(&NetworkId::from(*network)).unwrap().mtu = Some(mtu);
+        }
+        let wiring = wire(&table, &task(ID, "shoal/whoami", &[], &all), PLAN).unwrap();
+        let mtus: Vec<_> = wiring.links.iter().map(|(_, link)| link.mtu).collect();
+        assert_eq!(mtus, [1400, 1450, 1279]);
+        let with_ipv6 = wiring.network.addresses.iter().filter(|address| address.addr.is_ipv6());
+        assert_eq!(with_ipv6.map(|address| address.link.as_str()).collect::<Vec<_>>(), ["eth0"]);
+    }
+
+    #[test]
+    fn a_networks_other_subnets_are_behind_the_same_link() {
+        let mut table = table();
+        for (network, number) in [("front", 21), ("back", 22), ("back", 23)] {
+            let gateway = Ipv4Addr::new(10, number, 0, 1);
+            let cidr = Ipv4Net::new_assert(gateway, 16).trunc();
+            let record = table.networks.get_mut(&NetworkId::from(network)).unwrap();
+            record.subnets.insert(0, SubnetRecord { cidr, gateway });
+        }
+        let task = task(ID, "shoal/whoami", &[], &["ingress", "front", "back"]);
+        let TaskNetwork { subnet_routes, default_routes, addresses } =
+            wire(&table, &task, PLAN).unwrap().network;
+        let subnet_routes: Vec<_> =
+            subnet_routes.iter().map(|route| format!("{} {}", route.subnet, route.link)).collect();
+        assert_eq!(subnet_routes, ["10.21.0.0/16 eth1", "10.23.0.0/16 eth2", "10.22.0.0/16 eth2"]);
+        assert_eq!(default_routes[0].gateway, Ipv4Addr::new(10, 0, 0, 1));
+        assert_eq!(addresses.iter().filter(|address| address.addr.is_ipv4()).count(), 3);
+    }
+
+    #[test]
     fn links_and_environment_are_the_tasks_own() {
-        let Assignment { init, links, network, .. } = assigned(&["ingress", "back"]);
+        let Assignment { init, wiring: Wiring { links, network, .. }, .. } = assigned(&["ingress", "back"]);
         assert_eq!(links[1].0.as_str(), "back");
         let link = EndpointLink {
             host_name: "sh01234567891".to_owned(),

@@ -10,7 +10,7 @@ use mesh_api::table::TaskState;
 use nix::sys::signal::Signal;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::assign::Assignment;
+use super::assign::{Assignment, Wiring};
 use crate::dataplane::LocalEndpoint;
 use crate::links::{LinkError, Links};
 use crate::runtime::layout::{EndpointFile, Exit};
@@ -162,15 +162,15 @@ impl Drivers {
             return Err(BringUpError::Stopped);
         }
         self.progress(task, TaskState::Preparing, "preparing").await?;
-        let Assignment { spec, init, links, .. } = assignment;
-        let files = links.iter().zip(aliases).map(|((network, link), alias)| EndpointFile {
+        let Assignment { spec, init, wiring } = assignment;
+        let files = wiring.links.iter().zip(aliases).map(|((network, link), alias)| EndpointFile {
             network: network.clone(),
             addr: link.addr,
             alias: *alias,
             link: link.host_name.clone(),
         });
         let prepared = self.runtime.prepare(task, spec, init, files.collect()).await?;
-        if let Err(error) = self.connect(task, assignment, aliases, &prepared).await {
+        if let Err(error) = self.connect(task, wiring, aliases, &prepared).await {
             prepared.abandon();
             return Err(error);
         }
@@ -186,20 +186,20 @@ impl Drivers {
     async fn connect(
         &self,
         task: &TaskId,
-        assignment: &Assignment,
+        wiring: &Wiring,
         aliases: &[Ipv4Addr],
         prepared: &Prepared,
     ) -> Result<(), BringUpError> {
         let netns = prepared.netns()?;
         let mut endpoints = Vec::new();
-        for ((network, link), alias) in assignment.links.iter().zip(aliases) {
+        for ((network, link), alias) in wiring.links.iter().zip(aliases) {
             let ifindex = self.links.add_endpoint(&netns, link).await?;
             self.ask(|done| Event::Attach { task: task.clone(), ifindex, done }).await?;
             self.links.start_endpoint(ifindex).await?;
             let (task, network) = (task.clone(), network.clone());
             endpoints.push(LocalEndpoint { task, network, addr: link.addr, ifindex, alias: *alias });
         }
-        Links::open_in(&netns)?.configure_task(&netns, &assignment.network).await?;
+        Links::open_in(&netns)?.configure_task(&netns, &wiring.network).await?;
         self.ask(|done| Event::Endpoints { task: task.clone(), endpoints, done }).await
     }
 

@@ -206,6 +206,8 @@ struct Worker<P> {
     describe: Describe,
     /// When the dataplane is to be brought up to date, if it is not.
     apply_at: Option<Instant>,
+    /// Whether running tasks' links are to be looked at: networks may have changed, or it failed the last time.
+    rewire: bool,
     tearing_down: Option<oneshot::Sender<Vec<String>>>,
 }
 
@@ -234,6 +236,7 @@ impl<P: Plane> Worker<P> {
             statuses: statuses.clone(),
             describe: describe.clone(),
             apply_at: None,
+            rewire: false,
             tearing_down: None,
         };
         worker.adopt().await?;
@@ -269,6 +272,10 @@ impl<P: Plane> Worker<P> {
                     None => return,
                 },
             }
+            // What the dataplane has to do comes first.
+            if self.apply_at.is_none() && std::mem::take(&mut self.rewire) {
+                self.rewire_all().await;
+            }
             if self.tasks.values().all(LocalTask::has_ended)
                 && let Some(reply) = self.tearing_down.take()
             {
@@ -287,6 +294,7 @@ impl<P: Plane> Worker<P> {
             table.clone()?
         };
         let is_ours = |id: &TaskId| table.tasks.get(id).is_some_and(|task| task.node == self.node);
+        self.rewire |= self.pending.all;
         if self.pending.all {
             self.assigned = table.tasks.keys().filter(|id| is_ours(id)).cloned().collect();
         }
@@ -363,7 +371,8 @@ impl<P: Plane> Worker<P> {
                 self.describe.set_dataplane(&self.setup.plane.modes());
                 self.refresh_links().await;
             }
-            Ok(false) => {}
+            // What failed is tried again.
+            Ok(false) => self.rewire = true,
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "the node's devices can't be kept right");
             }

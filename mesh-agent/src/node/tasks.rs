@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::assign::{AssignError, Assignment, assign};
+use super::assign::{AssignError, LinkPlan, Wiring, assign, wire};
 use super::driver::{End, Event, StopPlan};
 use super::plan::{Drain, Phase, TaskView};
 use super::plane::Plane;
@@ -19,6 +19,15 @@ use crate::dataplane::LocalEndpoint;
 use crate::links::{LinkError, Links, TaskNetwork};
 use crate::runtime::layout::Exit;
 use crate::runtime::{Found, Running};
+
+/// What follows the table and the uplinks of a running task's links.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Wired {
+    /// MTU of each, bytes.
+    mtus: Vec<u32>,
+    /// What is configured inside; `None` for what was, where the table doesn't hold the task.
+    network: Option<TaskNetwork>,
+}
 
 /// A task of this node.
 #[derive(Debug)]
@@ -32,6 +41,8 @@ pub(super) struct LocalTask {
     aliases: Vec<Ipv4Addr>,
     /// Its process, while it runs: to look into its namespace.
     pid: Option<u32>,
+    /// What its links were brought to; `None` after a failure.
+    wired: Option<Wired>,
     /// Why it is stopped though the managers want it to run.
     failure: Option<&'static str>,
     /// Tells its driver to stop it.
@@ -46,6 +57,7 @@ impl LocalTask {
             attached: Vec::new(),
             aliases: Vec::new(),
             pid: None,
+            wired: Some(Wired::default()),
             failure: None,
             stop,
         }
@@ -88,7 +100,10 @@ impl<P: Plane> Worker<P> {
         };
         let (sender, stop) = watch::channel(false);
         let mut task = LocalTask::new(Phase::Starting, sender);
-        while task.aliases.len() < assignment.links.len() {
+        let Wiring { links, network, .. } = &assignment.wiring;
+        let mtus = links.iter().map(|(_, link)| link.mtu).collect();
+        task.wired = Some(Wired { mtus, network: Some(network.clone()) });
+        while task.aliases.len() < links.len() {
             let Some(alias) = self.aliases.take() else {
                 for alias in task.aliases {
                     self.aliases.release(alias);
@@ -159,7 +174,11 @@ impl<P: Plane> Worker<P> {
                 }
                 let _ = done.send(applied.is_ok());
             }
-            Event::Running { task, pid, since_ns } => self.running(&task, pid, since_ns),
+            Event::Running { task, pid, since_ns } => {
+                self.running(&task, pid, since_ns);
+                // The table may have changed on its way up.
+                self.rewire(&task).await;
+            }
             Event::Ended { task, end } => self.end(&task, end).await,
         }
     }
@@ -340,51 +359,87 @@ impl<P: Plane> Worker<P> {
         self.stop(id);
     }
 
-    /// Brings tasks' links to the MTU that the uplinks leave, and programs to where they are to be attached.
+    /// Attaches programs again to where they are to be, and brings links up to date.
     pub(super) async fn refresh_links(&mut self) {
-        let plan = self.setup.link_plan();
         for (id, task) in &self.tasks {
             for endpoint in &task.endpoints {
-                let resized = self.setup.links.set_mtu(endpoint.ifindex, plan.mtu).await;
-                let attached = self.setup.plane.attach_endpoint(endpoint.ifindex);
-                let errors =
-                    [resized.err().map(|error| chain(&error)), attached.err().map(|error| chain(&error))];
-                for error in errors.into_iter().flatten() {
-                    warn!(task = %id, error, "a task's link can't be brought up to date");
+                if let Err(error) = self.setup.plane.attach_endpoint(endpoint.ifindex) {
+                    warn!(task = %id, error = chain(&error), "a task's link can't be attached to");
                 }
             }
-            let Some(pid) = task.pid else { continue };
-            // Without the task's record, its links are only resized.
-            let assigned = self.with_table(|table| {
-                let record = table.tasks.get(id)?;
-                // Its files stay as they are.
-                assign(table, record, &self.config.hostname, "", plan).ok()
-            });
-            let network = assigned.flatten().map(|Assignment { network, .. }| network);
-            if let Err(error) = refresh_inside(pid, task.endpoints.len(), plan.mtu, network).await {
-                warn!(task = %id, error = chain(&error), "a task's MTU can't be set");
+        }
+        self.rewire_all().await;
+    }
+
+    /// Brings running tasks' links to what the table and the uplinks make of them, where they are not.
+    pub(super) async fn rewire_all(&mut self) {
+        let ids: Vec<_> = self.tasks.keys().cloned().collect();
+        for id in ids {
+            self.rewire(&id).await;
+        }
+    }
+
+    /// Brings a running task's links to what the table and the uplinks make of them.
+    async fn rewire(&mut self, id: &TaskId) {
+        let plan = self.setup.link_plan();
+        let Some((task, pid)) = self.tasks.get(id).and_then(|task| Some((task, task.pid?))) else { return };
+        let wanted =
+            self.with_table(|table| Wired::new(table, id, &task.endpoints, plan)).unwrap_or_default();
+        if task.wired.as_ref().is_some_and(|wired| wired.holds(&wanted)) {
+            return;
+        }
+        let done = rewire(&self.setup.links, pid, &task.endpoints, &wanted).await;
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        match done {
+            Ok(()) => {
+                debug!(task = %id, mtus = ?wanted.mtus, "links brought up to date");
+                task.wired = Some(wanted);
+            }
+            // It is tried again, and said once.
+            Err(error) => {
+                if task.wired.take().is_some() {
+                    warn!(task = %id, error = chain(&error), "a task's links can't be brought up to date");
+                }
             }
         }
     }
 }
 
-/// Sets the MTU of the links inside a task, and configures them again: a link whose MTU was too small for IPv6 has
-/// lost its addresses.
-async fn refresh_inside(
+impl Wired {
+    /// What the links behind `endpoints` are to be. Without the task's record, they are only resized.
+    fn new(table: &Table, task: &TaskId, endpoints: &[LocalEndpoint], plan: LinkPlan) -> Self {
+        let mtu = |endpoint: &LocalEndpoint| {
+            let network = table.networks.get(&endpoint.network);
+            network.map_or(plan, |network| plan.within(network)).mtu
+        };
+        let wiring = table.tasks.get(task).and_then(|record| wire(table, record, plan).ok());
+        Self { mtus: endpoints.iter().map(mtu).collect(), network: wiring.map(|wiring| wiring.network) }
+    }
+
+    /// Whether links brought to this are as `wanted`.
+    fn holds(&self, wanted: &Self) -> bool {
+        self.mtus == wanted.mtus && (wanted.network.is_none() || self.network == wanted.network)
+    }
+}
+
+/// Sets the MTU of a task's links, on both sides, and configures them again inside: a network may have another subnet,
+/// and a link whose MTU was too small for IPv6 has lost its addresses.
+async fn rewire(
+    links: &Links,
     pid: u32,
-    count: usize,
-    mtu: u32,
-    network: Option<TaskNetwork>,
+    endpoints: &[LocalEndpoint],
+    wanted: &Wired,
 ) -> Result<(), LinkError> {
     let netns = crate::sys::netns::Netns::of_pid(pid).map_err(|source| LinkError::Netns { pid, source })?;
-    let links = Links::open_in(&netns)?;
-    for number in 0..count {
-        if let Some(index) = links.index(&format!("eth{number}")).await? {
-            links.set_mtu(index, mtu).await?;
+    let inside = Links::open_in(&netns)?;
+    for (number, (endpoint, mtu)) in endpoints.iter().zip(&wanted.mtus).enumerate() {
+        links.set_mtu(endpoint.ifindex, *mtu).await?;
+        if let Some(index) = inside.index(&format!("eth{number}")).await? {
+            inside.set_mtu(index, *mtu).await?;
         }
     }
-    match network {
-        Some(network) => links.configure_task(&netns, &network).await,
+    match &wanted.network {
+        Some(network) => inside.configure_task(&netns, network).await,
         None => Ok(()),
     }
 }

@@ -16,6 +16,8 @@ use crate::dataplane::{DataplaneConfig, LocalEndpoint};
 use crate::links::{HOST_ADDR, Links};
 use crate::sys::testing::{KillTasks, in_netns, program, run, until};
 
+mod networks;
+
 /// What the fake was told, by the folder that it would pin to: each test has its own.
 static NOTES: Mutex<BTreeMap<std::path::PathBuf, Notes>> = Mutex::new(BTreeMap::new());
 
@@ -174,8 +176,11 @@ impl Host {
             let before = table.clone();
             table.index += 1;
             change(table);
-            // Of tables, the tests change the tasks alone.
             let mut touched = self.touched.lock().unwrap();
+            // Of the rest of tables, the tests change the tasks alone.
+            if before.networks != table.networks {
+                *touched = Touched::all();
+            }
             for task in before.tasks.values().chain(table.tasks.values()) {
                 if before.tasks.get(&task.id) != table.tasks.get(&task.id) {
                     touched.note_task(task);

@@ -82,6 +82,7 @@ impl Fixture {
         let network = TaskNetwork {
             addresses: vec![TaskAddress { link: "eth0".to_owned(), addr: ADDR.into(), prefix: 24 }],
             default_routes: vec![DefaultRoute { gateway: GATEWAY.into(), link: "eth0".to_owned() }],
+            ..TaskNetwork::default()
         };
         Links::open_in(&netns).unwrap().configure_task(&netns, &network).await.unwrap();
         prepared.start().await.unwrap()

@@ -85,9 +85,16 @@ impl FamilyFlows {
         let mut doomed = Vec::new();
         for Doomed { key, flow, partner } in judge.doomed() {
             // A packet may have come meanwhile, of the same connection or of another one from the same port.
-            if self.flows.get::<_, Flow<A>>(&key)? == Some(flow) {
-                doomed.push(key);
-                doomed.extend(partner);
+            if self.flows.get::<_, Flow<A>>(&key)? != Some(flow) {
+                continue;
+            }
+            doomed.push(key);
+            // The client's end of a former task's connection may have come again, and be with another task.
+            if let Some(partner) = partner
+                && let Some(there) = self.flows.get::<_, Flow<A>>(&partner)?
+                && there.incarnation == flow.incarnation
+            {
+                doomed.push(partner);
             }
         }
         self.flows.remove(&doomed)?;
@@ -127,9 +134,13 @@ mod tests {
                 ]
             };
             let (ended, live) = (pair(1000, FLOW_CLOSED), pair(1001, 0));
+            // What is left of a connection to a former task, by the same client's port to the same address.
+            let (back, flow) = live[1];
+            let former = (FlowKey { src: Be32::ipv4(10, 0, 0, 9), ..back }, Flow { incarnation: 2, ..flow });
             family.flows.write(&[ended, live].concat()).unwrap();
+            family.flows.write(&[former]).unwrap();
             assert!(monotonic_s() > mesh_common::map::TCP_CLOSED_S, "the machine has just started");
-            assert_eq!(family.collect::<Be32>().unwrap(), 2);
+            assert_eq!(family.collect::<Be32>().unwrap(), 3);
             let mut left = Vec::new();
             family.flows.read(|key: FlowKey<Be32>, flow: Flow<Be32>| left.push((key, flow))).unwrap();
             left.sort();
