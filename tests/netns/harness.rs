@@ -33,8 +33,8 @@ macro_rules! figure {
     ($($part:tt)*) => { println!("    {}", format_args!($($part)*)) };
 }
 
-/// Runs those of `cases` that the command line asks for.
-pub(crate) fn main(cases: &[Case]) -> ExitCode {
+/// Runs those of `cases` that the command line asks for, and those of `on_request` that it asks for by their full names.
+pub(crate) fn main(cases: &[Case], on_request: &[Case]) -> ExitCode {
     let arguments = Arguments::parse(std::env::args().skip(1));
     let Some(lab) = Lab::from_environment() else {
         if arguments.list {
@@ -44,14 +44,16 @@ pub(crate) fn main(cases: &[Case]) -> ExitCode {
         println!("\nno lab: these {} cases run by `cargo xtask test`", cases.len());
         return ExitCode::SUCCESS;
     };
-    let chosen: Vec<&Case> = cases.iter().filter(|case| arguments.chooses(case.name)).collect();
+    let requested = on_request.iter().filter(|case| arguments.names(case.name));
+    let chosen = cases.iter().filter(|case| arguments.chooses(case.name)).chain(requested);
+    let chosen: Vec<&Case> = chosen.collect();
     if arguments.list {
         for case in chosen {
             println!("{}: test", case.name);
         }
         return ExitCode::SUCCESS;
     }
-    run(&lab, &chosen, cases.len())
+    run(&lab, &chosen, cases.len() + on_request.len())
 }
 
 fn run(lab: &Lab, chosen: &[&Case], all: usize) -> ExitCode {
@@ -127,8 +129,12 @@ impl Arguments {
     }
 
     fn chooses(&self, name: &str) -> bool {
-        let matches =
-            |filter: &String| if self.exact { name == filter } else { name.contains(filter.as_str()) };
-        self.filters.is_empty() || self.filters.iter().any(matches)
+        let contained = || self.filters.iter().any(|filter| name.contains(filter.as_str()));
+        self.filters.is_empty() || if self.exact { self.names(name) } else { contained() }
+    }
+
+    /// Whether a filter is the whole name.
+    fn names(&self, name: &str) -> bool {
+        self.filters.iter().any(|filter| filter == name)
     }
 }

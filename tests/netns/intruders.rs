@@ -1,6 +1,6 @@
 //! What nobody asked for: every port, addresses that are a node's own, and mesh requests that no node made.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ use crate::client;
 use crate::figure;
 use crate::lab::{self, CLIENT, Lab, Node, as_client, as_host, on_client, until};
 use crate::mesh::python;
+use crate::peers::{BALANCER, BEHIND, Balancer, Kind, SERVED};
+use crate::raw::{self, SYN, Sender, segment};
 use crate::undo::Undo;
 use crate::ways::{self, Back, Family};
 
@@ -153,12 +155,86 @@ pub(crate) fn node_local_addresses_are_out_of_reach(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The tasks that a node's tables know, by incarnation.
-fn incarnations(node: &Node) -> Result<Vec<u32>> {
+/// Every port of a task, dialled from the wire at the task's own address by way of a node.
+pub(crate) fn tasks_own_addresses_are_out_of_reach(lab: &Lab) -> Result<()> {
+    let from = SocketAddrV4::new(CLIENT, 29_000);
+    {
+        let _balancer = Balancer::start(Kind::Nftables)?;
+        let scanned = as_client(|| raw::scan(from, BEHIND, BALANCER))?;
+        figure!("behind nftables: {:?} are open, {} refuse", scanned.open, scanned.closed);
+        ensure!(scanned.open == SERVED, "the attack does not work on a peer");
+    }
+    let tasks = ways::create_web(lab, 1, &[])?;
+    for task in &tasks {
+        for address in &task.addresses {
+            for node in [&task.node, &lab.nodes[2]] {
+                let scanned = as_client(|| raw::scan(from, *address, node.address))?;
+                let answers = scanned.open.len() + scanned.closed;
+                ensure!(answers == 0, "{address} of a task answers by {node}: {scanned:?}");
+            }
+        }
+    }
+    figure!("all ports of {} tasks, by two nodes each: no answer", tasks.len());
+    Ok(())
+}
+
+/// Datagrams for the loopback address that come to a host by the wire; gives how many a process got.
+fn to_loopback(host: &str, by: Ipv4Addr) -> Result<usize> {
+    const DATAGRAMS: usize = 20;
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, LOOPBACK_PORT);
+    let server = as_host(host, || Ok(UdpSocket::bind(to)?))?;
+    server.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ipv4(CLIENT.octets(), to.ip().octets(), 64).udp(29_000, to.port());
+    builder.write(&mut packet, b"local?")?;
+    as_client(|| {
+        let sender = Sender::open()?;
+        (0..DATAGRAMS).try_for_each(|_| sender.send(&packet, by).map(drop))
+    })?;
+    let mut came = 0;
+    while server.recv(&mut [0; 64]).is_ok() {
+        came += 1;
+    }
+    Ok(came)
+}
+
+/// What listens on a node's loopback address, and the published port there, are for the node's own processes.
+pub(crate) fn loopback_is_out_of_reach(lab: &Lab) -> Result<()> {
+    {
+        let balancer = Balancer::start(Kind::Nftables)?;
+        // As balancers set it that translate what is dialled at 127.0.0.1.
+        balancer.front.set("conf/all/route_localnet=1")?;
+        let came = to_loopback(balancer.front.name, BALANCER)?;
+        figure!("with route_localnet {came} of 20 datagrams from the wire came to 127.0.0.1");
+        ensure!(came > 10, "the attack does not work on a peer");
+    }
+    ways::create_web(lab, 2, &[])?;
+    let taken = |node: &Node| {
+        let counts = [Counter::MeshDelivered, Counter::MeshForwarded].map(|counter| node.count(counter));
+        counts.into_iter().sum::<Result<u64>>()
+    };
+    for node in &lab.nodes {
+        let came = to_loopback(&node.name, node.address)?;
+        ensure!(came == 0, "{came} datagrams came to 127.0.0.1 on {node}");
+        let before = taken(node)?;
+        as_client(|| {
+            let sender = Sender::open()?;
+            let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, Back::Tunnel.port());
+            sender.send(&segment(SYN, SocketAddrV4::new(CLIENT, 29_001), to), node.address)
+        })?;
+        std::thread::sleep(Duration::from_millis(100));
+        ensure!(taken(node)? == before, "{node} balances what is dialled at 127.0.0.1 from the wire");
+    }
+    figure!("127.0.0.1 of {} nodes: nothing came from the wire, and nothing was balanced", lab.nodes.len());
+    Ok(())
+}
+
+/// The tasks that a node's tables know.
+pub(crate) fn backends(node: &Node) -> Result<Vec<Backend<Be32>>> {
     let pin = node.run_dir().join("bpf").join(version_folder()).join("shoal_backends4");
     let backends: Array<MapData, Backend<Be32>> = Map::Array(MapData::from_pin(pin)?).try_into()?;
-    let used = backends.iter().take(4096).filter_map(Result::ok).map(|backend| backend.incarnation);
-    Ok(used.filter(|incarnation| *incarnation != 0).collect())
+    let all = backends.iter().take(4096).filter_map(Result::ok);
+    Ok(all.filter(|backend| backend.incarnation != 0).collect())
 }
 
 /// A mesh request in VXLAN, for a connection that nobody has.
@@ -173,7 +249,8 @@ fn forged(incarnation: u32, asked: u8, ingress: u32, to: &Node, port: u16) -> Re
     Ok(packet)
 }
 
-fn forwarded(lab: &Lab) -> Result<u64> {
+/// How often the nodes have sent packets on to each other.
+pub(crate) fn forwarded(lab: &Lab) -> Result<u64> {
     let of = |node: &Node| Ok(node.count(Counter::MeshForwarded)? + node.count(Counter::MeshSearched)?);
     lab.nodes.iter().map(of).sum()
 }
@@ -182,8 +259,8 @@ fn forwarded(lab: &Lab) -> Result<u64> {
 pub(crate) fn forged_requests_do_not_go_in_circles(lab: &Lab) -> Result<()> {
     ways::create_web(lab, 3, &[])?;
     let member = &lab.nodes[1];
-    let mut chosen = incarnations(member)?;
-    chosen.push(0x7fff_ffff);
+    let known = backends(member)?.into_iter().map(|backend| backend.incarnation);
+    let chosen: Vec<u32> = known.chain([0x7fff_ffff]).collect();
     let tags = lab.nodes.iter().map(|node| u32::from(node.address));
     let tags: Vec<u32> = tags.chain([0, u32::from(Ipv4Addr::BROADCAST)]).collect();
     let mut packets = Vec::new();

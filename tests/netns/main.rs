@@ -8,9 +8,11 @@ mod chance;
 mod client;
 mod commands;
 mod engine;
+mod errors;
 mod failures;
 mod features;
 mod flood;
+mod fragments;
 mod gone;
 mod harness;
 mod intruders;
@@ -22,16 +24,23 @@ mod mesh;
 mod overlay;
 mod overlay6;
 mod paths;
+mod peers;
+mod raw;
 mod refusals;
+mod relay;
 mod restarts;
 mod steady;
 mod undo;
+mod watch;
 mod ways;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    harness::main(cases![
+    // Sets the kernel as a whole, and takes modules that few kernels have.
+    let for_machines_of_their_own =
+        cases![flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh];
+    let everywhere = cases![
         commands::nodes_and_versions_are_shown,
         mesh::http_reaches_every_task_by_every_node_with_the_clients_address,
         mesh::udp_reaches_every_task_by_every_node_with_the_clients_address,
@@ -81,12 +90,23 @@ fn main() -> ExitCode {
         chance::connections_go_on_when_their_route_moves_to_another_node,
         chance::scaling_and_moving_breaks_no_connection_whose_task_lives,
         chance::lost_ingress_node_breaks_no_connection_to_others,
+        restarts::node_without_an_agent_loses_no_connection,
         restarts::restarts_and_upgrades_break_no_connection,
         restarts::damaged_maps_are_repaired,
+        restarts::removed_rules_come_back_and_whole_ones_are_left,
         flood::flood_of_syns_breaks_no_established_connection,
+        flood::connections_come_about_during_a_flood,
         intruders::scan_finds_what_is_published_and_nothing_else,
         intruders::node_local_addresses_are_out_of_reach,
+        intruders::tasks_own_addresses_are_out_of_reach,
+        intruders::loopback_is_out_of_reach,
         intruders::forged_requests_do_not_go_in_circles,
+        relay::tunnel_is_no_open_relay,
+        relay::nodes_that_point_at_each_other_end_what_comes,
+        errors::errors_about_nobodys_flow_reach_no_task,
+        errors::forged_path_mtu_of_a_flow_stays_above_the_floor,
+        errors::forged_path_mtu_between_nodes_cuts_nobody_off,
+        fragments::fragments_without_end_keep_no_others_out,
         failures::scaling_under_load_fails_no_request,
         failures::rolling_update_under_load_fails_no_request,
         failures::killed_task_is_replaced,
@@ -105,5 +125,6 @@ fn main() -> ExitCode {
         refusals::docker_says_what_is_wrong,
         refusals::wrong_tokens_and_managers_are_refused,
         refusals::api_answers_broken_requests_in_dockers_form,
-    ])
+    ];
+    harness::main(everywhere, for_machines_of_their_own)
 }

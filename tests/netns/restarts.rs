@@ -13,7 +13,10 @@ use crate::client;
 use crate::engine;
 use crate::figure;
 use crate::lab::{BINARY, Lab, as_client, output, until};
+use crate::load::Load;
+use crate::mesh;
 use crate::steady::{self, Connection, Steady};
+use crate::watch::{Watch, Watched};
 use crate::ways::{self, Way, until_answered};
 
 /// Connections under load.
@@ -21,6 +24,11 @@ const CONNECTIONS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 const RESTARTS: usize = 10;
 const UPGRADES: usize = 3;
+/// Connections that a node without an agent carries on with, those of the other nodes included.
+const STREAMS: usize = 1000;
+/// For how long it is without, s, and what says otherwise.
+const AWAY_S: u64 = 3;
+const AWAY_VAR: &str = "SHOAL_AWAY_S";
 /// How old the idle connection has to be in the end, s; without it, as old as the restarts take.
 const IDLE_VAR: &str = "SHOAL_IDLE_S";
 
@@ -37,6 +45,7 @@ pub(crate) fn restarts_and_upgrades_break_no_connection(lab: &Lab) -> Result<()>
     let began = Instant::now();
     let mut idle = as_client(|| targets.iter().map(|to| Connection::open(*to)).collect::<Result<Vec<_>>>())?;
     let steady = Steady::start(&targets, CONNECTIONS, PAUSE)?;
+    let watches = lab.nodes.iter().map(Watch::start).collect::<Result<Vec<_>>>()?;
     let mut down = Duration::ZERO;
     for (round, node) in lab.nodes.iter().cycle().take(RESTARTS + UPGRADES).enumerate() {
         let stopped = Instant::now();
@@ -54,6 +63,9 @@ pub(crate) fn restarts_and_upgrades_break_no_connection(lab: &Lab) -> Result<()>
         }
     }
     lab.until_ready(lab.nodes.len())?;
+    for watch in watches {
+        unbroken(&watch.finish()?)?;
+    }
     let fates = steady.finish()?;
     let (requests, slowest, broken) = steady::sum(&fates);
     figure!(
@@ -78,6 +90,46 @@ pub(crate) fn restarts_and_upgrades_break_no_connection(lab: &Lab) -> Result<()>
     let ids =
         |tasks: &[engine::Task]| tasks.iter().map(|task| (task.id.clone(), task.pid)).collect::<Vec<_>>();
     ensure!(ids(&before) == ids(&after), "tasks changed: {before:?} {after:?}");
+    Ok(())
+}
+
+/// Many connections, old ones and new ones, while a node has no agent.
+pub(crate) fn node_without_an_agent_loses_no_connection(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 3, &[])?;
+    steady::allow_files()?;
+    let targets: Vec<SocketAddr> = Way::all().flat_map(|way| way.targets(lab)).collect();
+    let away = std::env::var(AWAY_VAR).ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(AWAY_S);
+    let steady = Steady::start(&targets, STREAMS, Duration::from_millis(500))?;
+    let node = &lab.nodes[1];
+    let watch = Watch::start(node)?;
+    let load = Load::start(&mesh::targets(lab), "/");
+    let began = Instant::now();
+    lab.xtask(&["kill", &node.name])?;
+    std::thread::sleep(Duration::from_secs(away));
+    lab.xtask(&["start", &node.name])?;
+    lab.until_ready(lab.nodes.len())?;
+    let opened = load.finish()?;
+    let seconds = began.elapsed().as_secs().max(1);
+    let failed: Vec<&String> = opened.iter().filter_map(|request| request.error.as_ref()).collect();
+    let fates = steady.finish()?;
+    let (requests, slowest, broken) = steady::sum(&fates);
+    figure!(
+        "{away} s without an agent on {node}: {} connections, {requests} requests, the slowest {} ms; {} broken",
+        fates.len(),
+        slowest.as_millis(),
+        broken.len()
+    );
+    figure!("{} connections opened within {seconds} s, {} failed", opened.len(), failed.len());
+    ensure!(broken.is_empty(), "{broken:#?}");
+    ensure!(failed.is_empty() && opened.len() > 200, "{failed:?}");
+    unbroken(&watch.finish()?)
+}
+
+/// Fails if an attachment was gone for a moment.
+fn unbroken(watched: &Watched) -> Result<()> {
+    let Watched { attachments, looks, programs, gaps } = watched;
+    figure!("{attachments} attachments looked at {looks} times: {programs} programs, {} gaps", gaps.len());
+    ensure!(gaps.is_empty() && *looks > 100, "{gaps:?}");
     Ok(())
 }
 

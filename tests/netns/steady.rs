@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::client::{self, Answer};
-use crate::lab::as_client;
+use crate::lab::{self, as_client};
 
 /// Threads that the connections are spread over.
 const THREADS: usize = 4;
@@ -34,6 +35,11 @@ impl Connection {
         let mut connection = Self { reader: BufReader::new(stream), to, asked: 0 };
         let answer = connection.ask()?;
         Ok((connection, answer))
+    }
+
+    /// The client's end.
+    pub(crate) fn client(&self) -> Result<SocketAddr> {
+        Ok(self.reader.get_ref().local_addr()?)
     }
 
     /// Asks for the next number. An answer to another question is an error.
@@ -60,6 +66,12 @@ impl Connection {
         ensure!(body.contains(&format!("\npath: {path}\n")), "not the answer to {path}: {body}");
         client::read(&body)
     }
+}
+
+/// Lets this process have as many connections as a case may need: some systems allow 1024 files.
+pub(crate) fn allow_files() -> Result<()> {
+    let own = std::process::id().to_string();
+    lab::output(Command::new("prlimit").args(["--nofile=4096:", "--pid", &own])).map(drop)
 }
 
 /// How a connection went.

@@ -27,7 +27,9 @@ use crate::{build, setup, sys};
 pub(crate) use claim::claim;
 pub(crate) use down::down;
 pub(crate) use engine::{docker, get_json};
-pub(crate) use layout::{BINARY, Host, Lab, ROUTED_CLIENT, Underlay, Xdp};
+pub(crate) use layout::{
+    BINARY, GATEWAY, GATEWAY6, Host, Lab, PREFIX, PREFIX6, ROUTED_CLIENT, ROUTED_CLIENT6, Underlay, Xdp,
+};
 pub(crate) use status::table;
 pub(crate) use topology::in_netns;
 

@@ -3,7 +3,7 @@
 //! Namespaces, addresses and files are those of `cargo xtask lab`, so its commands and the netns suite work on it.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,13 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::bounded;
-use crate::lab::{self, BINARY, Host, Lab, ROUTED_CLIENT, Underlay, Xdp};
+use crate::lab::{
+    self, BINARY, GATEWAY, GATEWAY6, Host, Lab, PREFIX, PREFIX6, ROUTED_CLIENT, ROUTED_CLIENT6, Underlay, Xdp,
+};
 
 const NODES: usize = 3;
 const MTU: u32 = 1500;
-/// The switch's own address and the underlay's prefix, as in every lab.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-const PREFIX: u8 = 24;
 /// For one `ip`, `mount` or `sysctl`.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -26,17 +25,19 @@ struct Place {
     /// `sw`, `n1`…, `client`
     name: String,
     address: Ipv4Addr,
+    address6: Ipv6Addr,
     mac: String,
 }
 
 /// The switch's router, the nodes, the client.
 fn places() -> Vec<Place> {
     let hosts = (1..=NODES).map(Host::node).chain([Host::client()]);
-    let named =
-        std::iter::once(("sw".to_owned(), GATEWAY)).chain(hosts.map(|host| (host.name, host.address)));
+    let switch = Host { name: "sw".to_owned(), address: GATEWAY, address6: GATEWAY6 };
     // Locally administered, and "shol".
     let mac = |index: usize| format!("02:73:68:6f:6c:{index:02x}");
-    named.enumerate().map(|(index, (name, address))| Place { name, address, mac: mac(index) }).collect()
+    let all = std::iter::once(switch).chain(hosts).enumerate();
+    all.map(|(index, Host { name, address, address6 })| Place { name, address, address6, mac: mac(index) })
+        .collect()
 }
 
 /// QEMU's arguments for the hub and the interfaces on it.
@@ -91,27 +92,35 @@ fn connect(place: &Place) -> Result<()> {
     inside(&["link", "set", "lo", "up"])?;
     inside(&["link", "set", "eth0", "mtu", &MTU.to_string(), "up"])?;
     inside(&["address", "add", &format!("{}/{PREFIX}", place.address), "dev", "eth0"])?;
+    inside(&["address", "add", &format!("{}/{PREFIX6}", place.address6), "dev", "eth0", "nodad"])?;
     if place.address != GATEWAY {
         inside(&["route", "add", "default", "via", &GATEWAY.to_string()])?;
+        inside(&["-6", "route", "add", "default", "via", &GATEWAY6.to_string()])?;
     }
     Ok(())
 }
 
-/// The switch routes to the client's other address, and has ports for `lab cut` and `lab heal` to work on.
+/// The switch routes to the client's other addresses, and has ports for `lab cut` and `lab heal` to work on.
 fn route() -> Result<()> {
-    for setting in ["ip_forward=1", "conf/all/send_redirects=0", "conf/eth0/send_redirects=0"] {
-        let script = format!(
-            "echo {} >/proc/sys/net/ipv4/{}",
-            &setting[setting.len() - 1..],
-            &setting[..setting.len() - 2]
-        );
+    for (setting, value) in [
+        ("ipv4/ip_forward", 1),
+        ("ipv4/conf/all/send_redirects", 0),
+        ("ipv4/conf/eth0/send_redirects", 0),
+        ("ipv6/conf/all/forwarding", 1),
+    ] {
+        // /proc/sys/net shows the reader's own namespace.
         let mut command = lab::in_netns("shoal-sw", "sh");
-        bounded::output(command.args(["-c", &script]), LIMIT)?;
+        bounded::output(command.args(["-c", &format!("echo {value} >/proc/sys/net/{setting}")]), LIMIT)?;
     }
     let client = Host::client();
-    let routed = format!("{ROUTED_CLIENT}/32");
-    call("ip", &["-n", &client.netns(), "address", "add", &routed, "dev", "lo"])?;
-    call("ip", &["-n", "shoal-sw", "route", "add", &routed, "via", &client.address.to_string()])?;
+    let routes = [
+        (format!("{ROUTED_CLIENT}/32"), client.address.to_string()),
+        (format!("{ROUTED_CLIENT6}/128"), client.address6.to_string()),
+    ];
+    for (routed, via) in &routes {
+        call("ip", &["-n", &client.netns(), "address", "add", routed, "dev", "lo"])?;
+        call("ip", &["-n", "shoal-sw", "route", "add", routed, "via", via])?;
+    }
     for node in (1..=NODES).map(Host::node) {
         call("ip", &["-n", "shoal-sw", "link", "add", &node.name, "type", "bridge"])?;
     }

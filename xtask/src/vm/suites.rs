@@ -70,29 +70,38 @@ impl Suite {
     }
 }
 
-/// A published port over TCP and UDP, and an overlay with names, VIPs and borders.
-const CASES: [&str; 5] = [
-    "mesh::client_behind_a_router_is_served_and_seen",
+/// A published port over both families and both ways of replies, by the client behind the router and by the nodes' own
+/// processes; an overlay in both families with names, VIPs and borders.
+const CASES: [&str; 7] = [
+    "matrix::routed_client_is_served_on_every_way",
     "mesh::datagrams_of_every_size_come_back_unchanged",
+    "local::processes_of_a_node_reach_its_ports_by_every_address",
     "overlay::names_resolve_to_the_vip_and_to_the_tasks",
     "overlay::task_reaches_every_task_of_its_service_itself_included",
     "overlay::networks_are_kept_apart",
+    "overlay6::names_lead_to_every_task",
 ];
-/// Takes minutes where QEMU emulates both the interfaces and the processor.
-const CASE_OF_VETHS: &str = "mesh::http_reaches_every_task_by_every_node_with_the_clients_address";
+/// The one takes minutes where QEMU emulates both the interfaces and the processor, the other puts a host on the switch.
+const CASES_OF_VETHS: [&str; 2] = [
+    "mesh::http_reaches_every_task_by_every_node_with_the_clients_address",
+    "relay::tunnel_is_no_open_relay",
+];
+/// What lowers a limit of the whole kernel, and attacks what the host's kernel may not have: IPVS.
+const CASES_OF_PEERS: [&str; 1] = ["flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh"];
 
 /// The suites of a kernel whose names contain `filter`.
 pub(super) fn of(series: Series, filter: &str) -> VecDeque<Suite> {
     let tcx = series.has_tcx();
     let without = if tcx { Vec::new() } else { vec!["tcx".to_owned()] };
-    let cases: Vec<String> = CASES.map(str::to_owned).to_vec();
+    let named = |cases: &[&str]| cases.iter().map(|case| (*case).to_owned()).collect::<Vec<_>>();
     let hooks = if tcx { "TCX and classic TC" } else { "classic TC" };
     let hook = if tcx { "TCX" } else { "classic TC" };
     let all = [
         ("packet".to_owned(), Work::Packet),
         (format!("attach by {hooks}"), Work::Attach { without }),
-        (format!("lab by {hook}"), Work::Veths { cases: [&[CASE_OF_VETHS.to_owned()], &cases[..]].concat() }),
-        ("lab by native XDP on virtio-net".to_owned(), Work::Nics { cases }),
+        (format!("lab by {hook}"), Work::Veths { cases: [named(&CASES_OF_VETHS), named(&CASES)].concat() }),
+        ("lab by native XDP on virtio-net".to_owned(), Work::Nics { cases: named(&CASES) }),
+        ("attacks on peers: nftables, IPVS".to_owned(), Work::Veths { cases: named(&CASES_OF_PEERS) }),
     ];
     all.into_iter()
         .filter(|(name, _)| name.contains(filter))
