@@ -24,6 +24,9 @@ use crate::translation::{Parts, Work};
 use crate::verdict::Verdict;
 
 /// What becomes of a packet that came in by an uplink.
+// A tag of its own: Linux 6.1's verifier knows nothing of a byte that is put together with others by an OR, as the tag would
+// be that `Known` has anyway, and takes one variant for another.
+#[repr(C, u32)]
 #[derive(Clone, Copy, Debug)]
 pub enum Decision<'t, A> {
     /// Not the mesh's.

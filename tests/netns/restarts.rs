@@ -26,9 +26,8 @@ const RESTARTS: usize = 10;
 const UPGRADES: usize = 3;
 /// Connections that a node without an agent carries on with, those of the other nodes included.
 const STREAMS: usize = 1000;
-/// For how long it is without, s, and what says otherwise.
-const AWAY_S: u64 = 3;
-const AWAY_VAR: &str = "SHOAL_AWAY_S";
+/// For how long it is without. (After 15 s its tasks would be others' to run, and end at its return.)
+const AWAY: Duration = Duration::from_secs(3);
 /// How old the idle connection has to be in the end, s; without it, as old as the restarts take.
 const IDLE_VAR: &str = "SHOAL_IDLE_S";
 
@@ -98,14 +97,13 @@ pub(crate) fn node_without_an_agent_loses_no_connection(lab: &Lab) -> Result<()>
     ways::create_web(lab, 3, &[])?;
     steady::allow_files()?;
     let targets: Vec<SocketAddr> = Way::all().flat_map(|way| way.targets(lab)).collect();
-    let away = std::env::var(AWAY_VAR).ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(AWAY_S);
     let steady = Steady::start(&targets, STREAMS, Duration::from_millis(500))?;
     let node = &lab.nodes[1];
     let watch = Watch::start(node)?;
     let load = Load::start(&mesh::targets(lab), "/");
     let began = Instant::now();
     lab.xtask(&["kill", &node.name])?;
-    std::thread::sleep(Duration::from_secs(away));
+    std::thread::sleep(AWAY);
     lab.xtask(&["start", &node.name])?;
     lab.until_ready(lab.nodes.len())?;
     let opened = load.finish()?;
@@ -114,7 +112,8 @@ pub(crate) fn node_without_an_agent_loses_no_connection(lab: &Lab) -> Result<()>
     let fates = steady.finish()?;
     let (requests, slowest, broken) = steady::sum(&fates);
     figure!(
-        "{away} s without an agent on {node}: {} connections, {requests} requests, the slowest {} ms; {} broken",
+        "{} s without an agent on {node}: {} connections, {requests} requests, the slowest {} ms; {} broken",
+        AWAY.as_secs(),
         fates.len(),
         slowest.as_millis(),
         broken.len()

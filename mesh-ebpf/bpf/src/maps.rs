@@ -344,8 +344,12 @@ pub fn now_ns() -> u64 {
 
 /// Keeps a peer's next hop for the packets to come.
 #[inline(always)]
-pub fn update_peer(slot: u32, peer: &Peer) {
-    let _ = PEERS.set(slot, peer, u64::from(BPF_ANY));
+pub fn update_peer(slot: u32, update: impl FnOnce(&mut Peer)) {
+    if let Some(peer) = PEERS.get_ptr_mut(slot) {
+        // SAFETY: Elements of an array are never freed. CPUs that write one at once write the same, and one that reads it
+        // meanwhile sends its packet to the former next hop or to the new one.
+        update(unsafe { &mut *peer });
+    }
 }
 
 /// Counts one packet.

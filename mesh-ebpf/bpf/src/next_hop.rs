@@ -1,6 +1,7 @@
 //! Where a packet goes next: the host's routes and neighbours; for another node, asked once a second.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
@@ -30,14 +31,6 @@ pub struct Route<A> {
 
 /// The Ethernet addresses of a next hop and of the interface that leads there.
 type Frame = ([u8; 6], [u8; 6]);
-
-impl<A> Route<A> {
-    /// Interface, Ethernet addresses and MTU, bytes.
-    #[inline(always)]
-    fn way(self) -> (u32, Option<Frame>, u16) {
-        (self.ifindex, self.frame, self.mtu)
-    }
-}
 
 /// A family as the kernel's route helpers take it.
 pub trait Routed: Address {
@@ -95,30 +88,59 @@ impl Routed for Ip6 {
     }
 }
 
+/// A question to the host's routes, yet without ends.
+#[inline(always)]
+fn blank(params: &mut MaybeUninit<bpf_fib_lookup>, ifindex: u32) -> &mut bpf_fib_lookup {
+    const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
+    let words: *mut u32 = params.as_mut_ptr().cast();
+    for word in 0..WORDS {
+        // Volatile: LLVM would make it a call of `memset`, which takes of the stack as any other.
+        // SAFETY: The struct consists of as many words.
+        unsafe { words.add(word).write_volatile(0) };
+    }
+    // SAFETY: All-zero bytes are a value of this C struct.
+    let params = unsafe { params.assume_init_mut() };
+    params.ifindex = ifindex;
+    params.__bindgen_anon_1.tot_len = SHORT;
+    params
+}
+
+/// Writes the ends and the family.
+#[inline(always)]
+fn ask<A: Routed>(params: &mut bpf_fib_lookup, src: A, dst: A) {
+    params.family = A::AF;
+    A::ask(params, src, dst);
+}
+
+/// Has the host's routes answer in place of the question; `None` without a route, and no addresses while the neighbour is
+/// unresolved.
+#[inline(always)]
+fn answer(ctx: *mut c_void, params: &mut bpf_fib_lookup) -> Option<Option<Frame>> {
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: The context is the program's own, and the parameters outlive the call.
+    let result = unsafe { generated::bpf_fib_lookup(ctx, &raw mut *params, size, 0) };
+    match result as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Some(Some((params.dmac, params.smac))),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Some(None),
+        _ => None,
+    }
+}
+
+/// MTU of the route that the host's routes answered with, bytes.
+#[inline(always)]
+fn mtu(answered: &bpf_fib_lookup) -> u16 {
+    // SAFETY: Every bit pattern is a number.
+    unsafe { answered.__bindgen_anon_1.mtu_result }
+}
+
 /// Asks the host's routes, as for a packet from `src` to `dst` that came in by `ifindex`.
 #[inline(always)]
 pub fn route<A: Routed>(ctx: *mut c_void, ifindex: u32, src: A, dst: A) -> Option<Route<A>> {
-    // SAFETY: All-zero bytes are a value of this C struct.
-    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    params.family = A::AF;
-    params.ifindex = ifindex;
-    params.__bindgen_anon_1.tot_len = SHORT;
-    A::ask(&mut params, src, dst);
-    let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: The context is the program's own, and the parameters outlive the call.
-    let result = unsafe { generated::bpf_fib_lookup(ctx, &raw mut params, size, 0) };
-    let frame = match result as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => Some((params.dmac, params.smac)),
-        BPF_FIB_LKUP_RET_NO_NEIGH => None,
-        _ => return None,
-    };
-    Some(Route {
-        ifindex: params.ifindex,
-        next_hop: A::answer(&params),
-        frame,
-        // SAFETY: Every bit pattern is a number.
-        mtu: unsafe { params.__bindgen_anon_1.mtu_result },
-    })
+    let mut params = MaybeUninit::uninit();
+    let params = blank(&mut params, ifindex);
+    ask(params, src, dst);
+    let frame = answer(ctx, params)?;
+    Some(Route { ifindex: params.ifindex, next_hop: A::answer(params), frame, mtu: mtu(params) })
 }
 
 /// The peer in `slot` with its next hop; `None` while the neighbour is unresolved, or without a route.
@@ -133,14 +155,20 @@ pub fn resolve(ctx: *mut c_void, ifindex: u32, slot: u32) -> Option<&'static Pee
 #[inline(never)]
 fn ask_again(ctx: *mut c_void, ifindex: u32, slot: u32) -> bool {
     let (Some(config), Some(peer)) = (Maps.config(), Maps.peer(slot)) else { return false };
-    let asked = match (config.vtep.to_mapped(), peer.vtep.to_mapped()) {
-        (Some(src), Some(dst)) => route(ctx, ifindex, src, dst).map(Route::way),
-        _ => route(ctx, ifindex, config.vtep, peer.vtep).map(Route::way),
-    };
-    let Some((ifindex, Some((next_hop, source)), mtu)) = asked else { return false };
-    let expires_ns = now_ns() + NEXT_HOP_TTL_NS;
-    let mtu = mtu.max(config.path_mtu_min);
-    let peer = Peer { expires_ns, vtep: peer.vtep, ifindex, next_hop, source, mtu, ..Peer::default() };
-    update_peer(slot, &peer);
+    // Asked in one place, and written in place: on Linux 6.1 this and what calls it only just fit the stack.
+    let mut params = MaybeUninit::uninit();
+    let params = blank(&mut params, ifindex);
+    match (config.vtep.to_mapped(), peer.vtep.to_mapped()) {
+        (Some(src), Some(dst)) => ask(params, src, dst),
+        _ => ask(params, config.vtep, peer.vtep),
+    }
+    let Some(Some((next_hop, source))) = answer(ctx, params) else { return false };
+    update_peer(slot, |peer| {
+        peer.ifindex = params.ifindex;
+        peer.next_hop = next_hop;
+        peer.source = source;
+        peer.mtu = mtu(params).max(config.path_mtu_min);
+        peer.expires_ns = now_ns() + NEXT_HOP_TTL_NS;
+    });
     true
 }

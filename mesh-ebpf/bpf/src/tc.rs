@@ -10,6 +10,7 @@ use mesh_common::addr::Ip6;
 use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::map::EXAMPLE_PERIOD_NS;
+use mesh_datapath::header::Ethernet;
 use mesh_datapath::overlay::Arrival;
 use mesh_datapath::packet::{Fault, Field, Packet, Rewrite, Store};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -110,8 +111,8 @@ impl Skb {
     pub fn exemplify(&self, counter: Counter) {
         let Some(example) = maps::example(counter, EXAMPLE_PERIOD_NS) else { return };
         let len = self.ctx.len();
-        // Not zero, which the helper doesn't take.
-        let head_len = bounds::forgotten(len).clamp(1, size_of_val(&example.head) as u32);
+        // Not zero, which the helper doesn't take; Linux 6.1's verifier learns nothing from a comparison with zero itself.
+        let head_len = bounds::forgotten(len).clamp(Ethernet::LEN as u32, size_of_val(&example.head) as u32);
         example.counter = counter as u32;
         example.ifindex = self.ifindex();
         example.len = len;

@@ -11,7 +11,7 @@ use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::map::{Config, EXAMPLE_PERIOD_NS};
 use mesh_datapath::encap::{Inner, decapsulate, encapsulate, fits, fits_unpacked, mesh_reply, reply_within};
-use mesh_datapath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use mesh_datapath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet};
 use mesh_datapath::hook::drops_in_xdp;
 use mesh_datapath::packet::{Fault, Packet, Resize, Store};
 use mesh_datapath::parse::{Fragment, parse_ethernet};
@@ -188,8 +188,8 @@ impl Frame {
     fn exemplify(&self, counter: Counter) {
         let Some(example) = maps::example(counter, EXAMPLE_PERIOD_NS) else { return };
         let len = self.len();
-        // Not zero, which the helper doesn't take.
-        let head_len = bounds::forgotten(len).clamp(1, size_of_val(&example.head) as u32);
+        // Not zero, which the helper doesn't take; Linux 6.1's verifier learns nothing from a comparison with zero itself.
+        let head_len = bounds::forgotten(len).clamp(Ethernet::LEN as u32, size_of_val(&example.head) as u32);
         example.counter = counter as u32;
         example.ifindex = self.ingress_ifindex();
         example.len = len;

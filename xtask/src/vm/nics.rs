@@ -127,13 +127,17 @@ fn route() -> Result<()> {
     Ok(())
 }
 
-/// Fails unless each node's agent says that it runs in `mode`, and its interface that the driver does.
+/// Fails unless each node's agent says that it has XDP in its interface's driver, and the interface that it has.
 pub(super) fn check_native(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let info = lab::get_json(&node, "/info")?;
         let lines = info["DriverStatus"].as_array().map(Vec::as_slice).unwrap_or_default();
         let said = lines.iter().find(|line| line[0] == "Dataplane").map(|line| line[1].to_string());
-        ensure!(said.as_deref() == Some("\"xdp-native\""), "{} says of its dataplane: {said:?}", node.name);
+        ensure!(
+            said.as_deref() == Some("\"eth0=xdp-native\""),
+            "{} says of its dataplane: {said:?}",
+            node.name
+        );
         let shown = call("ip", &["-n", &node.netns(), "-details", "link", "show", "dev", "eth0"])?;
         ensure!(
             shown.contains(" xdp ") && shown.contains("prog/xdp"),
