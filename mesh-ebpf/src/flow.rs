@@ -153,13 +153,23 @@ pub fn may_begin_anew<A: Family>(
     if found.stage == Stage::Opening {
         return true;
     }
-    let reply = tables.flow(reply_key, Stage::Established);
+    // Another flow may have taken the place of a closed one's replies.
+    let reply = tables.flow(reply_key, Stage::Established).filter(|reply| is_reply_to(reply, key));
     let over = reply.is_none_or(|reply| reply.flags & FLOW_CLOSED != 0);
     if over {
-        tables.remove_flow(reply_key, Stage::Established);
+        if reply.is_some() {
+            tables.remove_flow(reply_key, Stage::Established);
+        }
         tables.remove_flow(key, Stage::Established);
     }
     over
+}
+
+/// Whether `reply` is what is done to replies to the packets with `key`.
+#[inline(always)]
+fn is_reply_to<A: Family>(reply: &Flow<A>, key: &FlowKey<A>) -> bool {
+    let client_port = if reply.kind == FlowKind::MESH_REPLY { key.src_port } else { reply.client_port };
+    reply.addr == key.dst && reply.port == key.dst_port && reply.client_port == client_port
 }
 
 /// The backend of a published port's flow, if it is a task of this node that is still there; `None` if not, or if the
