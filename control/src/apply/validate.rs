@@ -10,7 +10,7 @@ use mesh_api::table::{EndpointMode, PublishMode};
 
 use super::service::needs_ingress;
 use crate::model::constraint::parse_all;
-use crate::model::network::{MTU_MAX, MTU_MIN, MTU_MIN_IPV6};
+use crate::model::network::MTU_MAX;
 use crate::model::{EndpointSpec, Mode, NetworkSpec, ServiceSpec, State, labels};
 use crate::refusal::Refusal;
 
@@ -63,7 +63,7 @@ pub(super) fn network(spec: &NetworkSpec) -> Result<(), Refusal> {
         return Err(Refusal::invalid("Internal", problem));
     }
     if let Err(text) = spec.mtu() {
-        let least = if spec.ipam6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN };
+        let least = spec.mtu_min();
         let problem =
             format!("'{text}' is not an MTU that the network can have: expected {least} to {MTU_MAX}");
         return Err(Refusal::invalid(MTU_FIELD, problem));

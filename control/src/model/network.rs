@@ -81,8 +81,12 @@ impl NetworkSpec {
         let Some(text) = self.options.get(MTU_OPTION).filter(|text| *text != "false") else {
             return Ok(None);
         };
-        let least = if self.ipam6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN };
-        text.parse().ok().filter(|mtu| (least..=MTU_MAX).contains(mtu)).map(Some).ok_or(text)
+        text.parse().ok().filter(|mtu| (self.mtu_min()..=MTU_MAX).contains(mtu)).map(Some).ok_or(text)
+    }
+
+    /// The least bound that its options can ask for, bytes.
+    pub fn mtu_min(&self) -> u32 {
+        if self.ipam6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN }
     }
 }
 
@@ -98,7 +102,7 @@ pub struct Subnet {
     /// Addresses of it that nobody is given (`--aux-address`); the gateway is not among them.
     #[serde(default)]
     pub reserved: BTreeSet<Ipv4Addr>,
-    /// The last address given out that was not given out before, as an offset in `range`.
+    /// The last address given out that was not given out before, counted from the first that tasks can have.
     pub cursor: u32,
 }
 

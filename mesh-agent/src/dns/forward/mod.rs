@@ -66,8 +66,10 @@ impl Forwarder {
         let turn = Arc::new(turn);
         let asked = Arc::clone(self.lock_out().entry(question.clone()).or_default());
         let answer = asked.get_or_init(async || {
+            let resolvers = self.resolvers.addresses();
             let answer = self.resolvers.ask(question, &turn).await;
-            if let Some(answer) = &answer {
+            // What others said who are the host's resolvers no longer is not held.
+            if let Some(answer) = answer.as_ref().filter(|_| self.resolvers.addresses() == resolvers) {
                 self.cache.insert(question, answer, Instant::now());
             }
             answer
@@ -128,5 +130,19 @@ mod tests {
         let known = forwarder.known(&question("example.com.")).unwrap();
         assert_eq!(known.answers.len(), 1);
         assert!(resolver.try_recv(&mut [0; 512]).is_err(), "asked again");
+    }
+
+    #[tokio::test]
+    async fn what_a_former_resolver_says_is_not_held() {
+        let former = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let forwarder = forwarder(&former);
+        let turn = forwarder.turn("a".into()).unwrap();
+        let asking = Arc::clone(&forwarder);
+        let asked = tokio::spawn(async move { asking.ask(&question("example.com."), turn).await });
+        former.readable().await.unwrap();
+        forwarder.resolvers.replace(vec!["192.0.2.1:53".parse().unwrap()]);
+        answer(&former).await;
+        assert!(asked.await.unwrap().is_some());
+        assert!(forwarder.known(&question("example.com.")).is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 
 /// How long an answer may be by UDP, bytes: what passes any path unfragmented (DNS Flag Day 2020).
@@ -40,13 +40,20 @@ impl Question {
     }
 }
 
-/// Decodes an answer, if it is one to `question`: the same id, and the same name and type asked for.
+/// Decodes an answer, if it is one to `question`: the same id, and the same name and type asked for. Some servers leave
+/// those out of what says only that they fail (FORMERR, where they don't know EDNS).
 pub(super) fn decode(answer: &[u8], question: &Message) -> io::Result<Message> {
     let answer = Message::from_vec(answer).map_err(io::Error::other)?;
     let is_ours = answer.metadata.message_type == MessageType::Response
         && answer.metadata.id == question.metadata.id
-        && answer.queries == question.queries;
+        && (answer.queries == question.queries || answer.queries.is_empty() && fails(&answer));
     if is_ours { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Whether it says nothing of the name asked for.
+fn fails(answer: &Message) -> bool {
+    use ResponseCode::{FormErr, NotImp, Refused, ServFail};
+    matches!(answer.metadata.response_code, FormErr | ServFail | NotImp | Refused)
 }
 
 #[cfg(test)]
@@ -76,6 +83,12 @@ pub(super) mod tests {
         other.queries[0].set_query_type(RecordType::AAAA);
         assert!(!counts(other), "another type");
         assert!(decode(b"nonsense", &asked).is_err());
+        for (code, counting) in
+            [(ResponseCode::FormErr, true), (ResponseCode::NoError, false), (ResponseCode::NXDomain, false)]
+        {
+            let bare = Message::error_msg(asked.metadata.id, OpCode::Query, code);
+            assert_eq!(counts(bare), counting, "{code} without the question");
+        }
     }
 
     #[test]

@@ -33,10 +33,13 @@ pub(super) struct Resolvers {
 
 #[derive(Debug, Default)]
 struct List {
-    /// When the file that they are from was written.
-    written: Option<SystemTime>,
+    /// When the file that they are from was written, and its length: what empties it and what fills it again may come
+    /// within one tick of the clock.
+    written: Option<(SystemTime, u64)>,
     addresses: Vec<SocketAddr>,
-    /// Those that gave no answer when last asked, and when they are tried again.
+    /// When each answered last.
+    answered: HashMap<SocketAddr, Instant>,
+    /// Those that have answered nothing since a question that they left without an answer, and when they are tried again.
     silent: HashMap<SocketAddr, Instant>,
 }
 
@@ -56,7 +59,8 @@ impl Resolvers {
 
     /// Reads the file if it has changed; true if there are other resolvers now.
     pub(super) fn refresh(&self) -> bool {
-        let written = fs::metadata(&self.resolv_conf).and_then(|file| file.modified()).ok();
+        let written =
+            fs::metadata(&self.resolv_conf).and_then(|file| Ok((file.modified()?, file.len()))).ok();
         let mut list = self.lock();
         if list.written == written {
             return false;
@@ -64,6 +68,11 @@ impl Resolvers {
         let text = fs::read_to_string(&self.resolv_conf).unwrap_or_default();
         list.written = written;
         list.replace(resolv_conf::resolvers(&text))
+    }
+
+    /// Their addresses.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.lock().addresses.clone()
     }
 
     /// The answer of the first resolver that has one. A resolver that fails or refuses leaves it to the next one; one that
@@ -83,7 +92,7 @@ impl Resolvers {
             } else if out == 0 {
                 return last;
             }
-            let limit = if servers.len() > 0 { PATIENCE } else { ATTEMPT };
+            let (limit, start) = (if servers.len() > 0 { PATIENCE } else { ATTEMPT }, Instant::now());
             match timeout(limit, answers.recv()).await {
                 Ok(Some(Ok(answer))) if !leaves_it_to_others(&answer) => return Some(answer),
                 Ok(heard) => {
@@ -92,7 +101,7 @@ impl Resolvers {
                 }
                 Err(_) => {
                     if let Some(server) = asked {
-                        self.lock().heard(server, false, Instant::now());
+                        self.lock().unanswered(server, start, Instant::now());
                     }
                 }
             }
@@ -109,9 +118,13 @@ impl Resolvers {
     ) {
         let (resolvers, question, turn) = (Arc::clone(self), question.clone(), Arc::clone(turn));
         tokio::spawn(async move {
+            let start = Instant::now();
             let answer = timeout(ATTEMPT, exchange(server, &question)).await;
             let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            resolvers.lock().heard(server, answer.is_ok(), Instant::now());
+            match &answer {
+                Ok(_) => resolvers.lock().answered(server, Instant::now()),
+                Err(_) => resolvers.lock().unanswered(server, start, Instant::now()),
+            }
             if let Some(answers) = answers {
                 // Another one was quicker, if nobody hears it.
                 let _ = answers.send(answer).await;
@@ -142,6 +155,7 @@ impl List {
     /// True if they are others than before.
     fn replace(&mut self, addresses: Vec<SocketAddr>) -> bool {
         self.silent.retain(|server, _| addresses.contains(server));
+        self.answered.retain(|server, _| addresses.contains(server));
         let is_new = self.addresses != addresses;
         self.addresses = addresses;
         is_new
@@ -171,11 +185,19 @@ impl List {
         order
     }
 
-    /// Remembers whether a resolver gave an answer, whichever.
-    fn heard(&mut self, server: SocketAddr, answered: bool, now: Instant) {
-        if answered {
-            self.silent.remove(&server);
-        } else if self.addresses.contains(&server) {
+    /// Remembers that a resolver gave an answer, whichever.
+    fn answered(&mut self, server: SocketAddr, now: Instant) {
+        self.silent.remove(&server);
+        if self.addresses.contains(&server) {
+            self.answered.insert(server, now);
+        }
+    }
+
+    /// Remembers that a resolver has left a question of `start` without an answer. If it has answered another one since,
+    /// it is the question that takes long: whoever asks for names without servers turns nobody else to other resolvers.
+    fn unanswered(&mut self, server: SocketAddr, start: Instant, now: Instant) {
+        let is_known = self.addresses.contains(&server);
+        if is_known && self.answered.get(&server).is_none_or(|answered| *answered < start) {
             self.silent.insert(server, now + SHUN);
         }
     }
@@ -282,17 +304,31 @@ mod tests {
         };
         let start = Instant::now();
         assert_eq!(list.order(start), order(&[first, second], &[]));
-        list.heard(first, false, start);
+        list.unanswered(first, start, start);
         assert_eq!(list.order(start + SHUN / 2), order(&[second, first], &[]));
         // One question tries it, and those beside it don't.
         assert_eq!(list.order(start + SHUN), order(&[second, first], &[first]));
         assert_eq!(list.order(start + SHUN), order(&[second, first], &[]));
-        list.heard(first, true, start + SHUN);
+        list.answered(first, start + SHUN);
         assert_eq!(list.order(start + SHUN), order(&[first, second], &[]));
         for server in [first, second] {
-            list.heard(server, false, start);
+            list.unanswered(server, start + 2 * SHUN, start + 2 * SHUN);
         }
-        assert_eq!(list.order(start + SHUN), order(&[first, second], &[]));
+        assert_eq!(list.order(start + 3 * SHUN), order(&[first, second], &[]));
+    }
+
+    #[test]
+    fn a_resolver_that_answers_others_is_not_silent_for_one_question_that_takes_long() {
+        let [first, second] = ["192.0.2.1:53", "192.0.2.2:53"].map(|text| text.parse().unwrap());
+        let mut list = List { addresses: vec![first, second], ..List::default() };
+        let start = Instant::now();
+        list.answered(first, start + PATIENCE / 2);
+        list.unanswered(first, start, start + PATIENCE);
+        assert_eq!(list.order(start + PATIENCE).servers, [first, second]);
+        list.unanswered(first, start + PATIENCE, start + 2 * PATIENCE);
+        assert_eq!(list.order(start + 2 * PATIENCE).servers, [second, first]);
+        assert!(!list.replace(vec![first, second]) && list.answered.len() == 1);
+        assert!(list.replace(vec![second]) && list.answered.is_empty());
     }
 
     #[test]
@@ -313,6 +349,16 @@ mod tests {
         assert!(!resolvers.refresh(), "the same resolvers");
         write("nameserver 192.0.2.2\n", 0);
         assert!(resolvers.refresh());
-        assert_eq!(resolvers.lock().order(Instant::now()).servers, ["192.0.2.2:53".parse().unwrap()]);
+        assert_eq!(resolvers.addresses(), ["192.0.2.2:53".parse().unwrap()]);
+        // Emptied and filled at what the clock says is one moment.
+        let file = || std::fs::File::options().write(true).open(&path).unwrap();
+        let moment = SystemTime::now() + Duration::from_secs(10);
+        file().set_len(0).unwrap();
+        file().set_modified(moment).unwrap();
+        assert!(resolvers.refresh());
+        std::fs::write(&path, "nameserver 192.0.2.3\n").unwrap();
+        file().set_modified(moment).unwrap();
+        assert!(resolvers.refresh());
+        assert_eq!(resolvers.addresses(), ["192.0.2.3:53".parse().unwrap()]);
     }
 }

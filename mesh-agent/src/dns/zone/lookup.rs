@@ -187,7 +187,7 @@ impl<'a> View<'a> {
         is_service(name)
             || is_task_or_tasks(name)
             || task_named(self.table, name).is_some()
-            || PortName::parse(name).is_some_and(|name| is_service(name.service))
+            || PortName::parse(name).is_some_and(|name| self.is_ours(name.service))
     }
 }
 

@@ -284,6 +284,8 @@ fn ports_resolve_to_who_serves_them() {
         (ASKER, "80._tcp.web", forward()),
         (INNER, "_80._tcp.web", Answer::NoName),
         (INNER, "_tcp.web", Answer::NoName),
+        (INNER, "_80._tcp.tasks.web", Answer::NoName),
+        (INNER, "_80._tcp.web.1.abcdefghijklmnop", Answer::NoName),
         (ASKER, "_sip._tcp.example.com", forward()),
     ] {
         assert_eq!(zone.lookup(&table, source, name), expected, "{name} from {source}");
