@@ -161,7 +161,7 @@ fn flows(folder: &Path) -> HashMap<MapData, FlowKey<Be32>, Flow<Be32>> {
 }
 
 #[test]
-fn another_versions_programs_run_until_this_ones_maps_hold_the_table_and_its_flows_go_on() {
+fn another_versions_programs_run_on_tcx_until_this_ones_maps_hold_the_table_and_its_flows_go_on() {
     in_namespaces(|pins| {
         // As the first version did, which pinned its links among its maps.
         let former = pins.join("v1");
@@ -204,7 +204,7 @@ fn another_versions_programs_run_until_this_ones_maps_hold_the_table_and_its_flo
 }
 
 #[test]
-fn an_agent_that_was_killed_before_it_took_over_is_followed_by_one_that_does() {
+fn an_agent_that_was_killed_before_it_took_over_tcx_is_followed_by_one_that_does() {
     in_namespaces(|pins| {
         let links = Links::open(pins.join("links"), TcHook::Tcx).unwrap();
         std::fs::create_dir(pins.join("v1")).unwrap();
@@ -223,7 +223,7 @@ fn an_agent_that_was_killed_before_it_took_over_is_followed_by_one_that_does() {
 }
 
 #[test]
-fn a_dataplane_that_is_uninstalled_leaves_nothing() {
+fn a_dataplane_on_tcx_that_is_uninstalled_leaves_nothing() {
     in_namespaces(|pins| {
         let mut dataplane = open(pins);
         assert_eq!(on_tcx().len(), 1, "a first agent attaches at once");

@@ -19,7 +19,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, server::conn::http1};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Interval, interval, sleep};
@@ -67,8 +67,8 @@ async fn connection(
         let (identity, local, draining) = (Arc::clone(&identity), local.clone(), draining.clone());
         async move { Ok::<_, Infallible>(answer(request, &identity, &local, client, draining).await) }
     });
-    let connection =
-        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    // Without a timer, so without hyper's limit for the next request: who keeps a connection idle has a reason.
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     // How a connection ends is its client's business.
     tokio::select! {
