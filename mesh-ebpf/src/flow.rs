@@ -45,10 +45,22 @@ pub struct Found<A> {
 /// The flow with `key`, at whatever stage.
 #[inline(always)]
 pub fn find<A: Family>(tables: &impl AddrTables<A>, key: &FlowKey<A>) -> Option<Found<A>> {
-    match tables.flow(key, Stage::Established) {
-        Some(flow) => Some(Found { flow, stage: Stage::Established }),
-        None => tables.flow(key, Stage::Opening).map(|flow| Found { flow, stage: Stage::Opening }),
-    }
+    find_at(tables, key, Stage::Established).or_else(|| find_late(tables, key))
+}
+
+/// The flow with `key`, which was not among the established ones a moment ago.
+///
+/// Another CPU may establish it between two looks. It leaves the opening ones only after that, so what is in neither
+/// table is in the first one by now.
+#[inline(always)]
+pub fn find_late<A: Family>(tables: &impl AddrTables<A>, key: &FlowKey<A>) -> Option<Found<A>> {
+    find_at(tables, key, Stage::Opening).or_else(|| find_at(tables, key, Stage::Established))
+}
+
+/// The flow with `key`, if it is at `stage`.
+#[inline(always)]
+pub fn find_at<A: Family>(tables: &impl AddrTables<A>, key: &FlowKey<A>, stage: Stage) -> Option<Found<A>> {
+    tables.flow(key, stage).map(|flow| Found { flow, stage })
 }
 
 /// Whether a UDP flow has been silent for so long that its next packet is a new flow's.
@@ -82,10 +94,12 @@ pub fn note_request<A: Family>(
     if let Some(reply) = tables.flow(reply_key, Stage::Opening)
         && is_confirmed(packet, parsed, reply.stamp)
     {
-        tables.insert_flow(reply_key, &Flow { stamp: now_s, ..reply }, Stage::Established);
-        tables.remove_flow(reply_key, Stage::Opening);
-        if let Some(request) = tables.flow(key, Stage::Opening) {
-            tables.insert_flow(key, &Flow { stamp: now_s, ..request }, Stage::Established);
+        let establish =
+            |key, flow| tables.insert_flow(key, &Flow { stamp: now_s, ..flow }, Stage::Established);
+        let request = tables.flow(key, Stage::Opening);
+        // What the table refuses stays where it was, and the next packet tries again.
+        if establish(reply_key, reply) && request.is_none_or(|request| establish(key, request)) {
+            tables.remove_flow(reply_key, Stage::Opening);
             tables.remove_flow(key, Stage::Opening);
         }
     }

@@ -58,8 +58,8 @@ pub trait AddrTables<A: Address>: Tables {
 
     /// What is done to a flow of a task of this node, if it is at `stage`.
     fn flow(&self, key: &FlowKey<A>, stage: Stage) -> Option<Flow<A>>;
-    /// Remembers it.
-    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage);
+    /// Remembers it; `false` if the table is too busy to take it now.
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage) -> bool;
     /// Forgets it.
     fn remove_flow(&self, key: &FlowKey<A>, stage: Stage);
     /// Writes a flow's stamp, and adds to its flags.

@@ -151,7 +151,8 @@ pub fn published<'t, A: Family>(
         return remote(config, parsed, tuple, chosen);
     }
     // The usual case for a task of this node.
-    if let Some(local) = known(tables, tuple, &key, parsed, Stage::Established) {
+    let found = flow::find_at(tables, &key, Stage::Established);
+    if let Some(local) = found.and_then(|found| known(tables, tuple, parsed, found)) {
         return Decision::Local(local);
     }
     let Some(port) = tables.port(&PortKey::new::<A>(tuple.protocol, tuple.dst_port)) else {
@@ -160,7 +161,7 @@ pub fn published<'t, A: Family>(
     if !answers(&tuple.dst) {
         return Decision::Pass;
     }
-    if let Some(local) = known(tables, tuple, &key, parsed, Stage::Opening) {
+    if let Some(local) = flow::find_late(tables, &key).and_then(|found| known(tables, tuple, parsed, found)) {
         return Decision::Local(local);
     }
     // An error begins no flow.
@@ -223,16 +224,14 @@ pub fn is_direct<A: Family>(
         && !tables.is_local(&tuple.src)
 }
 
-/// The flow to a task of this node that the flow table has at `stage`; `None` if it has none, or a void one.
+/// The flow to a task of this node that was found in the flow tables; `None` if it is a void one.
 #[inline(always)]
 fn known<'t, A: Family>(
     tables: &'t impl AddrTables<A>,
     tuple: &'t Tuple<A>,
-    key: &FlowKey<A>,
     parsed: &Parsed<A>,
-    stage: Stage,
+    found: Found<A>,
 ) -> Option<Local<'t, A>> {
-    let found = Found { flow: tables.flow(key, stage)?, stage };
     let chosen = flow::backend_here(tables, tuple.protocol, &found)?;
     let flow = MeshFlow { tuple, chosen, target: found.flow.port, peer: 0, flags: found.flow.flags };
     if parsed.opens() && flow.may_begin_anew(tables, &found) {

@@ -1,5 +1,7 @@
 //! Every packet fixture, on the host library and in the kernel, and what the verifier walks.
 
+#[path = "packet/cpus.rs"]
+mod cpus;
 #[path = "packet/properties.rs"]
 mod properties;
 

@@ -255,12 +255,12 @@ macro_rules! addr_tables {
             }
 
             #[inline(always)]
-            fn insert_flow(&self, key: &FlowKey<$addr>, flow: &Flow<$addr>, stage: Stage) {
-                // Refused under contention: then the flow's next packet comes back here.
-                let _ = match stage {
+            fn insert_flow(&self, key: &FlowKey<$addr>, flow: &Flow<$addr>, stage: Stage) -> bool {
+                let inserted = match stage {
                     Stage::Established => $module::FLOWS.insert(key, flow, u64::from(BPF_ANY)),
                     Stage::Opening => $module::OPENING.insert(key, flow, u64::from(BPF_ANY)),
                 };
+                inserted.is_ok()
             }
 
             #[inline(always)]

@@ -1,6 +1,9 @@
 //! A node on the host: the packet library at a hook, on tables that outlive the packet. What one packet leaves in them
 //! meets the next.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use mesh_common::counter::Counter;
 use mesh_common::map::Config;
 use mesh_datapath::bytes::Bytes;
@@ -8,8 +11,8 @@ use mesh_datapath::hook::{self, XdpEnd};
 use mesh_datapath::overlay::Arrival;
 use mesh_datapath::tables::Tables as _;
 
-use super::entries;
-use super::tables::HostTables;
+use super::entries::{self, Entries};
+use super::tables::{HostTables, Meanwhile};
 use super::world::{CLIENT_ROUTE, LOOPBACK, World};
 use super::{End, Hook, Outcome};
 
@@ -57,18 +60,41 @@ impl Node {
 
     /// Runs the hook on a packet. The way to every client is that to `world::CLIENT`.
     pub fn run(&self, packet: &mut Bytes) -> Ended {
-        let Some(tc) = self.tc else {
-            let (end, counter) = match hook::run_xdp(packet, &self.tables, Some(&CLIENT_ROUTE)) {
-                XdpEnd::Left => (End::XdpPass, None),
-                XdpEnd::Dropped(reason) => (End::XdpDrop, Some(reason)),
-                XdpEnd::Sent { ifindex: LOOPBACK, counter } => (End::XdpTx, Some(counter)),
-                XdpEnd::Sent { counter, .. } => (End::XdpRedirect, Some(counter)),
-            };
-            return Ended { end, counter, made: None };
-        };
-        let verdict = hook::run(tc, packet, &self.tables, || {});
-        Ended { end: End::Tc(verdict.action()), counter: Some(verdict.counter), made: verdict.made() }
+        run_at(self.tc, &self.tables, packet)
     }
+}
+
+fn run_at(tc: Option<hook::Hook>, tables: &HostTables, packet: &mut Bytes) -> Ended {
+    let Some(tc) = tc else {
+        let (end, counter) = match hook::run_xdp(packet, tables, Some(&CLIENT_ROUTE)) {
+            XdpEnd::Left => (End::XdpPass, None),
+            XdpEnd::Dropped(reason) => (End::XdpDrop, Some(reason)),
+            XdpEnd::Sent { ifindex: LOOPBACK, counter } => (End::XdpTx, Some(counter)),
+            XdpEnd::Sent { counter, .. } => (End::XdpRedirect, Some(counter)),
+        };
+        return Ended { end, counter, made: None };
+    };
+    let verdict = hook::run(tc, packet, tables, || {});
+    Ended { end: End::Tc(verdict.action()), counter: Some(verdict.counter), made: verdict.made() }
+}
+
+/// Two packets of one node, the second on another CPU: it comes, and goes, when the first has used what the programs keep
+/// `uses` times. `None` if the first does not use it so often; else what became of each, and what is kept then.
+pub fn run_two(
+    world: &World,
+    (hook, packet): (Hook, &[u8]),
+    (other_hook, other_packet): (Hook, &[u8]),
+    uses: usize,
+) -> Option<([Ended; 2], Entries)> {
+    let node = Node::new(world, hook);
+    let other = Node::new(world, other_hook).tc;
+    let mut other_packet = Bytes::new(other_packet.to_vec());
+    let other_ended = Rc::new(Cell::new(None));
+    let tell = Rc::clone(&other_ended);
+    let done = move |tables: &HostTables| tell.set(Some(run_at(other, tables, &mut other_packet)));
+    node.tables.set_meanwhile(Meanwhile { uses, done: Box::new(done) });
+    let ended = node.run(&mut Bytes::new(packet.to_vec()));
+    Some(([ended, other_ended.get()?], node.tables.entries()))
 }
 
 /// What the library makes of a world's first packet.

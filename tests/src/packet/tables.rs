@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use mesh_agent::dataplane::contents::Contents;
 use mesh_agent::sys::bpf::Prefix;
@@ -25,6 +26,21 @@ pub struct HostTables {
     peers: BTreeMap<u32, Peer>,
     spent: Vec<u32>,
     entries: RefCell<Entries>,
+    meanwhile: RefCell<Option<Meanwhile>>,
+}
+
+/// What another CPU does while a packet is looked at.
+pub struct Meanwhile {
+    /// How often the packet's own CPU has used what the programs keep before that.
+    pub uses: usize,
+    /// What is done.
+    pub done: Box<dyn FnOnce(&HostTables)>,
+}
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meanwhile").field("uses", &self.uses).finish_non_exhaustive()
+    }
 }
 
 impl HostTables {
@@ -38,7 +54,13 @@ impl HostTables {
             peers: world.peers(),
             spent: world.spent.clone(),
             entries: RefCell::new(world.known.clone()),
+            meanwhile: RefCell::new(None),
         }
+    }
+
+    /// Has something done by another CPU between two uses of the entries by the next packet.
+    pub fn set_meanwhile(&self, meanwhile: Meanwhile) {
+        self.meanwhile.replace(Some(meanwhile));
     }
 
     /// What the programs' tables hold.
@@ -46,12 +68,32 @@ impl HostTables {
         self.entries.borrow().clone()
     }
 
+    /// The entries, before one of them is used.
+    fn used(&self) -> &RefCell<Entries> {
+        let due = match &mut *self.meanwhile.borrow_mut() {
+            Some(Meanwhile { uses: 0, .. }) => true,
+            Some(Meanwhile { uses, .. }) => {
+                *uses -= 1;
+                false
+            }
+            None => false,
+        };
+        if due && let Some(meanwhile) = self.meanwhile.take() {
+            (meanwhile.done)(self);
+        }
+        &self.entries
+    }
+
     fn held(&self, place: Place) -> Option<Held> {
-        self.entries.borrow().get(&place).copied()
+        self.used().borrow().get(&place).copied()
     }
 
     fn insert(&self, place: Place, held: Held) {
-        self.entries.borrow_mut().insert(place, held);
+        self.used().borrow_mut().insert(place, held);
+    }
+
+    fn remove(&self, place: Place) {
+        self.used().borrow_mut().remove(&place);
     }
 }
 
@@ -148,7 +190,7 @@ impl<A: Side> AddrTables<A> for HostTables {
     }
 
     fn remove_sent(&self, key: &FlowKey<A>) {
-        self.entries.borrow_mut().remove(&Place::Sent(lift_key(key)));
+        self.remove(Place::Sent(lift_key(key)));
     }
 
     fn flow(&self, key: &FlowKey<A>, stage: Stage) -> Option<Flow<A>> {
@@ -158,16 +200,17 @@ impl<A: Side> AddrTables<A> for HostTables {
         }
     }
 
-    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage) {
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage) -> bool {
         self.insert(flow_place(key, stage), Held::Flow(lift_flow(flow)));
+        true
     }
 
     fn remove_flow(&self, key: &FlowKey<A>, stage: Stage) {
-        self.entries.borrow_mut().remove(&flow_place(key, stage));
+        self.remove(flow_place(key, stage));
     }
 
     fn mark_flow(&self, key: &FlowKey<A>, stage: Stage, stamp: u32, flags: u8) {
-        if let Some(Held::Flow(flow)) = self.entries.borrow_mut().get_mut(&flow_place(key, stage)) {
+        if let Some(Held::Flow(flow)) = self.used().borrow_mut().get_mut(&flow_place(key, stage)) {
             flow.stamp = stamp;
             flow.flags |= flags;
         }

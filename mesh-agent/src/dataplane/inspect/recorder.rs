@@ -377,13 +377,14 @@ impl<A: Side> AddrTables<A> for Recorder<'_> {
         found
     }
 
-    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage) {
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>, stage: Stage) -> bool {
         A::written(self).borrow_mut().of(stage).write(*key, Some(*flow));
         let (table, how) = match stage {
             Stage::Opening => ("opening", "opening"),
             Stage::Established => ("flows", "established"),
         };
         self.note(table, format!("flow {} would be remembered as {how}", words::flow_key(key)));
+        true
     }
 
     fn remove_flow(&self, key: &FlowKey<A>, stage: Stage) {
