@@ -55,6 +55,27 @@ impl PinnedMap {
         bpf::remove(self.fd(), keys).map_err(|source| self.failed("removing from", source))
     }
 
+    /// Removes the entry of `key` if `is_over` says so of its value; `false` if it is another one by now. One that the
+    /// programs replace at that very moment is put back.
+    pub fn remove_if<K: Pod, V: Pod + Default>(
+        &self,
+        key: &K,
+        is_over: impl Fn(&V) -> bool,
+    ) -> Result<bool, DataplaneError> {
+        let failed = |source| self.failed("removing from", source);
+        if !bpf::lookup(self.fd(), key).map_err(failed)?.is_some_and(|value| is_over(&value)) {
+            return Ok(false);
+        }
+        match bpf::take(self.fd(), key).map_err(failed)? {
+            Some(value) if !is_over(&value) => {
+                bpf::insert_new(self.fd(), key, &value).map_err(failed)?;
+                Ok(false)
+            }
+            Some(_) => Ok(true),
+            None => Ok(false),
+        }
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.map.fd().as_fd()
     }

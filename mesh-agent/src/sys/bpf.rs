@@ -10,9 +10,14 @@ use nix::errno::Errno;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
+const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
+
+/// `BPF_ANY`, `BPF_NOEXIST`.
+const ANY: u64 = 0;
+const NO_EXIST: u64 = 1;
 
 /// Entries that are read in one call.
 const READ_CHUNK: usize = 4096;
@@ -153,6 +158,28 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, key_size: u32, value_size:
 
 /// The value of `key`.
 pub fn lookup<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    value_of(MAP_LOOKUP_ELEM, map, key)
+}
+
+/// Removes the entry of `key`, and gives its value.
+pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    value_of(MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+/// Writes an entry, unless the key has one: `false` then.
+pub fn insert_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+    match set_value(map, key, value, NO_EXIST) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn value_of<K: Pod, V: Pod + Default>(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
     let mut value = V::default();
     let attr = ElementAttr {
         map_fd: map.as_raw_fd().cast_unsigned(),
@@ -161,7 +188,7 @@ pub fn lookup<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Res
         ..ElementAttr::default()
     };
     // SAFETY: the kernel reads a key and writes a value of the map's sizes, which the callers' types have.
-    match unsafe { element(MAP_LOOKUP_ELEM, &attr) } {
+    match unsafe { element(command, &attr) } {
         Ok(()) => Ok(Some(value)),
         Err(Errno::ENOENT) => Ok(None),
         Err(error) => Err(error.into()),
@@ -169,14 +196,19 @@ pub fn lookup<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Res
 }
 
 fn update_one<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    Ok(set_value(map, key, value, ANY)?)
+}
+
+fn set_value<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> Result<(), Errno> {
     let attr = ElementAttr {
         map_fd: map.as_raw_fd().cast_unsigned(),
         key: std::ptr::from_ref(key) as u64,
         value: std::ptr::from_ref(value) as u64,
+        flags,
         ..ElementAttr::default()
     };
     // SAFETY: the kernel reads a key and a value of the map's sizes, which the callers' types have.
-    Ok(unsafe { element(MAP_UPDATE_ELEM, &attr) }?)
+    unsafe { element(MAP_UPDATE_ELEM, &attr) }
 }
 
 fn remove_one<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {

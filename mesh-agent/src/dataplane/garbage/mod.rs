@@ -73,6 +73,9 @@ impl FamilyFlows {
 
     /// Removes what is to go, and says how many entries that were.
     fn collect<A: Address + Pod>(&self) -> Result<usize, DataplaneError> {
+        let mut flows = Vec::new();
+        self.flows.read(|key: FlowKey<A>, flow: Flow<A>| flows.push((key, flow)))?;
+        // After the flows: whoever has one and is not among the living is gone, and not just new.
         let mut living = Living { backends: HashSet::new(), tasks: HashSet::new() };
         self.tasks.read(|key: TaskKey, _: TaskSlots| {
             living.backends.insert(key.incarnation);
@@ -81,24 +84,23 @@ impl FamilyFlows {
             living.tasks.insert(value.incarnation);
         })?;
         let mut judge = Judge::new(monotonic_s(), living);
-        self.flows.read(|key: FlowKey<A>, flow: Flow<A>| judge.see(key, flow))?;
-        let mut doomed = Vec::new();
+        for (key, flow) in flows {
+            judge.see(key, flow);
+        }
+        let mut removed = 0;
         for Doomed { key, flow, partner } in judge.doomed() {
             // A packet may have come meanwhile, of the same connection or of another one from the same port.
-            if self.flows.get::<_, Flow<A>>(&key)? != Some(flow) {
+            if !self.flows.remove_if(&key, |there: &Flow<A>| *there == flow)? {
                 continue;
             }
-            doomed.push(key);
+            removed += 1;
             // The client's end of a former task's connection may have come again, and be with another task.
-            if let Some(partner) = partner
-                && let Some(there) = self.flows.get::<_, Flow<A>>(&partner)?
-                && there.incarnation == flow.incarnation
-            {
-                doomed.push(partner);
+            if let Some(partner) = partner {
+                let of_same_task = |there: &Flow<A>| there.incarnation == flow.incarnation;
+                removed += usize::from(self.flows.remove_if(&partner, of_same_task)?);
             }
         }
-        self.flows.remove(&doomed)?;
-        Ok(doomed.len())
+        Ok(removed)
     }
 }
 
