@@ -3,7 +3,7 @@
 
 use ipnet::Ipv4Net;
 use mesh_api::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
-use mesh_api::session::{NodeDescription, TaskStatus};
+use mesh_api::session::{AttachmentSpec, NodeDescription, TaskStatus};
 use mesh_api::table::{NodeState, Role, TaskState};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,8 @@ pub enum Action {
         /// What is asked for.
         config: IpamConfig,
     },
+    /// `shoal network rotate-keys`: every node replaces its WireGuard keys.
+    RotateKeys,
     /// `docker network rm`.
     RemoveNetwork {
         /// The network.
@@ -143,6 +145,15 @@ pub enum Action {
     Orchestrate {
         /// The steps.
         steps: Vec<Step>,
+    },
+    /// What runs on a node already gets an endpoint on an attachable network: `shoal attach` there.
+    Attach {
+        /// The id of its task.
+        id: TaskId,
+        /// The node.
+        node: NodeId,
+        /// What is asked for.
+        spec: AttachmentSpec,
     },
 }
 

@@ -37,6 +37,9 @@ pub enum Refusal {
     /// No such network.
     #[error("network {0} not found")]
     NetworkNotFound(NetworkId),
+    /// No network of this id or name.
+    #[error("network: there is no network {0}: `docker network ls` on a manager shows those that there are")]
+    NoSuchNetwork(String),
     /// No such service.
     #[error("service {0} not found")]
     ServiceNotFound(ServiceId),
@@ -47,6 +50,14 @@ pub enum Refusal {
         kind: &'static str,
         /// The name.
         name: String,
+    },
+    /// What is asked for is another's.
+    #[error("{field}: {problem}")]
+    Conflict {
+        /// The field, in the API's words.
+        field: &'static str,
+        /// Who has it, and what to do.
+        problem: String,
     },
     /// An object has this id.
     #[error("an object with id {0} already exists")]
@@ -184,6 +195,11 @@ impl Refusal {
         Self::Invalid { field, problem: problem.into() }
     }
 
+    /// A field with what is another's.
+    pub(crate) fn conflict(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Conflict { field, problem: problem.into() }
+    }
+
     /// A label of Shoal's own in `field` that can't be.
     pub(crate) fn label(field: &'static str) -> impl FnOnce(LabelError) -> Self {
         move |problem| Self::Label { field, problem }
@@ -193,8 +209,13 @@ impl Refusal {
     pub fn code(&self) -> Code {
         match self {
             Self::OutOfSequence => Code::Unknown,
-            Self::NodeNotFound(_) | Self::NetworkNotFound(_) | Self::ServiceNotFound(_) => Code::NotFound,
-            Self::NameTaken { .. } | Self::IdTaken(_) | Self::IngressExists(_) => Code::AlreadyExists,
+            Self::NodeNotFound(_)
+            | Self::NetworkNotFound(_)
+            | Self::NoSuchNetwork(_)
+            | Self::ServiceNotFound(_) => Code::NotFound,
+            Self::NameTaken { .. } | Self::Conflict { .. } | Self::IdTaken(_) | Self::IngressExists(_) => {
+                Code::AlreadyExists
+            }
             Self::Invalid { .. }
             | Self::Label { .. }
             | Self::PortInUse { .. }

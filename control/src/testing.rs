@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use mesh_api::session::{self, NodeDescription};
+use mesh_api::session::{self, AttachmentSpec, NodeDescription};
 use mesh_api::table::{NodeState, Protocol, PublishMode, Role, Subnet6Record, TaskState};
+use mesh_api::wireguard::WireguardIdentity;
 
 use crate::apply::{Reply, apply, awaits};
 use crate::command::{Action, Command, Genesis};
@@ -31,7 +32,13 @@ pub(crate) fn description(hostname: &str) -> NodeDescription {
         labels: Vec::new(),
         dataplane: "eth0=xdp-native,eth1=tc".to_owned(),
         routes: Vec::new(),
+        wireguard: Vec::new(),
     }
+}
+
+/// A key of a node, and its port.
+pub(crate) fn identity(number: u8, port: u16) -> WireguardIdentity {
+    WireguardIdentity { public_key: [number; 32].into(), port }
 }
 
 /// A worker that is ready.
@@ -107,6 +114,13 @@ pub(crate) fn attachment(network: &str) -> NetworkAttachment {
     NetworkAttachment { target: network.into(), aliases: Vec::new(), options: BTreeMap::new() }
 }
 
+/// What asks for an attachment on a node, without wishes.
+pub(crate) fn attach(id: &str, node: &str, network: &str, name: &str) -> Action {
+    let (network, name) = (network.to_owned(), name.to_owned());
+    let spec = AttachmentSpec { network, name, aliases: Vec::new(), addr: None };
+    Action::Attach { id: id.into(), node: node.into(), spec }
+}
+
 /// A state with its log, and a clock of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct World {
@@ -160,6 +174,13 @@ impl World {
         id
     }
 
+    pub(crate) fn create_attachable_network(&mut self, name: &str) -> NetworkId {
+        let id = NetworkId::from(format!("net-{name}"));
+        let spec = NetworkSpec { attachable: true, ..network(name) };
+        self.must(Action::CreateNetwork { id: id.clone(), spec });
+        id
+    }
+
     pub(crate) fn create_service(&mut self, spec: ServiceSpec) -> ServiceId {
         let id = ServiceId::from(format!("svc-{}", spec.name));
         self.must(Action::CreateService { id: id.clone(), spec: Box::new(spec) });
@@ -178,6 +199,14 @@ impl World {
         let mut node = self.node(id).clone();
         node.spec.labels.insert(label.to_owned(), value.to_owned());
         self.must(Action::UpdateNode { id: id.into(), version: node.meta.version, spec: node.spec });
+    }
+
+    /// A node that describes itself with these keys.
+    pub(crate) fn keys(&self, id: &str, wireguard: &[WireguardIdentity]) -> Action {
+        let description =
+            NodeDescription { wireguard: wireguard.to_vec(), ..self.node(id).description.clone() };
+        let (state, message) = (NodeState::Ready, String::new());
+        Action::SetNodeStatus { id: id.into(), state, message, description: Some(description) }
     }
 
     pub(crate) fn set_node_state(&mut self, id: &str, state: NodeState) {

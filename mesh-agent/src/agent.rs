@@ -14,9 +14,14 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+mod attach;
+
+pub use attach::{AttachError, AttachRequest, DetachError};
+
 use crate::claim::{ClaimError, NetnsClaim};
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::encryption;
 use crate::facts::Describe;
 use crate::node::{Node, NodeError, NodeInputs};
 use crate::runtime::Runtime;
@@ -145,6 +150,7 @@ impl Agent {
         };
         let table = agent.store.load_table().map(Arc::new);
         info!(node = %credentials.membership.node_id, index = table.as_ref().map(|table| table.index), "node of a cluster");
+        agent.describe.set_wireguard(encryption::remembered(&agent.config.state_dir));
         let has_table = table.is_some();
         let (active, ready) = agent.activate(credentials, table, None, UPLINK_PATIENCE);
         // Without a table there is nothing to wait for until the managers answer.
@@ -235,6 +241,7 @@ impl Agent {
         let mut leftovers = node.tear_down().await;
         leftovers.extend(self.store.forget().iter().map(ToString::to_string));
         self.describe.set_dataplane(&[]);
+        self.describe.set_wireguard(Vec::new());
         leftovers
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// How the agent runs on this host.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// Capacity of the flow table.
     pub flows_max: u32,
+    /// How long a WireGuard key is used; mostly [`crate::KEY_ROTATION`].
+    pub key_rotation: Duration,
 }
 
 /// Whether and how XDP runs on the uplinks.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh_api::error::chain;
 use mesh_api::session::NodeDescription;
+use mesh_api::wireguard::WireguardIdentity;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -34,11 +35,12 @@ pub(crate) struct Describe {
 pub(crate) struct Changing {
     dataplane: String,
     routes: Vec<IpNet>,
+    wireguard: Vec<WireguardIdentity>,
 }
 
 impl Describe {
     pub(crate) fn new(hostname: String) -> Self {
-        let changing = Changing { dataplane: DETACHED.to_owned(), routes: Vec::new() };
+        let changing = Changing { dataplane: DETACHED.to_owned(), routes: Vec::new(), wireguard: Vec::new() };
         Self { hostname, changing: watch::Sender::new(changing) }
     }
 
@@ -47,6 +49,11 @@ impl Describe {
         let modes: Vec<_> = modes.iter().map(|(uplink, mode)| format!("{uplink}={mode}")).collect();
         let text = if modes.is_empty() { DETACHED.to_owned() } else { modes.join(",") };
         self.set(|changing| &mut changing.dataplane, text);
+    }
+
+    /// Sets what others reach the host by inside of WireGuard.
+    pub(crate) fn set_wireguard(&self, identities: Vec<WireguardIdentity>) {
+        self.set(|changing| &mut changing.wireguard, identities);
     }
 
     /// Tells which subnets the host has routes to, from now until what it returns is dropped.
@@ -105,6 +112,7 @@ impl Describe {
             labels: Vec::new(),
             dataplane: changing.dataplane.clone(),
             routes: changing.routes.clone(),
+            wireguard: changing.wireguard.clone(),
         }
     }
 }

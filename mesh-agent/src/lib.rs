@@ -9,6 +9,7 @@ mod claim;
 pub mod config;
 pub mod dataplane;
 pub mod dns;
+mod encryption;
 mod facts;
 mod files;
 pub mod links;
@@ -18,9 +19,12 @@ mod session;
 pub mod sys;
 mod uninstall;
 
-pub use agent::{Agent, JoinError, JoinRequest, LeaveError, StartError};
+pub use agent::{
+    Agent, AttachError, AttachRequest, DetachError, JoinError, JoinRequest, LeaveError, StartError,
+};
 pub use claim::ClaimError;
 pub use config::{Config, XdpMode};
+pub use encryption::{EncryptionKind, KEY_ROTATION, encryption_links, wireguard_overhead};
 pub use node::NodeError;
 pub use session::{ConnectError, Membership, SessionState};
 pub use uninstall::{Item, Uninstalled, uninstall};

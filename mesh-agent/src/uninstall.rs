@@ -61,7 +61,7 @@ pub async fn uninstall(state_dir: &Path, bpffs: &Path) -> Result<Uninstalled, Cl
     // One that can't be read is removed all the same.
     let node = store.load_credentials().ok().flatten().map(|credentials| credentials.membership.node_id);
     let before = inventory(state_dir, bpffs, &mut errors).await;
-    errors.extend(node::remove_all::<Dataplane>(&runtime, bpffs).await);
+    errors.extend(node::remove_all::<Dataplane>(&runtime, bpffs, state_dir).await);
     errors.extend(store.forget().iter().map(ToString::to_string));
     // What is in them, or why they can't be removed, is in the inventory.
     for folder in [store.tasks(), bpffs.to_owned()] {
@@ -77,8 +77,9 @@ pub async fn uninstall(state_dir: &Path, bpffs: &Path) -> Result<Uninstalled, Cl
 async fn inventory(state_dir: &Path, bpffs: &Path, errors: &mut Vec<String>) -> BTreeSet<Item> {
     let mut items = BTreeSet::new();
     items.extend(names_in(&Store::new(state_dir).tasks()).map(Item::Task));
-    // The agent's own; a manager has a folder there.
-    let files = names_in(state_dir).map(|name| state_dir.join(name));
+    // The agent's own, and those of attachments; a manager has a folder there.
+    let folders = [state_dir.to_owned(), Store::new(state_dir).attachments()];
+    let files = folders.iter().flat_map(|folder| names_in(folder).map(|name| folder.join(name)));
     items.extend(files.filter(|path| path.extension().is_some_and(|it| it == "json")).map(Item::File));
     for folder in pin_folders(bpffs) {
         pins_in(&folder, &mut items);
@@ -157,6 +158,8 @@ mod tests {
             let (state, pins) = (folder.path().join("state"), folder.path().join("bpf"));
             fs::create_dir_all(state.join("manager")).unwrap();
             fs::write(state.join("table.json"), "{}").unwrap();
+            fs::create_dir(state.join("attachments")).unwrap();
+            fs::write(state.join("attachments/a1.json"), "{}").unwrap();
             let links = Links::open().unwrap();
             links.ensure_vxlan(4789).await.unwrap();
             links.ensure_host_pair(1450).await.unwrap();
@@ -176,6 +179,7 @@ mod tests {
                 link("shoal0p"),
                 table("ip shoal"),
                 table("ip6 shoal"),
+                Item::File(state.join("attachments/a1.json")),
                 Item::File(state.join("table.json")),
             ];
             assert_eq!(done.removed, expected);

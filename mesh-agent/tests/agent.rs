@@ -227,6 +227,7 @@ impl Manager {
                     role: Role::Worker,
                     vtep: node.vtep,
                     state: NodeState::Ready,
+                    wireguard: Vec::new(),
                 };
                 self.change(|table| drop(table.nodes.insert(id.clone(), record)));
                 let (cluster_id, secret) = ("c".into(), "s".to_owned());
@@ -305,6 +306,7 @@ fn table() -> Table {
         hash_seed: 0x5eed,
         data_path_port: 4789,
         return_path: ReturnPath::Tunnel,
+        key_epoch: 0,
     };
     let mut table = Table::new(cluster);
     for (number, id) in ["ingress", "front"].into_iter().enumerate() {
@@ -326,6 +328,7 @@ fn table() -> Table {
             internal: false,
             ingress: id == "ingress",
             mtu: None,
+            encrypted: false,
         };
         table.networks.insert(record.id.clone(), record);
     }
@@ -399,6 +402,7 @@ fn config(folder: &Path, number: u8, xdp: XdpMode) -> Config {
         xdp,
         uplinks: Vec::new(),
         flows_max: 4096,
+        key_rotation: mesh_agent::KEY_ROTATION,
     }
 }
 

@@ -10,3 +10,4 @@ pub mod id;
 pub mod session;
 pub mod table;
 pub mod token;
+pub mod wireguard;

@@ -5,18 +5,20 @@
 //!                                     manager -> Snapshot, then Delta for every change
 //! agent   -> Applied, Tasks,          manager -> Settled, Alive
 //!            Described, Alive
+//! agent   -> Attach                   manager -> Attached
 //! ```
 //!
 //! The stream is plain TCP; what authenticates a node is the join token and then its own secret. The types don't
 //! know: TLS goes below the codec.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, NodeId, TaskId};
 use crate::table::{Delta, Role, Table, TaskState};
+use crate::wireguard::WireguardIdentity;
 
 /// Version of this protocol; a manager refuses another.
 pub const PROTOCOL_VERSION: u32 = 2;
@@ -71,6 +73,14 @@ pub enum AgentMessage {
         /// The host as it is now.
         node: NodeDescription,
     },
+    /// What runs on this node already, a process or a namespace, is to get an endpoint on a network. A manager of a version
+    /// that has no attachments ends the session at it.
+    Attach {
+        /// The id that its task is to have.
+        id: TaskId,
+        /// What is asked for.
+        spec: AttachmentSpec,
+    },
     /// A sign of life.
     Alive,
     /// The node leaves the cluster for good.
@@ -121,8 +131,50 @@ pub enum ManagerMessage {
         /// The table index.
         index: u64,
     },
+    /// Answer to `Attach`: a task of that id is in the table, or why not. Agents that don't ask never get it.
+    Attached {
+        /// The id asked for.
+        id: TaskId,
+        /// Why there is no such task; `None` if there is.
+        refused: Option<AttachRefused>,
+    },
     /// A sign of life.
     Alive,
+}
+
+/// What is asked for an attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentSpec {
+    /// The network, by its id or its name.
+    pub network: String,
+    /// Its name in the network, which no service and no other attachment has there.
+    pub name: String,
+    /// Further names, which it may share.
+    pub aliases: Vec<String>,
+    /// The IPv4 address that it is to have; `None` for any.
+    pub addr: Option<Ipv4Addr>,
+}
+
+/// Why an attachment is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct AttachRefused {
+    /// For programs.
+    pub reason: AttachRefusedReason,
+    /// For people: which field is wrong, and what to do.
+    pub message: String,
+}
+
+/// Why an attachment is refused, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachRefusedReason {
+    /// There is no such network.
+    NotFound,
+    /// Another has the name or the address.
+    Conflict,
+    /// A field can't be what it is.
+    Invalid,
 }
 
 /// Why a session is refused.
@@ -169,6 +221,10 @@ pub struct NodeDescription {
     /// and those of Shoal's own devices, are not among them.
     #[serde(default)]
     pub routes: Vec<IpNet>,
+    /// What others reach it by inside of WireGuard, at most [`crate::wireguard::WIREGUARD_IDENTITIES_MAX`]; they send to the
+    /// first, and take what comes from either. Empty: it has no encrypted way, and gets no task on an encrypted network.
+    #[serde(default)]
+    pub wireguard: Vec<WireguardIdentity>,
 }
 
 /// What a node reports of one of its tasks.

@@ -13,6 +13,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
+use crate::wireguard::WireguardIdentity;
 
 /// A copy of the table at one table index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +73,10 @@ pub struct ClusterRecord {
     pub data_path_port: u16,
     /// How replies to clients of published ports return, where a service doesn't say.
     pub return_path: ReturnPath,
+    /// How often an operator asked for new WireGuard keys (`shoal network rotate-keys`): a node replaces those that it made
+    /// while this was less.
+    #[serde(default)]
+    pub key_epoch: u64,
 }
 
 /// How a reply to a client of a published port returns from another node than the client dialled.
@@ -120,6 +125,9 @@ pub struct NodeRecord {
     pub vtep: IpAddr,
     /// Whether the managers hear from it.
     pub state: NodeState,
+    /// What others reach it by inside of WireGuard, as in [`crate::session::NodeDescription::wireguard`].
+    #[serde(default)]
+    pub wireguard: Vec<WireguardIdentity>,
 }
 
 /// An overlay network.
@@ -143,6 +151,9 @@ pub struct NetworkRecord {
     /// its underlay lets through. `None` for no other bound than that.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// Its packets cross the underlay inside of WireGuard alone (`--opt encrypted`).
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// A subnet of a network.
@@ -219,7 +230,7 @@ pub enum EndpointMode {
     Dnsrr,
 }
 
-/// A service.
+/// A service, or what gives an attachment its names: a record with the attachment's id, in mode `dnsrr`, without ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceRecord {
     /// The service's id.
@@ -335,7 +346,8 @@ pub const WEIGHT_MAX: u8 = 100;
 pub struct TaskRecord {
     /// The task's id.
     pub id: TaskId,
-    /// Its name: `<service>.<slot>.<task id>`, or `<service>.<node id>.<task id>` where the service is global.
+    /// Its name: `<service>.<slot>.<task id>`, or `<service>.<node id>.<task id>` where the service is global; of an
+    /// attachment, what it was given.
     pub name: Box<str>,
     /// Its service.
     pub service: ServiceId,
@@ -369,7 +381,7 @@ pub struct EndpointRecord {
 /// What a task runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
-    /// The image, as given: `shoal/whoami`, `shoal/exec`.
+    /// The image, as given: `shoal/whoami`, `shoal/exec`. Empty for an attachment: what runs already, and its node knows.
     pub image: String,
     /// `ContainerSpec.Command`: replaces the image's entry point.
     pub command: Vec<String>,
@@ -389,6 +401,13 @@ pub struct TaskSpec {
     pub stop_signal: String,
     /// The service's name, as tasks are told it.
     pub service_name: String,
+}
+
+impl TaskSpec {
+    /// Whether the task is an attachment: nothing is run for it, its node knows what it is of.
+    pub fn is_attachment(&self) -> bool {
+        self.image.is_empty()
+    }
 }
 
 /// A change of one record.
@@ -487,6 +506,7 @@ mod tests {
             hash_seed: 7,
             data_path_port: 4789,
             return_path: ReturnPath::Tunnel,
+            key_epoch: 0,
         })
     }
 
@@ -497,6 +517,7 @@ mod tests {
             role: Role::Worker,
             vtep: Ipv4Addr::new(192, 0, 2, 1).into(),
             state: NodeState::Ready,
+            wireguard: Vec::new(),
         }
     }
 

@@ -33,9 +33,15 @@ pub trait Address:
     /// Whether it is a multicast address, or IPv4's broadcast address.
     fn is_multicast(self) -> bool;
 
+    /// Whether it is one of [`WIREGUARD_NET`], by which nodes reach one another through WireGuard.
+    fn is_wireguard(self) -> bool;
+
     /// Whether it is the broadcast address of the subnet that `addr` and `mask` describe; IPv6 has none.
     fn is_broadcast_of(self, addr: Self, mask: Self) -> bool;
 }
+
+/// The subnet, of 64 bits, of the addresses that nodes have in WireGuard: what comes from one has been decrypted.
+pub const WIREGUARD_NET: Ip6 = Ip6::from_groups([0xfd73, 0x686f, 0x616c, 2, 0, 0, 0, 0]);
 
 /// An IPv6 address.
 #[derive(Clone, Copy, Eq, PartialOrd, Ord, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -91,6 +97,11 @@ impl Address for Be32 {
     }
 
     #[inline(always)]
+    fn is_wireguard(self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn is_broadcast_of(self, addr: Self, mask: Self) -> bool {
         self.raw() == addr.raw() | !mask.raw()
     }
@@ -131,6 +142,12 @@ impl Address for Ip6 {
     #[inline(always)]
     fn is_multicast(self) -> bool {
         self.0[0].to_bytes()[0] == 0xff
+    }
+
+    #[inline(always)]
+    fn is_wireguard(self) -> bool {
+        let differs = |i: usize| self.0[i].raw() ^ WIREGUARD_NET.0[i].raw();
+        differs(0) | differs(1) == 0
     }
 
     #[inline(always)]
@@ -220,7 +237,7 @@ impl Debug for Ip6 {
 
 /// First bytes of an endpoint's Ethernet address, as Docker's.
 const ENDPOINT_PREFIX: [u8; 2] = [0x02, 0x42];
-/// First bytes of the Ethernet destination of a mesh request's inner frame.
+/// First bytes of the Ethernet destination of an inner frame that names a task.
 const BACKEND_PREFIX: [u8; 2] = [0x02, 0x53];
 
 /// Ethernet address of the endpoint at an address: `02:42` and its lowest 32 bits.
@@ -229,8 +246,8 @@ pub fn mac_of(addr: impl Address) -> [u8; 6] {
     tagged(ENDPOINT_PREFIX, addr.low())
 }
 
-/// What names a backend in the inner Ethernet header of a mesh request, and its sender in that of a mesh reply which
-/// teaches: `02:53` and its incarnation.
+/// What names the task that a packet between nodes is for in its inner Ethernet header, and in that of a mesh reply which
+/// teaches the one that it is from: `02:53` and its incarnation.
 #[inline(always)]
 pub const fn backend_mac(incarnation: u32) -> [u8; 6] {
     tagged(BACKEND_PREFIX, Be32::new(incarnation))

@@ -62,7 +62,9 @@ counters! {
     DropSpoofedSource = 61, "drop_spoofed_source", "From a task, with a source address that isn't its own.";
     DropNotMember = 62, "drop_not_member", "VXLAN from an address that is no node's.";
     DropForeignSource = 63, "drop_foreign_source", "Overlay packet whose source doesn't live on the node that sent it.";
-    DropTunnelFromTask = 64, "drop_tunnel_from_task", "A task tried to send VXLAN into the underlay.";
+    DropTunnelFromTask = 64, "drop_tunnel_from_task", "A task tried to send VXLAN into the underlay, or to a node's address in WireGuard.";
+    DropCleartext = 65, "drop_cleartext", "In cleartext what nodes send each other encrypted, or from WireGuard's addresses outside of it.";
+    DropMoved = 66, "drop_moved", "For a task that no longer has the address: another one has it by now.";
 
     DropNoEndpoint = 70, "drop_no_endpoint", "No endpoint of the network has the destination address.";
     DropNoBackend = 71, "drop_no_backend", "The service has no running task.";

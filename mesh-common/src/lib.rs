@@ -16,4 +16,4 @@ pub mod map;
 pub mod vxlan;
 
 /// Version of the layout of everything in [`map`], part of the pin path: maps of another version are not reused.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -148,11 +148,13 @@ unsafe impl aya::Pod for Ip6 {}
 
 abi! {
     /// What the programs know of their node.
-    struct Config(144, align 8) {
+    struct Config(168, align 8) {
         /// Seed of [`flow_hash`](crate::hash::flow_hash), the cluster's.
         hash_seed: u64,
         /// The node's VXLAN address, IPv4 in its mapped form; all zero: not configured yet.
         vtep: Ip6,
+        /// The address that what is encrypted is sent from, of [`WIREGUARD_NET`](crate::addr::WIREGUARD_NET); all zero: none.
+        wireguard: Ip6,
         /// How tasks and the host's stack see one another, IPv4.
         host4: Host<Be32>,
         /// The same, IPv6.
@@ -163,12 +165,14 @@ abi! {
         host_ifindex: u32,
         /// [`tag_of`] the node's VTEP.
         tag: u32,
+        /// [`tag_of`] its address in WireGuard.
+        wireguard_tag: u32,
         /// UDP port of VXLAN.
         vxlan_port: Be16,
         /// Bytes that every way to another node carries, whatever the kernel was told by ICMP errors.
         path_mtu_min: u16,
         /// Zero.
-        reserved: [u16; 2],
+        reserved: [u16; 4],
     }
 
     /// The node-local addresses of one family.
@@ -271,7 +275,7 @@ abi! {
         ifindex: u32,
         /// Never 0 in a used slot, and never the same for two tasks.
         incarnation: u32,
-        /// [`BACKEND_DRAINING`].
+        /// [`BACKEND_DRAINING`], [`BACKEND_ENCRYPTED`].
         flags: u32,
     }
 
@@ -286,7 +290,7 @@ abi! {
         nodes: u32,
         /// Its network.
         vni: u32,
-        /// [`SERVICE_AFFINITY`], [`SERVICE_DIRECT`], [`SERVICE_SOURCES`], [`SERVICE_ADDRESSES`].
+        /// [`SERVICE_AFFINITY`], [`SERVICE_DIRECT`], [`SERVICE_SOURCES`], [`SERVICE_ADDRESSES`], [`SERVICE_ENCRYPTED`].
         flags: u32,
     }
 
@@ -384,11 +388,11 @@ abi! {
         vni: u32,
     }
 
-    /// Another node, and how to reach it.
+    /// A way to another node: to its VTEP, or to its address in WireGuard.
     struct Peer(48, align 8) {
         /// Until when the next hop below holds, ns of the monotonic clock; 0: unknown.
         expires_ns: u64,
-        /// Its VXLAN address, IPv4 in its mapped form.
+        /// Where VXLAN is sent, IPv4 in its mapped form.
         vtep: Ip6,
         /// The interface towards it.
         ifindex: u32,
@@ -437,8 +441,13 @@ abi! {
     }
 }
 
+/// Mark of a packet (`skb->mark`) that the programs send into WireGuard's network: "SHWG".
+pub const WIREGUARD_MARK: u32 = 0x5348_5747;
+
 /// The backend gets no new flows.
 pub const BACKEND_DRAINING: u32 = 1;
+/// What other nodes send to it is encrypted.
+pub const BACKEND_ENCRYPTED: u32 = 2;
 /// The interface's network has no way out.
 pub const IFACE_INTERNAL: u32 = 1;
 
@@ -450,6 +459,8 @@ pub const SERVICE_DIRECT: u32 = 2;
 pub const SERVICE_SOURCES: u32 = 4;
 /// `shoal_rules4/6` say which of the node's addresses answer.
 pub const SERVICE_ADDRESSES: u32 = 8;
+/// Nodes send each other nothing of it in cleartext.
+pub const SERVICE_ENCRYPTED: u32 = 16;
 
 /// The backend has closed the connection.
 pub const FLOW_CLOSED: u8 = 1;
@@ -545,6 +556,14 @@ impl<A: Address> RuleKey<A> {
     #[inline(always)]
     pub const fn dialled(service: u32, addr: A) -> Self {
         Self { scope: Be32::new(service << 1 | 1), addr }
+    }
+}
+
+impl Config {
+    /// The address of this node that VXLAN to a peer comes from.
+    #[inline(always)]
+    pub fn vtep_towards(&self, peer: &Peer) -> Ip6 {
+        if peer.vtep.is_wireguard() { self.wireguard } else { self.vtep }
     }
 }
 

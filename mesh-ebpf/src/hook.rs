@@ -2,7 +2,7 @@
 //!
 //! `bpf/src/hook.rs` and `bpf/src/xdp.rs` are the same steps on contexts; the packet fixtures hold the two together.
 
-use mesh_common::addr::Ip6;
+use mesh_common::addr::{Address as _, Ip6};
 use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::map::{Config, Peer};
@@ -20,7 +20,7 @@ use crate::refuse;
 use crate::tables::{AddrTables, Tables};
 use crate::task::Sent;
 use crate::translation::{self, Work};
-use crate::uplink::{Decision, Remote, decide, from_uplink};
+use crate::uplink::{Decision, Remote, claims_wireguard, decide, from_uplink};
 use crate::verdict::{Action, Verdict};
 use crate::{answer, arp, host, mesh, neighbor, task};
 
@@ -57,6 +57,9 @@ pub fn run<P: Reuse>(hook: Hook, packet: &mut P, tables: &impl BothTables, diall
             Sent::Refused(reason) => Verdict::drop(reason),
         },
         (_, Ok(ETHERTYPE_IPV4)) => ip::<Be32, P>(hook, packet, tables, dialled),
+        (Hook::Uplink, Ok(ETHERTYPE_IPV6)) if claims_wireguard(packet) => {
+            Verdict::drop(Counter::DropCleartext)
+        }
         (_, Ok(ETHERTYPE_IPV6)) => match host_discovery(hook, packet, tables) {
             Some(answered) => answered,
             None => ip::<Ip6, P>(hook, packet, tables, dialled),
@@ -176,6 +179,9 @@ fn xdp<A: Inner, P: Resize>(
         return XdpEnd::Left;
     }
     let Some(tuple) = parsed.tuple() else { return XdpEnd::Left };
+    if parsed.src.is_wireguard() {
+        return XdpEnd::Left;
+    }
     match decide::<A>(tables, config, &parsed, &tuple) {
         Decision::Remote(remote) => xdp_forward::<A, P>(packet, config, tables.peer(remote.peer), &remote),
         Decision::Tunnel => xdp_reply(packet, tables, config, &parsed, way),
@@ -197,7 +203,8 @@ fn xdp_forward<A: Inner, P: Resize>(
     remote: &Remote,
 ) -> XdpEnd {
     let Some(peer) = peer else { return XdpEnd::Left };
-    if peer.expires_ns == 0 || !fits(packet.len(), peer.mtu, config.vtep.family()) {
+    let plain = !peer.vtep.is_wireguard();
+    if peer.expires_ns == 0 || !plain || !fits(packet.len(), peer.mtu, config.vtep.family()) {
         return XdpEnd::Left;
     }
     match encapsulate::<A, _>(packet, config, peer, remote) {

@@ -5,7 +5,7 @@ use mesh_common::be::Be16;
 use mesh_common::counter::Counter;
 use mesh_common::hash::Tuple;
 use mesh_common::map::{
-    BUDGET_SEARCHES, Config, FlowKey, PROTO_TCP, PROTO_UDP, PortKey, SEARCH_MAX, Sent, Service, TaskKey,
+    BUDGET_SEARCHES, Config, FlowKey, PROTO_TCP, PROTO_UDP, Peer, PortKey, SEARCH_MAX, Sent, Service, TaskKey,
 };
 use mesh_common::vxlan::{VNI_MESH_REQUEST, mtu_overhead_bytes};
 
@@ -29,7 +29,8 @@ pub struct Errand {
     pub incarnation: u32,
     /// How many nodes have been asked for the packet's flow before.
     pub asked: u8,
-    /// The ingress node: [`tag_of`](mesh_common::map::tag_of) its VTEP.
+    /// The ingress node: [`tag_of`](mesh_common::map::tag_of) its VTEP, or its address in WireGuard. Says nothing while nobody
+    /// has been asked: then it is the sender.
     pub ingress: u32,
 }
 
@@ -62,7 +63,6 @@ impl Errand {
 pub fn plan<A: Quote>(
     packet: &impl Packet,
     tables: &impl AddrTables<A>,
-    config: &Config,
     parsed: &Parsed<A>,
     client: &A,
     decision: Decision<'_, A>,
@@ -77,7 +77,7 @@ pub fn plan<A: Quote>(
         Decision::Search(_) => return plan.end(refuse(Counter::DropFlowGone)),
     };
     plan.translation.src = *client;
-    send(packet, tables, config, parsed, &remote, counter, plan);
+    send(packet, tables, parsed, &remote, counter, plan);
 }
 
 /// Drops a packet, and has its sender told where it is one who asked for what isn't there.
@@ -96,13 +96,12 @@ fn refuse(reason: Counter) -> Verdict {
 pub fn send<A: Quote>(
     packet: &impl Packet,
     tables: &impl AddrTables<A>,
-    config: &Config,
     parsed: &Parsed<A>,
     remote: &Remote,
     counter: Counter,
     plan: &mut Plan<A>,
 ) {
-    if let Some(mtu) = too_big(packet, tables, config, parsed, remote.peer) {
+    if let Some(mtu) = too_big(packet, tables, parsed, remote.peer) {
         return plan.end(Verdict::answer(Counter::DropTooBig, Answer::TooBig { mtu }));
     }
     let Remote { peer, tos, .. } = *remote;
@@ -117,16 +116,15 @@ pub fn send<A: Quote>(
 pub fn too_big<A: Family>(
     packet: &impl Packet,
     tables: &impl Tables,
-    config: &Config,
     parsed: &Parsed<A>,
     peer: u32,
 ) -> Option<u16> {
-    let mtu = tables.peer(peer)?.mtu;
+    let Peer { mtu, vtep, .. } = *tables.peer(peer)?;
     // Not known yet; or a packet that the stack below may fragment.
     if mtu == 0 || !parsed.whole_only {
         return None;
     }
-    let limit = u32::from(mtu).saturating_sub(mtu_overhead_bytes(config.vtep.family()));
+    let limit = u32::from(mtu).saturating_sub(mtu_overhead_bytes(vtep.family()));
     (largest(packet, parsed) > limit).then_some(limit as u16)
 }
 
@@ -239,7 +237,7 @@ pub fn from_client<A: Quote>(
     if let Decision::Pass | Decision::Tunnel = decision {
         return to.end(Verdict::drop(Counter::DropNotPublished));
     }
-    plan(packet, tables, config, parsed, client, decision, to);
+    plan(packet, tables, parsed, client, decision, to);
 }
 
 /// Hands a reply, whose ends are planned, to the client: by the host's routes, or to a process or task of this node.

@@ -1,11 +1,11 @@
 //! What comes out of the VXLAN device: mesh requests, mesh replies, and overlay packets from other nodes' tasks.
 
-use mesh_common::addr::{Ip6, backend_of};
+use mesh_common::addr::{Address as _, Ip6, backend_of};
 use mesh_common::counter::Counter;
 use mesh_common::hash::{Tuple, path_entropy};
 use mesh_common::map::{
-    AddrKey, BUDGET_SEARCHES, Config, FLOW_DIRECT, FLOW_TEACH, FlowKey, FlowKind, PROTO_TCP, PortKey,
-    SEARCH_MAX, Service, TaskKey,
+    AddrKey, BACKEND_ENCRYPTED, BUDGET_SEARCHES, Config, FLOW_DIRECT, FLOW_TEACH, FlowKey, FlowKind,
+    PROTO_TCP, PortKey, SEARCH_MAX, SERVICE_ENCRYPTED, Service, TaskKey, tag_of,
 };
 use mesh_common::vxlan::{VNI_MESH_REPLY, VNI_MESH_REQUEST, VNI_NETWORK_MIN};
 
@@ -17,7 +17,7 @@ use crate::mesh::{self, Errand};
 use crate::packet::Packet;
 use crate::parse::{Fragment, Parsed, parse_ethernet};
 use crate::related::Quote;
-use crate::tables::AddrTables;
+use crate::tables::{AddrTables, Tables};
 use crate::translation::{Frame, Parts, Plan, Work};
 use crate::uplink::{Known, Local, Remote, is_direct};
 use crate::verdict::Verdict;
@@ -40,16 +40,10 @@ pub fn from_ingress<A: Quote>(
     work: &mut Work<A>,
 ) {
     let Parts { parsed, tuple, plan, .. } = work.parts();
-    let Some(config) = tables.config() else {
-        return plan.end(Verdict::drop(Counter::DropNotReady));
-    };
-    let Some(peer) = tables.member(&arrival.vtep) else {
-        return plan.end(Verdict::drop(Counter::DropNotMember));
-    };
-    let Ok(ethernet) = parse_ethernet(packet) else {
-        return plan.end(Verdict::drop(Counter::DropMalformed));
-    };
-    mesh_request(packet, tables, config, parsed, tuple, peer, &ethernet, plan);
+    match Sender::of(packet, tables, arrival) {
+        Ok(sender) => mesh_request(packet, tables, parsed, tuple, &sender, plan),
+        Err(reason) => plan.end(Verdict::drop(reason)),
+    }
 }
 
 /// Decides on any other packet from another node, once it is read.
@@ -61,42 +55,63 @@ pub fn from_backend<A: Quote>(
     work: &mut Work<A>,
 ) {
     let Parts { parsed, ends, tuple, plan } = work.parts();
-    let Some(config) = tables.config() else {
-        return plan.end(Verdict::drop(Counter::DropNotReady));
-    };
-    let Some(peer) = tables.member(&arrival.vtep) else {
-        return plan.end(Verdict::drop(Counter::DropNotMember));
-    };
-    let Ok(ethernet) = parse_ethernet(packet) else {
-        return plan.end(Verdict::drop(Counter::DropMalformed));
+    let sender = match Sender::of(packet, tables, arrival) {
+        Ok(sender) => sender,
+        Err(reason) => return plan.end(Verdict::drop(reason)),
     };
     match arrival.vni {
-        VNI_MESH_REPLY => mesh_reply(tables, config, parsed, &ends.0, &ethernet, plan),
-        VNI_NETWORK_MIN.. => overlay(packet, tables, parsed, ends, tuple, arrival.vni, peer, plan),
+        VNI_MESH_REPLY => mesh_reply(tables, &sender, parsed, &ends.0, plan),
+        VNI_NETWORK_MIN.. => overlay(packet, tables, parsed, ends, tuple, &sender, plan),
         _ => plan.end(Verdict::drop(Counter::DropUnknownVni)),
+    }
+}
+
+/// The node that a packet comes from.
+struct Sender<'t> {
+    config: &'t Config,
+    /// The VNI that it sent the packet with.
+    vni: u32,
+    /// Its peer slot.
+    peer: u32,
+    /// The address that it sent the packet from.
+    vtep: Ip6,
+    /// The packet's Ethernet header.
+    ethernet: Ethernet,
+}
+
+impl<'t> Sender<'t> {
+    #[inline(always)]
+    fn of(packet: &impl Packet, tables: &'t impl Tables, arrival: &Arrival) -> Result<Self, Counter> {
+        let Arrival { vni, vtep } = *arrival;
+        let config = tables.config().ok_or(Counter::DropNotReady)?;
+        let peer = tables.member(&vtep).ok_or(Counter::DropNotMember)?;
+        let ethernet = parse_ethernet(packet).map_err(|_| Counter::DropMalformed)?;
+        Ok(Self { config, vni, peer, vtep, ethernet })
     }
 }
 
 /// A published-port packet from its ingress node, or from one that was asked before, for a task of this node.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined; a struct would be kept on the kernel's small stack")]
 fn mesh_request<A: Quote>(
     packet: &impl Packet,
     tables: &impl AddrTables<A>,
-    config: &Config,
     parsed: &Parsed<A>,
     tuple: Option<&Tuple<A>>,
-    sender: u32,
-    ethernet: &Ethernet,
+    sender: &Sender<'_>,
     plan: &mut Plan<A>,
 ) {
-    let Some(errand) = Errand::read(ethernet) else {
+    let Sender { config, peer, vtep, ref ethernet, .. } = *sender;
+    let encrypted = vtep.is_wireguard();
+    let Some(mut errand) = Errand::read(ethernet) else {
         return plan.end(Verdict::drop(Counter::DropMalformed));
     };
+    if errand.asked == 0 {
+        errand.ingress = tag_of(vtep);
+    }
     let ingress = match errand {
-        Errand { asked: 0, .. } => Some(sender),
+        Errand { asked: 0, .. } => Some(peer),
         // The packet went in a circle.
-        Errand { ingress, .. } if ingress == config.tag => Some(0),
+        Errand { ingress, .. } if ingress == config.tag || ingress == config.wireguard_tag => Some(0),
         Errand { ingress, .. } => tables.tagged(ingress),
     };
     let Some(ingress) = ingress else {
@@ -107,12 +122,15 @@ fn mesh_request<A: Quote>(
         let reason = if unknown { Counter::DropFragment } else { Counter::DropProtocol };
         return plan.end(Verdict::drop(reason));
     };
-    let request = Request { config, parsed, tuple, errand, ingress };
+    let request = Request { config, parsed, tuple, errand, ingress, encrypted };
     let found = flow::find(tables, &FlowKey::new(tuple, VNI_MESH_REQUEST));
     let bound = found.and_then(|found| {
         let chosen = flow::backend_here(tables, tuple.protocol, &found)?;
         Some((found, chosen))
     });
+    if bound.is_some_and(|(_, chosen)| chosen.backend.flags & BACKEND_ENCRYPTED != 0) && !encrypted {
+        return plan.end(Verdict::drop(Counter::DropCleartext));
+    }
     let known = bound.and_then(|(found, chosen)| request.known(tables, &found, chosen));
     let local = match known {
         Some(local) => local,
@@ -144,6 +162,8 @@ struct Request<'c, A> {
     errand: Errand,
     /// The ingress node's peer slot; 0: this node.
     ingress: u32,
+    /// Whether it came through WireGuard.
+    encrypted: bool,
 }
 
 impl<'c, A: Quote> Request<'c, A> {
@@ -183,7 +203,7 @@ impl<'c, A: Quote> Request<'c, A> {
     where
         'c: 't,
     {
-        let Self { config, parsed, tuple, ingress, .. } = *self;
+        let Self { config, parsed, tuple, ingress, encrypted, .. } = *self;
         if parsed.is_error() {
             return Err(Unserved::Dropped(Counter::DropUnrelated));
         }
@@ -194,6 +214,9 @@ impl<'c, A: Quote> Request<'c, A> {
         let Some(service) = tables.service(port.service) else {
             return Err(Unserved::Dropped(Counter::DropNotPublished));
         };
+        if service.flags & SERVICE_ENCRYPTED != 0 && !encrypted {
+            return Err(Unserved::Dropped(Counter::DropCleartext));
+        }
         if tuple.protocol == PROTO_TCP && !parsed.opens() {
             return Err(Unserved::Unknown(service));
         }
@@ -242,7 +265,7 @@ impl<'c, A: Quote> Request<'c, A> {
         chosen: Chosen<'_, A>,
         plan: &mut Plan<A>,
     ) {
-        let Self { config, parsed, tuple, errand, .. } = self;
+        let Self { parsed, tuple, errand, .. } = self;
         if errand.asked >= SEARCH_MAX || !tables.spend(BUDGET_SEARCHES) {
             return plan.end(Verdict::drop(Counter::DropBackendGone));
         }
@@ -250,7 +273,7 @@ impl<'c, A: Quote> Request<'c, A> {
         let errand = Errand { asked: errand.asked + 1, incarnation, ..*errand };
         let remote =
             Remote { peer: chosen.backend.peer, errand, entropy: path_entropy(tuple), tos: parsed.tos };
-        mesh::send(packet, tables, config, parsed, &remote, Counter::MeshSearched, plan);
+        mesh::send(packet, tables, parsed, &remote, Counter::MeshSearched, plan);
     }
 
     /// A segment of a connection that isn't known here: on to the next node, or back with a reset if all were asked.
@@ -262,7 +285,7 @@ impl<'c, A: Quote> Request<'c, A> {
         service: &Service,
         plan: &mut Plan<A>,
     ) {
-        let Self { config, parsed, tuple, errand, ingress } = self;
+        let Self { parsed, tuple, errand, ingress, .. } = self;
         let peer = mesh::next_node(tables, service, errand.asked);
         if peer == 0 || !parsed.is_midstream() {
             let back = Back::Client { peer: *ingress };
@@ -270,7 +293,7 @@ impl<'c, A: Quote> Request<'c, A> {
         }
         let errand = Errand { asked: errand.asked + 1, ..*errand };
         let remote = Remote { peer, errand, entropy: path_entropy(tuple), tos: parsed.tos };
-        mesh::send(packet, tables, config, parsed, &remote, Counter::MeshSearched, plan);
+        mesh::send(packet, tables, parsed, &remote, Counter::MeshSearched, plan);
     }
 }
 
@@ -279,12 +302,12 @@ impl<'c, A: Quote> Request<'c, A> {
 #[inline(always)]
 fn mesh_reply<A: Quote>(
     tables: &impl AddrTables<A>,
-    config: &Config,
+    sender: &Sender<'_>,
     parsed: &Parsed<A>,
     src: &A,
-    ethernet: &Ethernet,
     plan: &mut Plan<A>,
 ) {
+    let Sender { config, ref ethernet, .. } = *sender;
     if !tables.is_local(src) && *src != A::host(config).mesh {
         return plan.end(Verdict::drop(Counter::DropReplyNotLocal));
     }
@@ -297,25 +320,30 @@ fn mesh_reply<A: Quote>(
 
 /// A packet from a task of another node to one of this node, between these `ends`.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined; a struct would be kept on the kernel's small stack")]
 fn overlay<A: Quote>(
     packet: &impl Packet,
     tables: &impl AddrTables<A>,
     parsed: &Parsed<A>,
     (src, dst): &(A, A),
     tuple: Option<&Tuple<A>>,
-    vni: u32,
-    peer: u32,
+    sender: &Sender<'_>,
     plan: &mut Plan<A>,
 ) {
+    let Sender { vni, peer, vtep, ref ethernet, .. } = *sender;
     let source = tables.endpoint(&AddrKey { vni, addr: *src });
     if source.is_none_or(|source| source.peer != peer) {
-        return plan.end(Verdict::drop(Counter::DropForeignSource));
+        let way = source.and_then(|source| tables.peer(source.peer));
+        let bare = !vtep.is_wireguard() && way.is_some_and(|way| way.vtep.is_wireguard());
+        let reason = if bare { Counter::DropCleartext } else { Counter::DropForeignSource };
+        return plan.end(Verdict::drop(reason));
     }
     let destination = tables.endpoint(&AddrKey { vni, addr: *dst });
     let Some(destination) = destination.filter(|destination| destination.peer == 0) else {
         return plan.end(Verdict::drop(Counter::DropNoEndpoint));
     };
+    if backend_of(ethernet.dst) != Some(destination.incarnation) {
+        return plan.end(Verdict::drop(Counter::DropMoved));
+    }
     // A backend's reply, or its error about a request, is the VIP's.
     if let Some(tuple) = tuple {
         let key = FlowKey::new(tuple, vni);

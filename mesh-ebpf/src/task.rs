@@ -296,6 +296,8 @@ fn outside<A: Family>(config: &Config, iface: &Iface<A>, parsed: &Parsed<A>) -> 
         Some(Counter::DropInternal)
     } else if dst.is_in(host.alias_net, host.alias_mask) {
         Some(Counter::DropLinkLocal)
+    } else if dst.is_wireguard() {
+        Some(Counter::DropTunnelFromTask)
     } else if parsed.protocol == PROTO_UDP
         && parsed.ports().is_some_and(|(_, dst_port)| dst_port == config.vxlan_port)
     {
@@ -412,7 +414,7 @@ fn to_client<A: Quote>(
     if flags & FLOW_DIRECT != 0 && !teaches {
         return plan.go(Frame::KEPT, Verdict::new(Action::Route, Counter::MeshReplied));
     }
-    if let Some(mtu) = mesh::too_big(packet, tables, config, parsed, peer) {
+    if let Some(mtu) = mesh::too_big(packet, tables, parsed, peer) {
         return plan.end(Verdict::answer(Counter::DropTooBig, Answer::TooBig { mtu }));
     }
     let frame = if teaches {
@@ -438,13 +440,16 @@ fn forward<A: Quote>(
     let Some(endpoint) = tables.endpoint(&AddrKey { vni, addr: plan.translation.dst }) else {
         return plan.end(Verdict::drop(Counter::DropNoEndpoint));
     };
-    let Endpoint { ifindex, peer, .. } = *endpoint;
+    let Endpoint { ifindex, peer, incarnation } = *endpoint;
     if peer == 0 {
         return plan.go(Frame::ENDPOINTS, Verdict::deliver(ifindex, Counter::OverlayDelivered));
     }
-    if let Some(mtu) = mesh::too_big(packet, tables, sender.config, parsed, peer) {
+    if let Some(mtu) = mesh::too_big(packet, tables, parsed, peer) {
         return plan.end(Verdict::answer(Counter::DropTooBig, Answer::TooBig { mtu }));
     }
     let action = Action::Tunnel { vni, peer, tos: parsed.tos };
-    plan.go(Frame::ENDPOINTS, Verdict::new(action, Counter::OverlayForwarded));
+    // The node there may know better who has the address.
+    let (dst, src) = (backend_mac(incarnation), mac_of(plan.translation.src));
+    let frame = Frame::given(Ethernet { dst, src, ethertype: A::ETHERTYPE });
+    plan.go(frame, Verdict::new(action, Counter::OverlayForwarded));
 }

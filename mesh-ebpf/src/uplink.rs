@@ -3,18 +3,20 @@
 //! XDP and TC share [`decide`]. XDP carries out only what leaves again by an uplink: [`Decision::Remote`], and mesh
 //! replies among [`Decision::Tunnel`]. Whatever else is decided, TC decides again from the same tables.
 
+use mesh_common::addr::Address as _;
 use mesh_common::be::Be16;
 use mesh_common::counter::Counter;
 use mesh_common::hash::{Tuple, path_entropy};
 use mesh_common::map::{
     BACKEND_DRAINING, Config, FLOW_DIRECT, Flow, FlowKey, PROTO_TCP, PROTO_UDP, PortKey, SERVICE_DIRECT,
-    Sent, Service,
+    SERVICE_ENCRYPTED, Sent, Service,
 };
 use mesh_common::vxlan::VNI_MESH_REQUEST;
 
 use crate::balance::{self, Admission, Chosen};
 use crate::family::Family;
 use crate::flow::{self, Found, MeshFlow};
+use crate::header::{IP_OFFSET, Ipv6};
 use crate::mesh::{self, Errand};
 use crate::packet::Packet;
 use crate::parse::Parsed;
@@ -271,12 +273,22 @@ fn search<'t, A: Family>(
     service: &Service,
     chosen: Chosen<'t, A>,
 ) -> Decision<'t, A> {
-    let errand = Errand { incarnation: chosen.backend.incarnation, asked: 1, ingress: config.tag };
+    // Replies are to be encrypted as requests are.
+    let encrypted = service.flags & SERVICE_ENCRYPTED != 0;
+    let ingress = if encrypted { config.wireguard_tag } else { config.tag };
+    let errand = Errand { incarnation: chosen.backend.incarnation, asked: 1, ingress };
     let peer = mesh::next_node(tables, service, 0);
     if peer == 0 || !parsed.is_midstream() {
         return Decision::Refuse(Counter::DropFlowGone);
     }
     Decision::Search(Remote { peer, errand, entropy: path_entropy(tuple), tos: parsed.tos })
+}
+
+/// Whether an IPv6 packet bears an address of WireGuard's network. From an uplink, the stack would take it for decrypted,
+/// fragments and what can't be parsed here included.
+#[inline(always)]
+pub fn claims_wireguard(packet: &impl Packet) -> bool {
+    packet.load::<Ipv6>(IP_OFFSET).is_some_and(|ip| { ip.src }.is_wireguard() || { ip.dst }.is_wireguard())
 }
 
 /// Decides on a packet that came in by an uplink, once it is read: all that TC does.
@@ -291,5 +303,5 @@ pub fn from_uplink<A: Quote>(packet: &impl Packet, tables: &impl AddrTables<A>, 
         return;
     };
     let decision = decide(tables, config, parsed, tuple);
-    mesh::plan(packet, tables, config, parsed, &tuple.src, decision, plan);
+    mesh::plan(packet, tables, parsed, &tuple.src, decision, plan);
 }

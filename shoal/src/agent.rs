@@ -19,7 +19,7 @@ use crate::manager::{self, Manager};
 use crate::preflight::{self, PreflightError};
 
 /// The Docker-compatible socket in the run folder.
-const SOCKET: &str = "docker.sock";
+pub(crate) const SOCKET: &str = "docker.sock";
 
 /// Runs the agent until SIGTERM or SIGINT; or removes what agents left, if that is asked for.
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
@@ -124,7 +124,8 @@ fn describe(item: &Item) -> [String; 2] {
 }
 
 fn start_log(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| {
+    // The user-space WireGuard device tells of every peer that comes or goes, unless the filter asks for it by name.
+    let filter = EnvFilter::try_new(format!("gotatun=warn,{filter}")).with_context(|| {
         format!(
             "--log: '{filter}' is not a filter: use error, warn, info, debug, trace, or module=level pairs"
         )
@@ -182,6 +183,7 @@ async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
         xdp: *xdp,
         uplinks: uplinks.clone(),
         flows_max: *flows_max,
+        key_rotation: mesh_agent::KEY_ROTATION,
     };
     let agent = Agent::start(config).await?;
     let manager = match manager {

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -29,6 +29,14 @@ pub(crate) enum Command {
     Drops(DropsArgs),
     /// Shows what this node does with a packet, and why. Sends nothing.
     Explain(ExplainArgs),
+    /// What managers do with networks beyond the `docker` command line.
+    Network(NetworkArgs),
+    /// Gives a process or a network namespace of this node an interface on an attachable network.
+    Attach(AttachArgs),
+    /// Takes such an interface away again.
+    Detach(DetachArgs),
+    /// Shows what is attached on this node.
+    Attachments(AttachmentsArgs),
     /// Shows the version.
     Version,
 }
@@ -47,6 +55,90 @@ pub(crate) struct StateArgs {
     /// The agent's state folder.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/shoal", env = "SHOAL_STATE_DIR")]
     pub(crate) state_dir: PathBuf,
+}
+
+/// Where the agent is asked.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SocketArgs {
+    /// The folder of the agent's socket.
+    #[arg(long, value_name = "DIR", default_value = "/run/shoal", env = "SHOAL_RUN_DIR")]
+    pub(crate) run_dir: PathBuf,
+}
+
+/// What to do with networks.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NetworkArgs {
+    #[command(subcommand)]
+    pub(crate) command: NetworkCommand,
+}
+
+/// What to do with networks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Has every node replace the keys that encrypted networks are encrypted with. On a manager; loses no packet.
+    RotateKeys(SocketArgs),
+}
+
+/// What to attach, and to what.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// The network, by its name or id: one that was made with --attachable.
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: String,
+    /// What the network's other members call it; the beginning of its id where not given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// A further name, which it may share with others. May be repeated.
+    #[arg(long = "alias", value_name = "NAME")]
+    pub(crate) aliases: Vec<String>,
+    /// Its IPv4 address; any free one where not given.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// The interface that it gets; the first free of eth0, eth1… where not given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) interface: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Prints JSON.
+    #[arg(long, conflicts_with = "command")]
+    pub(crate) json: bool,
+}
+
+/// What to attach.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct TargetArgs {
+    /// A process of this node, in a network namespace of its own; it is attached until it ends.
+    #[arg(long, value_name = "PID")]
+    pub(crate) pid: Option<u32>,
+    /// A network namespace, by the file that it is mounted on; it is attached until that is gone.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) netns: Option<PathBuf>,
+    /// A program with its arguments, to be run with the network's names in a network namespace of its own.
+    #[arg(value_name = "COMMAND", last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// What to detach.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DetachArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// Attachments of this node, each by its id, the beginning of one, or its name.
+    #[arg(value_name = "ATTACHMENT", required = true)]
+    pub(crate) attachments: Vec<String>,
+}
+
+/// How to show what is attached.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AttachmentsArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// TCP or UDP.
@@ -232,6 +324,26 @@ mod tests {
     }
 
     #[test]
+    fn the_agent_is_asked_in_its_run_folder() {
+        let line = "shoal network rotate-keys --run-dir /run/shoal/n1";
+        let Command::Network(args) = Args::parse_from(line.split(' ')).command else { panic!("not network") };
+        let NetworkCommand::RotateKeys(args) = args.command;
+        assert_eq!(args.run_dir, PathBuf::from("/run/shoal/n1"));
+    }
+
+    #[test]
+    fn one_thing_is_attached() {
+        let line = "shoal attach --network front --alias a --alias b --ip 10.0.1.9 -- curl --silent web";
+        let Command::Attach(args) = Args::parse_from(line.split(' ')).command else { panic!("not attach") };
+        assert_eq!((args.network.as_str(), args.aliases.join(" ").as_str()), ("front", "a b"));
+        assert_eq!(args.target.command, ["curl", "--silent", "web"]);
+        let line = "shoal attach --network front --netns /run/netns/x --interface net1 --json";
+        let Command::Attach(args) = Args::parse_from(line.split(' ')).command else { panic!("not attach") };
+        assert_eq!(args.target.netns, Some(PathBuf::from("/run/netns/x")));
+        assert!(args.json);
+    }
+
+    #[test]
     fn wrong_values_are_refused_by_name() {
         for (line, part) in [
             ("shoal flows --client web", "192.0.2.1:80"),
@@ -240,6 +352,12 @@ mod tests {
             ("shoal explain --from 192.0.2.7:1 --to 192.0.2.1:80 --proto tcp --at host", "uplink:INTERFACE"),
             ("shoal explain --from 192.0.2.7:1 --to 192.0.2.1:80 --proto icmp", "tcp, udp"),
             ("shoal drops --watch --follow", "--follow"),
+            ("shoal attach --pid 7", "--network"),
+            ("shoal attach --network front", "--netns"),
+            ("shoal attach --network front --pid 7 --netns /run/netns/x", "--netns"),
+            ("shoal attach --network front --pid 7 -- true", "--pid"),
+            ("shoal attach --network front --ip web --pid 7", "--ip"),
+            ("shoal detach", "ATTACHMENT"),
             ("shoal agent --xdp sideways", "sideways"),
             ("shoal agent --flows-max 7", "1024"),
             ("shoal agent --state-dir", "--state-dir"),

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use control::cluster::{Cluster, InitRequest as ClusterRequest};
 use control::command::{Action, Command};
-use control::docker::{HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError};
+use control::docker::{
+    AttachError, AttachRequest, Attachment, HostFacts, InitRequest, Interface, JoinRequest, LocalNode,
+    Membership, SwarmError,
+};
 use control::model::{Availability, ClusterSpec, NodeSpec};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -20,7 +23,7 @@ use mesh_api::table::{Role, Table};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::manager::{Addresses, Manager, ManagerError};
-use crate::{facts, interfaces};
+use crate::{attachments, facts, interfaces};
 
 /// How long calls in progress get to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -41,9 +44,24 @@ pub(crate) struct Host {
     os: String,
 }
 
-/// What the host says of itself while it shuts down.
-fn stopping() -> SwarmError {
-    SwarmError::Host("the agent is shutting down".to_owned())
+/// The host is shutting down.
+#[derive(Debug, Clone, Copy)]
+struct Stopping;
+
+impl Stopping {
+    const TEXT: &str = "the agent is shutting down";
+}
+
+impl From<Stopping> for SwarmError {
+    fn from(_: Stopping) -> Self {
+        Self::Host(Stopping::TEXT.to_owned())
+    }
+}
+
+impl From<Stopping> for AttachError {
+    fn from(_: Stopping) -> Self {
+        Self::Unavailable(Stopping::TEXT.to_owned())
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -75,14 +93,15 @@ impl Host {
 
     /// Does `work` to its end, also when the call is dropped because its client went away: half a join or half a leave
     /// is neither.
-    fn to_its_end<T, F>(&self, work: impl FnOnce(Arc<Self>) -> F) -> BoxFuture<'static, Result<T, SwarmError>>
+    fn to_its_end<T, E, F>(&self, work: impl FnOnce(Arc<Self>) -> F) -> BoxFuture<'static, Result<T, E>>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, SwarmError>> + Send + 'static,
+        E: From<Stopping> + Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let Some(own) = self.own.upgrade() else { return async { Err(stopping()) }.boxed() };
+        let Some(own) = self.own.upgrade() else { return async { Err(Stopping.into()) }.boxed() };
         let work = work(own);
-        let ended = async { tokio::spawn(work).await.unwrap_or_else(|_| Err(stopping())) };
+        let ended = async { tokio::spawn(work).await.unwrap_or_else(|_| Err(Stopping.into())) };
         ended.boxed()
     }
 
@@ -112,7 +131,7 @@ impl Host {
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, SwarmError> {
         let _changing = self.changing.lock().await;
-        let agent = self.agent().ok_or_else(stopping)?;
+        let agent = self.agent().ok_or(Stopping)?;
         if agent.membership().is_some() {
             return Err(SwarmError::AlreadyInSwarm);
         }
@@ -168,7 +187,7 @@ impl Host {
 
     async fn join(&self, request: JoinRequest) -> Result<NodeId, SwarmError> {
         let _changing = self.changing.lock().await;
-        let agent = self.agent().ok_or_else(stopping)?;
+        let agent = self.agent().ok_or(Stopping)?;
         let JoinRequest { remotes, token, advertise, data_path, availability: _ } = request;
         let towards = || remotes.iter().find_map(|remote| interfaces::source_towards(*remote));
         let advertise = advertise.or_else(towards).ok_or_else(|| SwarmError::Unreachable {
@@ -187,7 +206,7 @@ impl Host {
 
     async fn leave(&self) -> Result<(), SwarmError> {
         let _changing = self.changing.lock().await;
-        let agent = self.agent().ok_or_else(stopping)?;
+        let agent = self.agent().ok_or(Stopping)?;
         let left = agent.leave().await;
         // On a manager the cluster goes with its only one.
         let manager = locked(&self.manager).take();
@@ -257,6 +276,30 @@ impl LocalNode for Host {
 
     fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {
         self.to_its_end(|host| async move { host.leave().await })
+    }
+
+    fn attachments(&self) -> Result<Vec<Attachment>, AttachError> {
+        let agent = self.agent().ok_or(Stopping)?;
+        attachments::list(&agent)
+    }
+
+    fn attachment(&self, wanted: &str) -> Result<Attachment, AttachError> {
+        let agent = self.agent().ok_or(Stopping)?;
+        attachments::find(&agent, wanted)
+    }
+
+    fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, AttachError>> {
+        self.to_its_end(|host| async move {
+            let agent = host.agent().ok_or(Stopping)?;
+            attachments::attach(&agent, request).await
+        })
+    }
+
+    fn detach(&self, wanted: String) -> BoxFuture<'_, Result<(), AttachError>> {
+        self.to_its_end(|host| async move {
+            let agent = host.agent().ok_or(Stopping)?;
+            attachments::detach(&agent, &wanted).await
+        })
     }
 }
 
@@ -354,6 +397,7 @@ mod tests {
             xdp: XdpMode::Off,
             uplinks: vec!["no-such-uplink".to_owned()],
             flows_max: 1024,
+            key_rotation: mesh_agent::KEY_ROTATION,
         };
         let agent = Agent::start(config).await.unwrap();
         let host = Host::new(agent, None, "id".to_owned(), "h".to_owned(), dir.path().to_owned());

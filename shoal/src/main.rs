@@ -1,7 +1,10 @@
 //! The `shoal` binary: the agent, the programs that it runs inside tasks, and commands that look at a node.
 
 mod agent;
+mod api;
 mod args;
+mod attach;
+mod attachments;
 mod drops;
 mod explain;
 mod facts;
@@ -10,6 +13,7 @@ mod host;
 mod interfaces;
 mod internal;
 mod manager;
+mod network;
 mod preflight;
 mod print;
 mod status;
@@ -29,6 +33,10 @@ fn main() -> ExitCode {
         args::Command::Flows(args) => flows::run(&args),
         args::Command::Drops(args) => drops::run(&args),
         args::Command::Explain(args) => explain::run(&args),
+        args::Command::Network(args) => network::run(&args),
+        args::Command::Attach(args) => attach::attach(&args),
+        args::Command::Detach(args) => attach::detach(&args),
+        args::Command::Attachments(args) => attach::list(&args),
         args::Command::Version => {
             println!("shoal {}", facts::version_line());
             Ok(())

@@ -160,8 +160,10 @@ fn plane_lines(plane: &Plane) -> Vec<String> {
 }
 
 fn peer_words(peer: &PeerStatus) -> String {
-    let PeerStatus { slot: _, vtep, hostname, resolved, fresh, interface, mtu } = peer;
+    let PeerStatus { slot: _, vtep, encrypted, hostname, resolved, fresh, interface, mtu } = peer;
+    let through = if *encrypted { " through WireGuard" } else { "" };
     let name = if hostname.is_empty() { vtep.to_string() } else { format!("{hostname} ({vtep})") };
+    let name = format!("{name}{through}");
     match (interface, mtu) {
         (Some(interface), Some(mtu)) if *resolved => {
             let fresh = if *fresh { "in use" } else { "not in use lately" };
@@ -212,6 +214,7 @@ mod tests {
         let peer = PeerStatus {
             slot: 1,
             vtep: "198.18.0.12".parse().unwrap(),
+            encrypted: false,
             hostname: "n2".to_owned(),
             resolved: true,
             fresh: false,

@@ -149,9 +149,11 @@ fn open(pins: &Path) -> Dataplane {
 /// Applies a table that holds nothing.
 fn apply(dataplane: &mut Dataplane) {
     let (data_path_port, return_path) = (4789, ReturnPath::Tunnel);
-    let table = Table::new(ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path });
+    let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path, key_epoch: 0 };
+    let table = Table::new(cluster);
     let vtep = "198.18.0.11".parse().unwrap();
-    let local = Local { node: "n1".into(), vtep, addresses: vec![vtep], endpoints: vec![] };
+    let addresses = vec![vtep];
+    let local = Local { node: "n1".into(), vtep, wireguard: None, addresses, endpoints: vec![] };
     dataplane.change(&table, &Touched::all(), &local).unwrap_or_else(|error| panic!("{error:?}"));
 }
 

@@ -12,6 +12,7 @@ use mesh_api::id::NetworkId;
 use super::Draft;
 use super::alloc::subnet;
 use crate::model::{Freed, IpamConfig, Network, State, Subnet};
+use crate::refusal::Refusal;
 
 /// Addresses that rest in a network at most once every node has let go of them: a bound on what churn in a large subnet
 /// leaves in the state.
@@ -115,6 +116,43 @@ impl Draft {
         network.subnets[at].cursor = cursor;
         self.put_network(network);
         Some(addr)
+    }
+
+    /// Gives out this address of a network, as [`Self::take_address`] does any.
+    pub(super) fn claim_address(&mut self, id: &NetworkId, addr: Ipv4Addr) -> Result<(), Refusal> {
+        const FIELD: &str = "ip";
+        let network = self.network(id)?;
+        let name = &network.spec.name;
+        let Some(subnet) = network.subnets.iter().find(|subnet| subnet.cidr.contains(&addr)) else {
+            let subnets: Vec<_> = network.subnets.iter().map(|subnet| subnet.cidr.to_string()).collect();
+            let problem = format!("{addr} is not in network {name}, which has {}", subnets.join(", "));
+            return Err(Refusal::invalid(FIELD, problem));
+        };
+        let (first, last) = bounds(subnet);
+        if !(first..=last).contains(&addr.into()) {
+            let (first, last) = (Ipv4Addr::from(first), Ipv4Addr::from(last));
+            let problem = format!("network {name} gives out {first} to {last}, and {addr} is not among them");
+            return Err(Refusal::invalid(FIELD, problem));
+        }
+        if addr == subnet.gateway || subnet.reserved.contains(&addr) {
+            let problem = format!("{addr} is network {name}'s gateway, or set aside by --aux-address");
+            return Err(Refusal::invalid(FIELD, problem));
+        }
+        if self.state.lookup.is_taken(id, addr) {
+            return Err(Refusal::conflict(FIELD, format!("{addr} is another's in network {name}")));
+        }
+        let resting = self.state.freed.get(id).and_then(|resting| resting.iter().find(|it| it.addr == addr));
+        if let Some(freed) = resting.copied() {
+            if freed.index > self.state.counters.acknowledged {
+                let problem = format!(
+                    "{addr} was another's in network {name} a moment ago, and nodes have yet to forget it: try again in some \
+                     seconds"
+                );
+                return Err(Refusal::conflict(FIELD, problem));
+            }
+            self.end_rest(id, freed);
+        }
+        Ok(())
     }
 
     /// Lets addresses rest that nobody holds any longer.

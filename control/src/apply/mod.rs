@@ -6,6 +6,7 @@
 mod address;
 mod alloc;
 mod alloc6;
+mod attachment;
 mod draft;
 mod network;
 mod node;
@@ -30,7 +31,7 @@ pub(crate) use address::{awaits, has_room};
 pub(crate) use alloc::network_on_route;
 pub(crate) use alloc6::ingress_subnet6;
 pub(crate) use draft::Draft;
-pub(crate) use service::lacks_vip;
+pub(crate) use service::{lacks_vip, publishes_in_ingress};
 pub(crate) use task::report_changes;
 
 /// What an accepted command answers.
@@ -63,6 +64,7 @@ pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Rep
         Action::RemoveNode { id, force } => node::remove(&mut draft, id, *force)?,
         Action::CreateNetwork { id, spec } => network::create(&mut draft, id, spec)?,
         Action::AddSubnet { network, config } => network::add_subnet(&mut draft, network, config)?,
+        Action::RotateKeys => rotate_keys(&mut draft)?,
         Action::RemoveNetwork { id } => network::remove(&mut draft, id)?,
         Action::CreateService { id, spec } => service::create(&mut draft, id, spec)?,
         Action::UpdateService { id, version, spec } => service::update(&mut draft, id, *version, spec)?,
@@ -70,6 +72,7 @@ pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Rep
         Action::RemoveService { id } => service::remove(&mut draft, id)?,
         Action::ReportTasks { node, statuses } => task::report(&mut draft, node, statuses),
         Action::Acknowledge { index } => address::acknowledge(&mut draft, *index),
+        Action::Attach { id, node, spec } => attachment::attach(&mut draft, id, node, spec)?,
         Action::Orchestrate { steps } => {
             for step in steps {
                 draft.step(step);
@@ -106,6 +109,7 @@ fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
         address_pools,
         subnet_size,
         avoid,
+        key_epoch: 0,
     };
     draft.put_cluster(cluster);
     network::create(draft, &ingress, &ingress_spec())
@@ -146,6 +150,14 @@ fn update_cluster(
     if let Some(secret) = manager_secret {
         cluster.join_secrets.manager = secret;
     }
+    draft.touch(&mut cluster.meta);
+    draft.put_cluster(cluster);
+    Ok(())
+}
+
+fn rotate_keys(draft: &mut Draft) -> Result<(), Refusal> {
+    let mut cluster = draft.cluster()?.clone();
+    cluster.key_epoch += 1;
     draft.touch(&mut cluster.meta);
     draft.put_cluster(cluster);
     Ok(())

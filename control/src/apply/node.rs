@@ -22,6 +22,7 @@ pub(super) fn add(
     }
     validate::description(description)?;
     validate::underlay(&draft.state, id, description.vtep)?;
+    validate::wireguard(&draft.state, id, &description.wireguard)?;
     if role == Role::Manager && managers(draft) > 0 {
         return Err(Refusal::Unsupported(ONE_MANAGER));
     }
@@ -57,6 +58,7 @@ pub(super) fn set_status(
     if let Some(description) = description {
         validate::description(description)?;
         validate::underlay(&draft.state, id, description.vtep)?;
+        validate::wireguard(&draft.state, id, &description.wireguard)?;
         node.description = description.clone();
     }
     if node.status.state != state {

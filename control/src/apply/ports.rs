@@ -1,6 +1,6 @@
 //! Published ports: unique in the cluster per protocol, automatic ones from Docker's range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::id::ServiceId;
 use mesh_api::session;
@@ -19,6 +19,31 @@ struct Owner<'a> {
     host: bool,
 }
 
+/// What the cluster itself answers on.
+struct Reserved {
+    data_path_port: u16,
+    /// Of the nodes' WireGuard identities.
+    wireguard: BTreeSet<u16>,
+}
+
+impl Reserved {
+    fn of(draft: &Draft) -> Result<Self, Refusal> {
+        let identities = draft.state.nodes.values().flat_map(|node| &node.description.wireguard);
+        let wireguard = identities.map(|identity| identity.port).collect();
+        Ok(Self { data_path_port: draft.cluster()?.data_path_port, wireguard })
+    }
+
+    /// Who among the cluster's own parts answers on a port.
+    fn owner(&self, port: (Protocol, u16)) -> Option<&'static str> {
+        match port {
+            (Protocol::Tcp, session::DEFAULT_PORT) => Some("the cluster's managers"),
+            (Protocol::Udp, port) if port == self.data_path_port => Some("the overlay between nodes"),
+            (Protocol::Udp, port) if self.wireguard.contains(&port) => Some("encryption between nodes"),
+            (Protocol::Tcp | Protocol::Udp, _) => None,
+        }
+    }
+}
+
 /// The ports of a service whose specification asks for `spec`; `kept` are those it has.
 pub(super) fn allocate(
     draft: &Draft,
@@ -34,16 +59,16 @@ pub(super) fn allocate(
             owners.insert((port.protocol, port.published), owner);
         }
     }
-    let data_path_port = draft.cluster()?.data_path_port;
+    let reserved = Reserved::of(draft)?;
     let mut ports = spec.ports.clone();
     for port in &ports {
-        check(data_path_port, &owners, port)?;
+        check(&reserved, &owners, port)?;
     }
     for at in 0..ports.len() {
         if ports[at].published == 0 {
             let free = |port: &u16| {
                 let key = (ports[at].protocol, *port);
-                reserved_for(key, data_path_port).is_none()
+                reserved.owner(key).is_none()
                     && !owners.contains_key(&key)
                     && !ports.iter().any(|other| (other.protocol, other.published) == key)
             };
@@ -57,24 +82,15 @@ pub(super) fn allocate(
     Ok(ports)
 }
 
-/// Who among the cluster's own parts answers on a port.
-fn reserved_for(port: (Protocol, u16), data_path_port: u16) -> Option<&'static str> {
-    match port {
-        (Protocol::Tcp, session::DEFAULT_PORT) => Some("the cluster's managers"),
-        (Protocol::Udp, port) if port == data_path_port => Some("the overlay between nodes"),
-        (Protocol::Tcp | Protocol::Udp, _) => None,
-    }
-}
-
 fn check(
-    data_path_port: u16,
+    reserved: &Reserved,
     owners: &BTreeMap<(Protocol, u16), Owner<'_>>,
     port: &PortConfig,
 ) -> Result<(), Refusal> {
     if port.published == 0 {
         return Ok(());
     }
-    if let Some(owner) = reserved_for((port.protocol, port.published), data_path_port) {
+    if let Some(owner) = reserved.owner((port.protocol, port.published)) {
         let protocol = match port.protocol {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",

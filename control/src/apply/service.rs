@@ -12,7 +12,7 @@ use crate::model::{
 use crate::refusal::Refusal;
 
 /// Whether a service has a port that answers on every node.
-pub(super) fn publishes_in_ingress(endpoint: &EndpointSpec) -> bool {
+pub(crate) fn publishes_in_ingress(endpoint: &EndpointSpec) -> bool {
     endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress)
 }
 

@@ -81,7 +81,7 @@ fn shared_template(draft: &mut Draft, service: &Service) -> Arc<TaskTemplate> {
     }
 }
 
-fn next_incarnation(draft: &mut Draft) -> u32 {
+pub(super) fn next_incarnation(draft: &mut Draft) -> u32 {
     let counter = &mut draft.state.counters.incarnation;
     *counter = counter.wrapping_add(1).max(1);
     *counter

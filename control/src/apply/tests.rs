@@ -1,9 +1,12 @@
 //! What `apply` accepts, refuses and gives out; and, over random commands, what holds in every state.
 
+mod attachment;
+mod encryption;
+
 use std::net::Ipv4Addr;
 
-use mesh_api::id::{NetworkId, ServiceId};
-use mesh_api::session::NodeDescription;
+use mesh_api::id::{NetworkId, ServiceId, TaskId};
+use mesh_api::session::{AttachmentSpec, NodeDescription};
 use mesh_api::table::{EndpointMode, NodeState, Protocol, PublishMode, Role, TaskState};
 use proptest::prelude::*;
 
@@ -277,10 +280,6 @@ fn subnets_asked_for_are_checked_and_automatic_ones_go_around_them() {
             .to_string(),
         "name conflicts with an existing object: network auto already exists"
     );
-    let mut encrypted = network("secret");
-    encrypted.options.insert("encrypted".into(), String::new());
-    let refusal = world.try_to(Action::CreateNetwork { id: "s".into(), spec: encrypted }).unwrap_err();
-    assert_eq!(refusal.code(), Code::Unimplemented);
 }
 
 #[test]
@@ -440,6 +439,7 @@ enum Deed {
     Report(u16, u8),
     Acknowledge(u8),
     Ingress(bool),
+    Attach { name: u8, network: u8, node: u8, last: u8 },
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
@@ -468,6 +468,8 @@ fn deed() -> impl Strategy<Value = Deed> {
         6 => (any::<u16>(), any::<u8>()).prop_map(|(task, state)| Deed::Report(task, state)),
         2 => (0..10_u8).prop_map(Deed::Acknowledge),
         1 => any::<bool>().prop_map(Deed::Ingress),
+        2 => (0..4_u8, 0..4_u8, 0..3_u8, 0..9_u8)
+            .prop_map(|(name, network, node, last)| Deed::Attach { name, network, node, last }),
     ]
 }
 
@@ -496,6 +498,7 @@ fn act(world: &mut World, deed: &Deed) {
                 return;
             }
             let mut spec = network(&format!("n{name}"));
+            spec.attachable = name % 2 == 0;
             let subnets6 = [None, Some(64), Some(31)];
             spec.ipam6 = usize::from(ipv6).checked_sub(1).map(|at| {
                 let subnet = subnets6[at].map(|length| format!("fd00:{name}::/{length}").parse().unwrap());
@@ -559,6 +562,17 @@ fn act(world: &mut World, deed: &Deed) {
         Deed::Ingress(false) => {
             let Some(ingress) = world.state.ingress() else { return };
             Action::RemoveNetwork { id: ingress.id.clone() }
+        }
+        Deed::Attach { name, network, node, last } => {
+            let asked = Ipv4Addr::new(192, 168, network, last);
+            let spec = AttachmentSpec {
+                network: format!("n{network}"),
+                name: format!("a{name}"),
+                aliases: Vec::new(),
+                addr: (last > 0).then_some(asked),
+            };
+            let id = TaskId::from(format!("a{:05}", world.state.index));
+            Action::Attach { id, node: format!("node{node}").as_str().into(), spec }
         }
         Deed::Orchestrate(times) => {
             for _ in 0..=times {

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use mesh_api::id::NodeId;
 use mesh_api::session::{NodeDescription, ROUTES_MAX};
 use mesh_api::table::{EndpointMode, PublishMode};
+use mesh_api::wireguard::{WIREGUARD_IDENTITIES_MAX, WireguardIdentity};
 
+use super::attachment;
 use super::service::needs_ingress;
 use crate::model::constraint::parse_all;
-use crate::model::network::MTU_MAX;
-use crate::model::{EndpointSpec, Mode, NetworkSpec, ServiceSpec, State, labels};
+use crate::model::network::{ENCRYPTED_OPTIONS, MTU_MAX};
+use crate::model::{EndpointSpec, Mode, NetworkSpec, Node, ServiceSpec, State, labels};
 use crate::refusal::Refusal;
 
 /// Longest name of a service or network.
@@ -27,9 +30,12 @@ const REPLICAS_MAX: u64 = 100_000;
 
 /// Where a network's MTU is asked for.
 const MTU_FIELD: &str = "Options.com.docker.network.driver.mtu";
+/// Where encryption is, in the order of [`ENCRYPTED_OPTIONS`].
+const ENCRYPTED_FIELDS: [&str; 2] =
+    ["Options.encrypted", "Options.com.docker.network.driver.overlay.encrypted"];
 
 /// SwarmKit's rule: letters and digits, with `-` and `_` between them.
-fn name(field: &'static str, name: &str) -> Result<(), Refusal> {
+pub(super) fn name(field: &'static str, name: &str) -> Result<(), Refusal> {
     if name.is_empty() {
         return Err(Refusal::invalid(field, "name must be provided"));
     }
@@ -68,10 +74,10 @@ pub(super) fn network(spec: &NetworkSpec) -> Result<(), Refusal> {
             format!("'{text}' is not an MTU that the network can have: expected {least} to {MTU_MAX}");
         return Err(Refusal::invalid(MTU_FIELD, problem));
     }
-    // `--opt encrypted=false` asks for what is the case.
-    if spec.options.get("encrypted").is_some_and(|value| value != "false") {
-        // Taking the option and sending cleartext would be worse than refusing it.
-        return Err(Refusal::Unsupported("this version of Shoal does not encrypt overlay networks"));
+    if let Err((option, text)) = spec.encrypted() {
+        let [own, prefixed] = ENCRYPTED_FIELDS;
+        let field = if option == ENCRYPTED_OPTIONS[0] { own } else { prefixed };
+        return Err(Refusal::invalid(field, format!("'{text}' is neither true nor false")));
     }
     Ok(())
 }
@@ -144,6 +150,43 @@ pub(super) fn underlay(state: &State, id: &NodeId, vtep: IpAddr) -> Result<(), R
     Err(Refusal::invalid("data path address", problem))
 }
 
+/// A node's keys are its own, and lead to addresses and ports that are: packets to it find no other way.
+pub(super) fn wireguard(state: &State, id: &NodeId, identities: &[WireguardIdentity]) -> Result<(), Refusal> {
+    let refuse = |problem: String| Err(Refusal::invalid("wireguard", problem));
+    if identities.len() > WIREGUARD_IDENTITIES_MAX {
+        let problem =
+            format!("{} are more than the {WIREGUARD_IDENTITIES_MAX} that a node can have", identities.len());
+        return refuse(problem);
+    }
+    let data_path_port = state.cluster.as_ref().map(|cluster| cluster.data_path_port);
+    for (at, identity) in identities.iter().enumerate() {
+        let WireguardIdentity { public_key: key, port } = identity;
+        if *port == 0 || Some(*port) == data_path_port {
+            return refuse(format!("key {key}: port {port} is not one that WireGuard can have"));
+        }
+        for other in &identities[..at] {
+            if other.address() == identity.address() {
+                return refuse(format!("keys {} and {key} lead to one address", other.public_key));
+            }
+            if other.port == *port {
+                return refuse(format!("keys {} and {key} share port {port}", other.public_key));
+            }
+        }
+        let mut others = state.nodes.values().filter(|node| node.id != *id);
+        let has = |node: &&Arc<Node>| {
+            node.description.wireguard.iter().any(|other| other.address() == identity.address())
+        };
+        if let Some(other) = others.find(has) {
+            return refuse(format!(
+                "key {key} leads to the address of node {} ({}): if this host is a copy of that one, it needs keys of its \
+                 own; if it takes that one's place, remove that one with `docker node rm`",
+                other.description.hostname, other.id
+            ));
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn service(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
     name("ServiceSpec.Name", &spec.name)?;
     if spec.task.container.image.is_empty() {
@@ -181,6 +224,11 @@ fn networks(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
         if !seen.insert(target) {
             let problem = format!("network {} is listed twice", network.spec.name);
             return Err(Refusal::invalid("TaskTemplate.Networks", problem));
+        }
+        if attachment::named(state, &spec.name, target).is_some() {
+            let (name, network) = (&spec.name, &network.spec.name);
+            let problem = format!("an attachment on network {network} is called {name}: choose another name");
+            return Err(Refusal::conflict("ServiceSpec.Name", problem));
         }
     }
     Ok(())

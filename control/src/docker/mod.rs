@@ -6,6 +6,7 @@
 //! with an error that says so.
 
 mod address;
+mod attachments;
 mod engine;
 mod error;
 mod events;
@@ -39,7 +40,10 @@ use mesh_api::table::Role;
 use tower::{ServiceExt as _, service_fn};
 
 pub use listen::{ListenError, bind, serve};
-pub use local::{HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError};
+pub use local::{
+    AttachError, AttachRequest, AttachTarget, Attachment, HostFacts, InitRequest, Interface, JoinRequest,
+    LocalNode, Membership, SwarmError,
+};
 
 use crate::cluster::Cluster;
 use error::{ApiError, ApiResult, NO_SWARM, NOT_A_MANAGER};
@@ -93,7 +97,10 @@ pub fn router(host: Arc<dyn LocalNode>) -> Router {
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
+        .route("/shoal/v1/networks/rotate-keys", post(networks::rotate_keys))
         .route("/shoal/v1/networks/{id}/subnets", post(networks::add_subnet))
+        .route("/shoal/v1/attachments", get(attachments::list).post(attachments::create))
+        .route("/shoal/v1/attachments/{id}", get(attachments::inspect).delete(attachments::remove))
         .fallback(elsewhere)
         .method_not_allowed_fallback(elsewhere)
         .layer(middleware::from_fn(request::read_whole))

@@ -149,6 +149,7 @@ fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
         labels,
         dataplane,
         routes: _,
+        wireguard: _,
     } = &node.description;
     let manager_status = (node.spec.role == Role::Manager).then(|| {
         let known = managers.iter().find(|manager| manager.ip() == *addr);

@@ -86,6 +86,9 @@ pub struct ClusterObject {
     pub subnet_size: u8,
     /// Subnets that automatic ones must not overlap: the hosts' own.
     pub avoid: Vec<Ipv4Net>,
+    /// How often nodes were told to replace their WireGuard keys.
+    #[serde(default)]
+    pub key_epoch: u64,
 }
 
 impl ClusterObject {

@@ -125,6 +125,12 @@ impl State {
             .filter_map(|id| self.tasks.get(id))
     }
 
+    /// The attachments, in order of their ids.
+    pub fn attachments(&self) -> impl Iterator<Item = &Arc<Task>> {
+        let ids = self.lookup.tasks_by_service.get(&ServiceId::from(""));
+        ids.into_iter().flat_map(|ids| ids.iter()).filter_map(|id| self.tasks.get(id))
+    }
+
     /// The tasks on a node, in order of their ids.
     pub fn tasks_of_node(&self, node: &NodeId) -> impl Iterator<Item = &Arc<Task>> {
         self.lookup

@@ -19,6 +19,8 @@ pub const VNI_MAX: u32 = 0x00ff_ffff;
 
 /// The driver option that bounds a network's MTU.
 pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+/// The driver options that ask for encryption: Docker's own, and the same with the driver's prefix.
+pub const ENCRYPTED_OPTIONS: [&str; 2] = ["encrypted", "com.docker.network.driver.overlay.encrypted"];
 /// The least MTU of a network, bytes: what every IPv4 host takes (RFC 791, section 3.1).
 pub const MTU_MIN: u32 = 576;
 /// The least MTU of a network with IPv6, bytes (RFC 8200, section 5).
@@ -84,6 +86,20 @@ impl NetworkSpec {
         text.parse().ok().filter(|mtu| (self.mtu_min()..=MTU_MAX).contains(mtu)).map(Some).ok_or(text)
     }
 
+    /// Whether its options ask for encryption (`--opt encrypted`); the option and its value where that is none. If two ask,
+    /// one suffices.
+    pub fn encrypted(&self) -> Result<bool, (&'static str, &str)> {
+        let mut encrypted = false;
+        for option in ENCRYPTED_OPTIONS {
+            encrypted |= match self.options.get(option).map(String::as_str) {
+                None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
+                Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => true,
+                Some(other) => return Err((option, other)),
+            };
+        }
+        Ok(encrypted)
+    }
+
     /// The least bound that its options can ask for, bytes.
     pub fn mtu_min(&self) -> u32 {
         if self.ipam6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN }
@@ -131,4 +147,12 @@ pub struct Network {
     /// Its IPv6 subnet, if it has one. Endpoints' addresses in it follow from their IPv4 addresses.
     #[serde(default)]
     pub subnet6: Option<Subnet6Record>,
+}
+
+impl Network {
+    /// Its packets cross the underlay encrypted alone. Options are checked when they come in; what is none sends no
+    /// cleartext.
+    pub fn is_encrypted(&self) -> bool {
+        self.spec.encrypted().unwrap_or(true)
+    }
 }

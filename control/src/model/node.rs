@@ -92,6 +92,11 @@ impl Node {
         self.description.routes.iter().copied().filter(|route| route.prefix_len() > 0)
     }
 
+    /// It has an encrypted way to the others.
+    pub fn encrypts(&self) -> bool {
+        !self.description.wireguard.is_empty()
+    }
+
     /// It may get tasks.
     pub fn is_schedulable(&self) -> bool {
         self.is_ready() && self.spec.availability == Availability::Active

@@ -1,4 +1,7 @@
 //! A task: one running instance of a service, in a slot, on a node.
+//!
+//! An attachment is a task as well: of what runs on its node already, so that it has no service, and is never moved or
+//! started again. Its name is where others have their service's.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -51,9 +54,9 @@ pub struct Task {
     pub id: TaskId,
     /// Version and times.
     pub meta: Meta,
-    /// Its service, which may be gone by now.
+    /// Its service, which may be gone by now; the empty id for an attachment.
     pub service: ServiceId,
-    /// Its service's name.
+    /// Its service's name, or an attachment's own.
     pub service_name: String,
     /// Its slot, from 1; 0 for a task of a global service.
     pub slot: u64,
@@ -99,8 +102,16 @@ pub enum SlotKey {
 }
 
 impl Task {
-    /// Docker's name of a task: `web.1.<id>`, `agent.<node id>.<id>`.
+    /// Whether it is an attachment.
+    pub fn is_attachment(&self) -> bool {
+        self.service == ServiceId::from("")
+    }
+
+    /// Docker's name of a task: `web.1.<id>`, `agent.<node id>.<id>`; an attachment's own.
     pub fn name(&self) -> String {
+        if self.is_attachment() {
+            return self.service_name.clone();
+        }
         match self.slot_key() {
             SlotKey::Replica(slot) => format!("{}.{slot}.{}", self.service_name, self.id),
             SlotKey::Node(node) => format!("{}.{node}.{}", self.service_name, self.id),

@@ -4,6 +4,7 @@
 //! The steps are taken on a draft as they are found, so that one call places the tasks that it has just made; the
 //! same steps, applied to the replicated state, have the same effect.
 
+mod attachment;
 mod pass;
 mod reap;
 mod restart;
@@ -38,6 +39,7 @@ pub struct Plan {
 pub fn reconcile(state: &State, now_ns: u64, ids: &mut dyn FnMut() -> TaskId) -> Plan {
     let mut pass = Pass::new(state, now_ns, ids);
     service::drop_tasks_of_removed_services(&mut pass);
+    attachment::end(&mut pass);
     restart::give_up_on_lost_nodes(&mut pass);
     let services: Vec<_> = pass.draft.state.services.values().cloned().collect();
     for service in &services {

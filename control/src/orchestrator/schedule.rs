@@ -8,7 +8,7 @@ use mesh_api::id::{NodeId, ServiceId};
 use mesh_api::table::{Protocol, TaskState};
 
 use super::pass::Pass;
-use crate::apply::{has_free_address, lacks_vip};
+use crate::apply::{has_free_address, lacks_vip, publishes_in_ingress};
 use crate::command::Step;
 use crate::model::constraint::{Constraint, parse_all};
 use crate::model::{Node, State, Task};
@@ -71,6 +71,7 @@ impl Load {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Misfit {
     NotAvailable,
+    Encryption,
     Constraints,
     HostPort,
     MaxReplicas,
@@ -81,6 +82,7 @@ impl Misfit {
         let nodes = if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
         match self {
             Self::NotAvailable => format!("{nodes} not available for new tasks"),
+            Self::Encryption => format!("encryption of its networks not available on {nodes}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes}"),
             Self::HostPort => format!("host-mode port already in use on {nodes}"),
             Self::MaxReplicas => format!("max replicas per node limit exceed on {nodes}"),
@@ -116,6 +118,15 @@ pub(super) fn place(pass: &mut Pass<'_>) {
     }
 }
 
+/// Whether a task's packets from or to other nodes are encrypted. What is on the ingress network for the way out alone
+/// exchanges none there.
+fn is_encrypted(state: &State, task: &Task) -> bool {
+    let service = state.services.get(&task.service);
+    let publishes = service.is_some_and(|service| publishes_in_ingress(&service.spec.endpoint));
+    let mut networks = task.endpoints.iter().filter_map(|endpoint| state.networks.get(&endpoint.network));
+    networks.any(|network| network.is_encrypted() && (publishes || !network.spec.ingress))
+}
+
 fn loads(state: &State, now_ns: u64) -> BTreeMap<NodeId, Load> {
     let mut loads: BTreeMap<NodeId, Load> = BTreeMap::new();
     // A preset node of a global service counts once the task is placed.
@@ -143,14 +154,14 @@ fn choose(
     task: &Task,
     constraints: Option<&[Constraint]>,
 ) -> Result<NodeId, String> {
-    let empty = Load::default();
+    let (empty, encrypted) = (Load::default(), is_encrypted(state, task));
     let mut misfits: BTreeMap<Misfit, usize> = BTreeMap::new();
     let mut best: Option<((usize, usize, usize), &NodeId)> = None;
     let candidates =
         state.nodes.values().filter(|node| task.node.as_ref().is_none_or(|preset| *preset == node.id));
     for node in candidates {
         let load = loads.get(&node.id).unwrap_or(&empty);
-        if let Some(misfit) = misfit(node, load, task, constraints) {
+        if let Some(misfit) = misfit(node, load, task, constraints, encrypted) {
             *misfits.entry(misfit).or_default() += 1;
             continue;
         }
@@ -162,10 +173,18 @@ fn choose(
     best.map(|(_, node)| node.clone()).ok_or_else(|| explain(&misfits))
 }
 
-fn misfit(node: &Node, load: &Load, task: &Task, constraints: Option<&[Constraint]>) -> Option<Misfit> {
+fn misfit(
+    node: &Node,
+    load: &Load,
+    task: &Task,
+    constraints: Option<&[Constraint]>,
+    encrypted: bool,
+) -> Option<Misfit> {
     let max_replicas = task.template.placement.max_replicas;
     if !node.is_schedulable() {
         Some(Misfit::NotAvailable)
+    } else if encrypted && !node.encrypts() {
+        Some(Misfit::Encryption)
     } else if !constraints.is_some_and(|all| all.iter().all(|constraint| constraint.holds(node))) {
         Some(Misfit::Constraints)
     } else if task.host_ports.iter().any(|port| load.host_ports.contains(&(port.protocol, port.published))) {

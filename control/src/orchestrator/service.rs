@@ -16,7 +16,8 @@ use crate::model::{Mode, Service, SlotKey, Task};
 pub(super) fn drop_tasks_of_removed_services(pass: &mut Pass<'_>) {
     let state = pass.draft.state.clone();
     let removed = state.lookup.tasks_by_service.iter().filter(|(id, _)| !state.services.contains_key(*id));
-    for task in removed.flat_map(|(_, ids)| ids.iter()).filter_map(|id| state.tasks.get(id)) {
+    let tasks = removed.flat_map(|(_, ids)| ids.iter()).filter_map(|id| state.tasks.get(id));
+    for task in tasks.filter(|task| !task.is_attachment()) {
         pass.set_desired(task, TaskState::Remove);
     }
 }

@@ -8,7 +8,7 @@ use mesh_api::table::{NodeState, PublishMode, TaskState};
 
 use crate::command::Action;
 use crate::model::{Availability, FailureAction, Mode, RestartCondition, Task, UpdateOrder, UpdateState};
-use crate::testing::{World, attachment, ingress_port, service};
+use crate::testing::{World, attachment, identity, ingress_port, network, service};
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 /// Images that tell the fake nodes how a task behaves.
@@ -372,6 +372,73 @@ fn publishing_another_port_leaves_tasks_alone_and_force_does_not() {
     world.run_for(30 * SECOND);
     assert!(world.running(&id).iter().all(|task| !before.contains(&task.id)));
     assert_eq!(world.running(&id).len(), 2);
+}
+
+#[test]
+fn what_is_encrypted_runs_where_nodes_have_keys() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    world.must(world.keys("n1", &[identity(1, 51820)]));
+    let encrypted = |world: &mut World, name: &str, ingress| {
+        let mut spec = network(name);
+        spec.options.insert("encrypted".into(), String::new());
+        spec.ingress = ingress;
+        world.must(Action::CreateNetwork { id: name.into(), spec });
+    };
+    let nodes = |world: &World, id: &ServiceId| {
+        let nodes = world.running(id).into_iter().map(|task| task.node.clone().unwrap().to_string());
+        nodes.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let errs = |world: &World, id: &ServiceId| {
+        let waiting = world.state.tasks_of_service(id).filter(|task| task.status.state == TaskState::Pending);
+        waiting.map(|task| task.status.err.clone()).collect::<Vec<_>>()
+    };
+    encrypted(&mut world, "secret", false);
+    let on_secret = |name: &str, mode| {
+        let mut spec = service(name, 0);
+        spec.mode = mode;
+        spec.task.networks.push(attachment("secret"));
+        spec
+    };
+    let web = world.create_service(on_secret("web", Mode::Replicated { replicas: 3 }));
+    let each = world.create_service(on_secret("each", Mode::Global));
+    let plain = world.create_service(service("plain", 3));
+    world.settle();
+    assert_eq!([&web, &each, &plain].map(|id| nodes(&world, id)), ["n1", "n1", "n1 n2 n3"]);
+    let missing = "no suitable node (encryption of its networks not available on 1 node)";
+    assert_eq!(errs(&world, &each), [missing, missing], "a global service's tasks wait on their nodes");
+
+    // Those that run stay where they are, whatever becomes of the keys.
+    world.must(world.keys("n1", &[]));
+    world.update_service(&web, |spec| spec.mode = Mode::Replicated { replicas: 4 });
+    world.settle();
+    assert_eq!(world.running(&web).len(), 3);
+    assert_eq!(
+        errs(&world, &web),
+        ["no suitable node (encryption of its networks not available on 3 nodes)"]
+    );
+    world.must(world.keys("n2", &[identity(2, 51820)]));
+    world.settle();
+    assert_eq!([&web, &each].map(|id| nodes(&world, id)), ["n1 n2", "n1 n2"]);
+    assert_eq!(errs(&world, &each), [missing]);
+
+    // The ingress network counts where ports are published in it, and not as the way out.
+    world.must(Action::RemoveService { id: plain });
+    world.settle();
+    let ingress = world.state.ingress().unwrap().id.clone();
+    world.must(Action::RemoveNetwork { id: ingress });
+    encrypted(&mut world, "mesh", true);
+    let plain = world.create_service(service("plain", 3));
+    let mut port = ingress_port(9000, 80);
+    let mut published = service("published", 3);
+    published.endpoint.ports.push(port.clone());
+    let published = world.create_service(published);
+    port.mode = PublishMode::Host;
+    port.published = 9001;
+    let mut host = service("host", 3);
+    host.endpoint.ports.push(port);
+    let host = world.create_service(host);
+    world.settle();
+    assert_eq!([&plain, &published, &host].map(|id| nodes(&world, id)), ["n1 n2 n3", "n2", "n1 n2 n3"]);
 }
 
 #[test]

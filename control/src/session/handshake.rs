@@ -63,6 +63,7 @@ pub(super) async fn admit(server: &Server, message: AgentMessage) -> Result<Admi
         AgentMessage::Applied { .. }
         | AgentMessage::Tasks { .. }
         | AgentMessage::Described { .. }
+        | AgentMessage::Attach { .. }
         | AgentMessage::Alive
         | AgentMessage::Leave => {
             Err(Denied::new(RefusalReason::Protocol, "a session begins with Join or Resume"))

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
-use mesh_api::id::NodeId;
+use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
-    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS,
-    TaskStatus,
+    AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, HEARTBEAT_PERIOD_MS, ManagerMessage,
+    NodeDescription, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
 };
 use mesh_api::table::{Delta, NodeState};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::handshake::{Admitted, Denied, admit};
@@ -19,9 +20,12 @@ use super::{HANDSHAKE_TIMEOUT, Server, SessionError, view};
 use crate::apply::{network_on_route, report_changes};
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
+use crate::refusal::{Code, Refusal};
 
 const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
 const HEARTBEAT_PERIOD: Duration = Duration::from_millis(HEARTBEAT_PERIOD_MS);
+/// Answers that wait to be sent; the agent is not listened to while there are more.
+const ANSWERS_MAX: usize = 16;
 
 type Reader<S> = FrameReader<ReadHalf<S>, AgentMessage>;
 
@@ -74,9 +78,10 @@ where
     warn_of_routes(server, &node);
     let (epoch, killed) = server.registry().connect(&node);
     let session = Session { server, node, epoch };
+    let (answers, to_say) = mpsc::channel(ANSWERS_MAX);
     let ended = tokio::select! {
-        ended = session.listen(reader) => ended,
-        ended = session.speak(writer, answer, is_fresh) => ended,
+        ended = session.listen(reader, answers) => ended,
+        ended = session.speak(writer, answer, is_fresh, to_say) => ended,
         _ = killed => Err(SessionError::Replaced),
     };
     server.registry().disconnect(&session.node, epoch);
@@ -94,9 +99,25 @@ fn warn_of_routes(server: &Server, node: &NodeId) {
     }
 }
 
+/// A refusal in the session's words.
+fn refused(refusal: &Refusal) -> AttachRefused {
+    let reason = match refusal.code() {
+        Code::NotFound => AttachRefusedReason::NotFound,
+        Code::AlreadyExists => AttachRefusedReason::Conflict,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unknown | Code::Unimplemented => {
+            AttachRefusedReason::Invalid
+        }
+    };
+    AttachRefused { reason, message: refusal.to_string() }
+}
+
 impl Session<'_> {
     /// Takes what the agent says.
-    async fn listen<S: AsyncRead>(&self, mut reader: Reader<S>) -> Result<(), SessionError> {
+    async fn listen<S: AsyncRead>(
+        &self,
+        mut reader: Reader<S>,
+        answers: mpsc::Sender<ManagerMessage>,
+    ) -> Result<(), SessionError> {
         loop {
             let message = timeout(SILENCE_MAX, reader.next()).await.map_err(|_| SessionError::Timeout)??;
             let Some(message) = message else { return Ok(()) };
@@ -108,6 +129,11 @@ impl Session<'_> {
                 }
                 AgentMessage::Tasks { statuses } => self.report(statuses).await?,
                 AgentMessage::Described { node } => self.describe(node).await?,
+                AgentMessage::Attach { id, spec } => {
+                    let refused = self.attach(id.clone(), spec).await?;
+                    let answer = ManagerMessage::Attached { id, refused };
+                    answers.send(answer).await.map_err(|_| SessionError::Stopped)?;
+                }
                 AgentMessage::Alive => {}
                 AgentMessage::Leave => return self.leave().await,
                 AgentMessage::Join { .. } | AgentMessage::Resume { .. } => {
@@ -137,6 +163,16 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Makes an attachment on the node; why not, where that is refused.
+    async fn attach(&self, id: TaskId, spec: AttachmentSpec) -> Result<Option<AttachRefused>, SessionError> {
+        let node = self.node.clone();
+        match self.server.cluster.propose(Command::now(Action::Attach { id, node, spec })).await {
+            Ok(_) => Ok(None),
+            Err(ProposeError::Refused(refusal)) => Ok(Some(refused(&refusal))),
+            Err(ProposeError::Storage(_) | ProposeError::Stopped) => Err(SessionError::Stopped),
+        }
+    }
+
     async fn leave(&self) -> Result<(), SessionError> {
         self.server.registry().leave(&self.node, self.epoch);
         tracing::info!(node = %self.node, "a node leaves");
@@ -161,6 +197,7 @@ impl Session<'_> {
         mut writer: Writer<S>,
         answer: ManagerMessage,
         is_fresh: bool,
+        mut answers: mpsc::Receiver<ManagerMessage>,
     ) -> Result<(), SessionError> {
         let mut states = self.server.cluster.watch();
         let mut settled = self.server.settled.subscribe();
@@ -203,6 +240,7 @@ impl Session<'_> {
                         writer.send(&ManagerMessage::Settled { index }).await?;
                     }
                 }
+                Some(answer) = answers.recv() => writer.send(&answer).await?,
                 _ = heartbeat.tick() => writer.send(&ManagerMessage::Alive).await?,
             }
         }

@@ -1,11 +1,13 @@
 //! Sessions with fake agents, over streams in memory.
 
+mod attachments;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::codec::{FrameReader, FrameWriter, MANAGER_FRAME_BYTES_MAX};
-use mesh_api::id::NodeId;
+use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
     AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason, TaskStatus,
 };
@@ -24,7 +26,7 @@ use crate::model::{PortConfig, State};
 use crate::orchestrator::run::run;
 use crate::store::journal::Journal;
 use crate::store::memory::MemoryKv;
-use crate::testing::{World, attachment, description, ingress_port, service};
+use crate::testing::{World, attach, attachment, description, ingress_port, service};
 
 /// An agent that does what it is told.
 struct FakeAgent {
@@ -505,6 +507,7 @@ fn a_networks_record_has_its_mtu_and_every_subnet() {
 fn deltas_lead_to_the_same_table_as_a_snapshot() {
     let mut world = World::new(&["n1", "n2"]);
     world.create_network("app");
+    world.create_attachable_network("front");
     let mut states: Vec<State> = vec![world.state.clone()];
     let mut web = service("web", 3);
     web.endpoint.ports.push(ingress_port(8080, 80));
@@ -523,6 +526,10 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
             states.push(world.state.clone());
         }
         match round {
+            0 => {
+                world.must(attach("a1", "n1", "front", "one"));
+                world.must(attach("a2", "n2", "front", "two"));
+            }
             1 => world.label_node("n2", "shoal.weight", "40"),
             2 => world.label_node("n2", "edge", "yes"),
             3 => world.update_service(&id, |spec| spec.task.force_update = 1),
@@ -535,6 +542,7 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
             7 => drop(world.must(Action::RemoveNode { id: "n1".into(), force: true })),
             8 => world.label_node("n2", "shoal.weight", "7"),
             9 => drop(world.must(Action::RemoveService { id: id.clone() })),
+            10 => world.report(&world.state.tasks[&TaskId::from("a2")].clone(), TaskState::Complete),
             _ => {}
         }
         world.now_ns += 6_000_000_000;

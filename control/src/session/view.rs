@@ -1,16 +1,18 @@
 //! The replicated state as a node sees it, and the changes between two of them.
 //!
 //! A task is visible from its placement (and, if it was held back, its release) until it has ended. What it runs is
-//! visible to its own node only.
+//! visible to its own node only. An attachment is a task that its node knows already, and a service in name only, which
+//! its names are those of.
 
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use mesh_api::id::{NodeId, ServiceId};
+use mesh_api::id::{NodeId, ServiceId, TaskId};
 use mesh_api::table::{
-    BalancingRecord, Change, ClusterRecord, EndpointRecord, NetworkRecord, NodeRecord, PortRecord,
-    ReturnPath, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord, WEIGHT_MAX,
+    BalancingRecord, Change, ClusterRecord, EndpointMode, EndpointRecord, NetworkRecord, NodeRecord,
+    PortRecord, ReturnPath, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord,
+    WEIGHT_MAX,
 };
 
 use crate::model::constraint::Constraint;
@@ -27,12 +29,14 @@ const STACK: &str = "com.docker.stack.namespace";
 pub fn table(state: &State, node: &NodeId) -> Option<Table> {
     let task = |task: &Arc<Task>| task_record(state, task, node).map(|record| (record.id.clone(), record));
     let service = |(id, service): (&ServiceId, &Arc<Service>)| (id.clone(), service_record(state, service));
+    let names = state.attachments().filter_map(|task| attachment_names(task));
+    let names = names.map(|record| (record.id.clone(), record));
     Some(Table {
         index: state.index,
         cluster: cluster_record(state.cluster.as_ref()?),
         nodes: state.nodes.iter().map(|(id, node)| (id.clone(), node_record(node))).collect(),
         networks: state.networks.iter().map(|(id, network)| (id.clone(), network_record(network))).collect(),
-        services: state.services.iter().map(service).collect(),
+        services: state.services.iter().map(service).chain(names).collect(),
         tasks: state.tasks.values().filter_map(task).collect(),
     })
 }
@@ -74,6 +78,15 @@ pub fn changes(old: &State, new: &State, node: &NodeId) -> Vec<Change> {
         &mut changes,
     );
     services_that_follow(old, new, &mut changes);
+    diff(
+        &old.tasks,
+        &new.tasks,
+        attachment_names,
+        attachment_names,
+        Change::Service,
+        |id| Change::ServiceRemoved(names_id(&id)),
+        &mut changes,
+    );
     diff(
         &old.tasks,
         &new.tasks,
@@ -157,6 +170,7 @@ fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
         address_pools: _,
         subnet_size: _,
         avoid: _,
+        key_epoch,
     } = cluster;
     ClusterRecord {
         id: id.clone(),
@@ -164,6 +178,7 @@ fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
         data_path_port: *data_path_port,
         // Labels are checked when they come in; what an earlier version let in asks for nothing.
         return_path: labels::cluster(&spec.labels).unwrap_or_default(),
+        key_epoch: *key_epoch,
     }
 }
 
@@ -186,6 +201,7 @@ fn node_record(node: &Node) -> NodeRecord {
         role: spec.role,
         vtep: description.vtep,
         state: status.state,
+        wireguard: description.wireguard.clone(),
     }
 }
 
@@ -201,6 +217,7 @@ fn network_record(network: &Network) -> NetworkRecord {
         internal: spec.internal,
         ingress: spec.ingress,
         mtu: spec.mtu().unwrap_or_default(),
+        encrypted: network.is_encrypted(),
     }
 }
 
@@ -216,6 +233,41 @@ fn service_record(state: &State, service: &Service) -> ServiceRecord {
         ports: endpoint.ports.iter().map(port_record).collect(),
         balancing: balancing_record(state, labels::service(&spec.labels).unwrap_or_default()),
     }
+}
+
+/// What gives an attachment its names, for as long as its task is visible: a service of its own, whose name is its
+/// address.
+fn attachment_names(task: &Task) -> Option<ServiceRecord> {
+    if !task.is_attachment() || !is_visible(task) {
+        return None;
+    }
+    let vip = |TaskEndpoint { network, addr: _, aliases }: &TaskEndpoint| VipRecord {
+        network: network.clone(),
+        addr: None,
+        aliases: aliases.clone(),
+    };
+    Some(ServiceRecord {
+        id: names_id(&task.id),
+        name: task.service_name.clone(),
+        stack: "".into(),
+        endpoint_mode: EndpointMode::Dnsrr,
+        vips: task.endpoints.iter().map(vip).collect(),
+        ports: Vec::new(),
+        balancing: BalancingRecord::default(),
+    })
+}
+
+/// The id of what gives an attachment its names.
+fn names_id(task: &TaskId) -> ServiceId {
+    ServiceId::from(task.as_str())
+}
+
+/// Whether nodes see a task.
+fn is_visible(task: &Task) -> bool {
+    task.node.is_some()
+        && task.status.state >= TaskState::Assigned
+        && !task.has_ended()
+        && task.desired >= TaskState::Running
 }
 
 fn balancing_record(state: &State, options: ServiceOptions) -> BalancingRecord {
@@ -272,17 +324,14 @@ fn task_record(state: &State, task: &Task, viewer: &NodeId) -> Option<TaskRecord
         start_after: _,
         restarts_ns: _,
     } = task;
-    let node = node.clone()?;
-    if status.state < TaskState::Assigned || status.state.is_terminal() || *desired < TaskState::Running {
-        return None;
-    }
+    let node = node.clone().filter(|_| is_visible(task))?;
     let endpoint = |endpoint: &TaskEndpoint| {
         Some(EndpointRecord { network: endpoint.network.clone(), addr: endpoint.addr? })
     };
     Some(TaskRecord {
         id: id.clone(),
         name: task.name().into(),
-        service: service.clone(),
+        service: if task.is_attachment() { names_id(id) } else { service.clone() },
         slot: *slot,
         spec: (node == *viewer).then(|| Box::new(task_spec(task))),
         weight: weight(node_weight(state, &node), *warmth),

@@ -85,7 +85,8 @@ impl Journal {
         if last < state.index {
             return Err(journal.damaged(format!("it ends at {last}, before its snapshot's {}", state.index)));
         }
-        if is_old {
+        let reuses_at_once = upgrade::reuses_at_once(format);
+        if reuses_at_once {
             upgrade::begin(&mut state);
         }
         while state.index < last {
@@ -106,8 +107,10 @@ impl Journal {
                 return Err(journal.damaged(format!("entry {from} is missing")));
             }
         }
-        if is_old {
+        if reuses_at_once {
             upgrade::end(&mut state);
+        }
+        if is_old {
             // A snapshot takes the place of the entries, so that no log has entries of two formats.
             journal.snapshot(&state)?;
             journal.set_format()?;

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::journal::{Entry, Journal};
 use super::memory::MemoryKv;
 use super::sled::{SledKv, VALUE_BYTES_MAX};
-use super::{LogKv, Op, StoreError};
+use super::{FORMAT, LogKv, Op, StoreError};
 use crate::apply::apply;
 use crate::command::{Action, Command};
 use crate::model::State;
@@ -252,6 +252,10 @@ const FORMAT_1_SNAPSHOT: &[u8] = include_bytes!("testdata/format1-snapshot.json"
 const FORMAT_2_LOG: &str = include_str!("testdata/format2-log.jsonl");
 const FORMAT_2_SNAPSHOT: &[u8] = include_bytes!("testdata/format2-snapshot.json");
 
+/// What a world of format 3 left, likewise.
+const FORMAT_3_LOG: &str = include_str!("testdata/format3-log.jsonl");
+const FORMAT_3_SNAPSHOT: &[u8] = include_bytes!("testdata/format3-snapshot.json");
+
 fn log_of(commands: &str) -> MemoryKv {
     let kv = MemoryKv::default();
     for (command, index) in commands.lines().zip(1_u64..) {
@@ -314,22 +318,50 @@ fn addresses_given_out_in_format_2_stay_as_they_are() {
 }
 
 #[test]
+fn what_format_3_left_means_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = log_of(FORMAT_3_LOG);
+    kv.commit(vec![Op::Put("F".into(), 3_u32.to_be_bytes().to_vec())]).unwrap();
+    let (journal, state) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
+    assert_eq!(kv.len(), 1, "a snapshot took the entries' place, and the format is noted");
+    assert_eq!(kv.get(b"F").unwrap(), Some(FORMAT.to_be_bytes().to_vec()));
+    drop(journal);
+    assert_eq!(state.counters.acknowledged, 11, "freed addresses go on to rest");
+    assert_eq!(state.cluster.as_ref().unwrap().key_epoch, 0);
+    assert!(state.nodes.values().all(|node| node.description.wireguard.is_empty()));
+    let plan = state.network_by_name("plan").unwrap();
+    assert_eq!((plan.is_encrypted(), plan.spec.mtu(), plan.subnets.len()), (false, Ok(Some(1400)), 2));
+
+    // Whatever comes after is of this format, and read back.
+    let (journal, _) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
+    let rotate = entry(state.index + 1, Action::RotateKeys);
+    journal.append(std::slice::from_ref(&rotate)).unwrap();
+    let (_, rotated) = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap();
+    assert_eq!(rotated.cluster.unwrap().key_epoch, 1);
+
+    let snapshots = tempfile::tempdir().unwrap();
+    std::fs::write(snapshots.path().join("snapshot-00000000000000000014.json"), FORMAT_3_SNAPSHOT).unwrap();
+    let (_, of_snapshot) = Journal::recover(snapshots.path(), Box::<MemoryKv>::default(), 1000).unwrap();
+    assert_eq!(of_snapshot, state, "the log and its snapshot lead to the same state");
+}
+
+#[test]
 fn what_a_later_version_wrote_is_refused_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let kv = MemoryKv::default();
-    kv.commit(vec![Op::Put("F".into(), 4_u32.to_be_bytes().to_vec())]).unwrap();
+    kv.commit(vec![Op::Put("F".into(), 5_u32.to_be_bytes().to_vec())]).unwrap();
     let error = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap_err();
     assert!(
-        error.to_string().contains("has format 4") && error.to_string().contains("start the version"),
+        error.to_string().contains("has format 5") && error.to_string().contains("start the version"),
         "{error}"
     );
 
-    let body = br#"{"format":4,"state":"in another shape"}"#;
+    let body = br#"{"format":5,"state":"in another shape"}"#;
     let digest = super::snapshot::hex(&Sha256::digest(body));
     let file = [digest.as_bytes(), b"\n", body].concat();
     std::fs::write(dir.path().join("snapshot-00000000000000000010.json"), file).unwrap();
     let error = Journal::recover(dir.path(), Box::<MemoryKv>::default(), 1000).unwrap_err();
-    assert!(matches!(error, StoreError::Format { format: 4, .. }), "{error}");
+    assert!(matches!(error, StoreError::Format { format: 5, .. }), "{error}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What earlier formats left on disk, as this version means it. In format 1, the ingress network had no IPv6 subnet, and
 //! labels that begin with `shoal.` were an operator's own. In formats 1 and 2, a freed address could be given out again
-//! at once.
+//! at once. In formats 1 to 3, no network was encrypted; what they left means the same today.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +39,12 @@ pub(super) fn state(state: &mut State) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Makes a state ready for commands of format 1 or 2: they give out the addresses that they did then.
+/// Whether a freed address could be given out again at once.
+pub(super) fn reuses_at_once(format: u32) -> bool {
+    format < 3
+}
+
+/// Makes a state ready for such commands: they give out the addresses that they did then.
 pub(super) fn begin(state: &mut State) {
     state.counters.acknowledged = u64::MAX;
 }
@@ -61,12 +66,14 @@ pub(super) fn command(command: &mut Command) {
         | Action::RemoveNode { .. }
         | Action::CreateNetwork { .. }
         | Action::AddSubnet { .. }
+        | Action::RotateKeys
         | Action::RemoveNetwork { .. }
         | Action::RollbackService { .. }
         | Action::RemoveService { .. }
         | Action::ReportTasks { .. }
         | Action::Acknowledge { .. }
-        | Action::Orchestrate { .. } => {}
+        | Action::Orchestrate { .. }
+        | Action::Attach { .. } => {}
     }
 }
 

@@ -217,10 +217,12 @@ impl Dataplane {
     fn node_config(&self, table: &Table, local: &Local) -> Config {
         let DataplaneConfig { host_addr, alias_net, vxlan_ifindex, host_ifindex, .. } = &self.config;
         let vtep = Ip6::from(local.vtep);
+        let wireguard = local.wireguard.map(Ip6::from);
         let low = |number| ALIAS6_NET.with_low(Be32::new(number));
         Config {
             hash_seed: table.cluster.hash_seed,
             vtep,
+            wireguard: wireguard.unwrap_or_default(),
             host4: Host {
                 addr: (*host_addr).into(),
                 mesh: Be32::new(host_addr.to_bits() + 1),
@@ -238,9 +240,10 @@ impl Dataplane {
             vxlan_ifindex: *vxlan_ifindex,
             host_ifindex: *host_ifindex,
             tag: tag_of(vtep),
+            wireguard_tag: wireguard.map_or(0, tag_of),
             vxlan_port: Be16::new(table.cluster.data_path_port),
             path_mtu_min: self.path_mtu_min(vtep),
-            reserved: [0; 2],
+            reserved: [0; 4],
         }
     }
 

@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::{
     Facts, HOST_ADDR, HOST_ADDR6, HOST_LINK, HOST_LINK_LOCAL, HOST_PEER_LINK, HOST_PREFIX, HOST_PREFIX6,
-    LinkError, Links, VXLAN_LINK, has_ipv6, mac, mtu_of, nft, sysctl,
+    LinkError, Links, VXLAN_LINK, has_ipv6, is_up, mac, mtu_of, nft, sysctl,
 };
 
 /// The VXLAN device's MTU: what it sends is bounded by the underlay, and by the tasks' own MTU before that.
@@ -139,10 +139,6 @@ impl Links {
         }
         Ok(true)
     }
-}
-
-fn is_up(link: &LinkMessage) -> bool {
-    link.header.flags.contains(netlink_packet_route::link::LinkFlags::Up)
 }
 
 fn has_its_mac(link: &LinkMessage, name: &str) -> bool {

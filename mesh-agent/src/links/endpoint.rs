@@ -68,6 +68,8 @@ pub struct TaskNetwork {
     pub subnet_routes: Vec<SubnetRoute>,
     /// Its default routes: at most one a family, none where there is no way out.
     pub default_routes: Vec<DefaultRoute>,
+    /// The namespace is not a task's own: what it is set to stays so, and a default route that it has.
+    pub foreign: bool,
 }
 
 /// Name of the host's side of a task's endpoint `index`: `sh`, the id's first characters, a base-36 digit; `None`
@@ -144,6 +146,9 @@ impl Links {
             added.map_err(LinkError::netlink("add a route by", format!("{link} to {subnet}")))?;
         }
         for DefaultRoute { gateway, link } in &network.default_routes {
+            if network.foreign && self.has_default_route(*gateway).await? {
+                continue;
+            }
             let index = self.require(link).await?;
             let route = match gateway {
                 IpAddr::V4(gateway) => {
@@ -166,12 +171,16 @@ fn links_of(network: &TaskNetwork) -> BTreeSet<&str> {
 
 fn set_task_sysctls(netns: &Netns, network: &TaskNetwork) -> Result<(), LinkError> {
     let set_all = || -> Result<(), LinkError> {
-        // As in Docker's containers: no privilege is needed for a port below 1024, or for ping.
-        sysctl::set_if_present(&["net", "ipv4", "ip_unprivileged_port_start"], "0")?;
-        sysctl::set_if_present(&["net", "ipv4", "ping_group_range"], "0 2147483647")?;
+        let mut filtering = links_of(network);
+        if !network.foreign {
+            // As in Docker's containers: no privilege is needed for a port below 1024, or for ping.
+            sysctl::set_if_present(&["net", "ipv4", "ip_unprivileged_port_start"], "0")?;
+            sysctl::set_if_present(&["net", "ipv4", "ping_group_range"], "0 2147483647")?;
+            filtering.insert("all");
+        }
         // Which interface a packet comes in by is the dataplane's to judge: a task that reaches itself by its own
         // VIP gets packets that its routes would send out elsewhere.
-        for link in links_of(network).into_iter().chain(["all"]) {
+        for link in filtering {
             sysctl::set(&["net", "ipv4", "conf", link, "rp_filter"], "0")?;
         }
         for link in links_of(network) {

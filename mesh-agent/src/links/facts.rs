@@ -6,7 +6,9 @@ use futures::TryStreamExt as _;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
-use super::{HOST_LINK, HOST_PEER_LINK, LinkError, Links, VXLAN_LINK, endpoint, mtu_of, name_of};
+use super::{
+    HOST_LINK, HOST_PEER_LINK, LinkError, Links, VXLAN_LINK, WIREGUARD_LINKS, endpoint, mtu_of, name_of,
+};
 
 /// An interface of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +58,9 @@ impl LinkFact {
 
     /// Whether Shoal made it.
     pub fn is_ours(&self) -> bool {
-        [HOST_LINK, HOST_PEER_LINK, VXLAN_LINK].contains(&self.name.as_str()) || self.is_task_link()
+        [HOST_LINK, HOST_PEER_LINK, VXLAN_LINK].contains(&self.name.as_str())
+            || WIREGUARD_LINKS.contains(&self.name.as_str())
+            || self.is_task_link()
     }
 
     /// Whether it is the host's side of a task's pair.
@@ -163,6 +167,7 @@ mod tests {
             link(3, "eth1", false, &["198.51.100.1", "2001:db8::1"]),
             link(4, "shoal0", true, &["169.254.64.1", "fd73:686f:616c:1::1"]),
             link(5, "sh0123456789a", true, &[]),
+            link(6, "shoal-wg1", false, &["fd73:686f:616c:2:aaaa::1"]),
         ];
         Facts { links }
     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use futures::TryStreamExt as _;
 use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
 use crate::sys::netns::Netns;
@@ -21,11 +21,13 @@ mod nft;
 mod routes;
 pub mod sysctl;
 mod watch;
+mod wireguard;
 
 pub use devices::{HostPair, VXLAN_MTU};
 pub use endpoint::{DefaultRoute, EndpointLink, SubnetRoute, TaskAddress, TaskNetwork, host_link_name, mac};
 pub use facts::{Facts, LinkFact};
 pub use watch::Watch;
+pub use wireguard::{WIREGUARD_LINKS, WIREGUARD_TABLES, WireguardWay};
 
 /// The VXLAN device's name.
 pub const VXLAN_LINK: &str = "shoal-vxlan";
@@ -249,6 +251,10 @@ fn name_of(link: &LinkMessage) -> Option<&str> {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
+}
+
+fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
 }
 
 fn mtu_of(link: &LinkMessage) -> Option<u32> {

@@ -2,7 +2,8 @@
 //!
 //! Tasks' packets are masqueraded when they leave the host, and VXLAN between nodes is not tracked: it would fill the
 //! connection tracker with entries that nobody reads. What is for the node-local addresses comes from tasks and local
-//! processes alone: from the wire it is dropped.
+//! processes alone: from the wire it is dropped. What has an address in WireGuard's network comes out of WireGuard and
+//! from nowhere else, and into it goes what the programs have marked.
 
 use std::io;
 use std::process::Stdio;
@@ -10,7 +11,12 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::{HOST_ADDR, HOST_ADDR6, HOST_LINK, HOST_PREFIX, HOST_PREFIX6, LinkError, sysctl};
+use mesh_api::wireguard::WIREGUARD_NET;
+use mesh_common::map::WIREGUARD_MARK;
+
+use super::{
+    HOST_ADDR, HOST_ADDR6, HOST_LINK, HOST_PREFIX, HOST_PREFIX6, LinkError, WIREGUARD_LINKS, sysctl,
+};
 
 /// The name of the tables.
 const TABLE: &str = "shoal";
@@ -85,6 +91,25 @@ impl Family {
 
     fn table(self, vxlan_port: u16) -> String {
         let (name, aliases) = (self.name(), self.aliases());
+        let links = WIREGUARD_LINKS.map(|link| format!("\"{link}\"")).join(", ");
+        let links = format!("{{ {links} }}");
+        let (guard, postrouting) = match self {
+            Self::Ip => (String::new(), String::new()),
+            Self::Ip6 => (
+                format!(
+                    "\t\tip6 saddr {WIREGUARD_NET} iifname != {links} drop\n\
+                     \t\tip6 daddr {WIREGUARD_NET} iifname != {links} drop\n\
+                     \t\tiifname {links} udp dport != {vxlan_port} drop\n\
+                     \t\tiifname {links} meta l4proto != {{ udp, ipv6-icmp }} drop\n"
+                ),
+                format!(
+                    "\tchain wireguard {{\n\
+                     \t\ttype filter hook postrouting priority filter; policy accept;\n\
+                     \t\toifname {links} meta l4proto != ipv6-icmp meta mark != {WIREGUARD_MARK:#x} drop\n\
+                     \t}}\n"
+                ),
+            ),
+        };
         format!(
             "table {name} {TABLE} {{\n\
              \tchain postrouting {{\n\
@@ -95,11 +120,13 @@ impl Family {
              \t\ttype filter hook prerouting priority raw; policy accept;\n\
              \t\tudp dport {vxlan_port} notrack\n\
              \t\t{name} daddr {aliases} iifname != {{ \"lo\", \"{HOST_LINK}\" }} drop\n\
+             {guard}\
              \t}}\n\
              \tchain output {{\n\
              \t\ttype filter hook output priority raw; policy accept;\n\
              \t\tudp dport {vxlan_port} notrack\n\
              \t}}\n\
+             {postrouting}\
              }}\n"
         )
     }
@@ -155,6 +182,13 @@ mod tests {
             assert!(rules.contains(line), "{rules}");
         }
         assert_eq!(rules.matches("udp dport 4790 notrack").count(), 4);
+        for line in [
+            "ip6 saddr fd73:686f:616c:2::/64 iifname != { \"shoal-wg0\", \"shoal-wg1\" } drop",
+            "ip6 daddr fd73:686f:616c:2::/64 iifname != { \"shoal-wg0\", \"shoal-wg1\" } drop",
+            "oifname { \"shoal-wg0\", \"shoal-wg1\" } meta l4proto != ipv6-icmp meta mark != 0x53485747 drop",
+        ] {
+            assert_eq!(rules.matches(line).count(), 1, "{rules}");
+        }
         assert!(!ruleset(&[Family::Ip], 4790).contains("ip6"));
     }
 }

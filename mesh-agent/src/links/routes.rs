@@ -85,6 +85,26 @@ impl Route {
 }
 
 impl Links {
+    /// Whether there is a default route of the main table, in the family of `gateway`.
+    pub(super) async fn has_default_route(&self, gateway: IpAddr) -> Result<bool, LinkError> {
+        let request = match gateway {
+            IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut answers = self.handle.route().get(request).execute();
+        let mut found = false;
+        // To the end: what is left of an answer would be taken for the next one's.
+        while let Some(message) =
+            answers.try_next().await.map_err(LinkError::netlink("list", "default routes"))?
+        {
+            let RouteHeader { table, kind, destination_prefix_length, .. } = message.header;
+            found |= table == RouteHeader::RT_TABLE_MAIN
+                && kind == RouteType::Unicast
+                && destination_prefix_length == 0;
+        }
+        Ok(found)
+    }
+
     /// The subnets that the host's own routes lead to, in order, at most [`ROUTES_MAX`]. Default routes, those of Shoal's
     /// devices, and what no other host can be reached by are not among them.
     pub async fn routes(&self) -> Result<Vec<IpNet>, LinkError> {

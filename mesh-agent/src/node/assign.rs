@@ -65,10 +65,15 @@ pub(super) struct LinkPlan {
     pub(super) ipv6: bool,
 }
 
+/// What WireGuard takes of a packet beside VXLAN, bytes: 40 for its own headers and UDP's, and as much for the IPv6 header
+/// within, on which VXLAN goes on top of the underlay's.
+const ENCRYPTION_BYTES: u32 = 80;
+
 impl LinkPlan {
     /// How they are made in a network.
     pub(super) fn within(self, network: &NetworkRecord) -> Self {
-        let mtu = network.mtu.map_or(self.mtu, |bound| bound.min(self.mtu));
+        let most = if network.encrypted { self.mtu.saturating_sub(ENCRYPTION_BYTES) } else { self.mtu };
+        let mtu = network.mtu.map_or(most, |bound| bound.min(most));
         Self { mtu, ipv6: self.ipv6 && mtu >= IPV6_MTU_MIN }
     }
 }
@@ -82,7 +87,7 @@ pub(super) fn assign(
     plan: LinkPlan,
 ) -> Result<Assignment, AssignError> {
     let spec = TaskSpec::clone(task.spec.as_deref().ok_or(AssignError::NoSpec)?);
-    let wiring = wire(table, task, plan)?;
+    let wiring = wire(table, task, plan, None)?;
     let names = TaskNames {
         task: task.name.to_string(),
         node: node_name.to_owned(),
@@ -93,9 +98,15 @@ pub(super) fn assign(
     Ok(Assignment { spec, init, wiring })
 }
 
-/// Works out how to connect a task.
-pub(super) fn wire(table: &Table, task: &TaskRecord, plan: LinkPlan) -> Result<Wiring, AssignError> {
+/// Works out how to connect a task, or with an `interface` what is attached by that.
+pub(super) fn wire(
+    table: &Table,
+    task: &TaskRecord,
+    plan: LinkPlan,
+    interface: Option<&str>,
+) -> Result<Wiring, AssignError> {
     let mut wiring = Wiring::default();
+    wiring.network.foreign = interface.is_some();
     for (index, endpoint) in task.endpoints.iter().enumerate() {
         let addr = endpoint.addr;
         let record = table.networks.get(&endpoint.network);
@@ -103,7 +114,7 @@ pub(super) fn wire(table: &Table, task: &TaskRecord, plan: LinkPlan) -> Result<W
             .and_then(|record| Some((record, subnet(&record.subnets, addr)?)))
             .ok_or_else(|| AssignError::NoSubnet { network: endpoint.network.clone(), addr })?;
         let host_name = host_link_name(&task.id, index).ok_or(AssignError::TooManyEndpoints)?;
-        let task_name = format!("eth{index}");
+        let task_name = interface.map_or_else(|| format!("eth{index}"), str::to_owned);
         let LinkPlan { mtu, ipv6 } = plan.within(record);
         let Wiring { links, network, name_server } = &mut wiring;
         // The name server is at the gateway that the way out leads by, and without one at the first.
@@ -150,6 +161,7 @@ pub(super) mod tests {
             hash_seed: 0,
             data_path_port: 4789,
             return_path: ReturnPath::Tunnel,
+            key_epoch: 0,
         });
         let subnets6 = [Some(("fd00:1::/64", "fd00:1::1")), None, Some(("fd00:3::/96", "fd00:3::1"))];
         for ((number, id), subnet6) in ["ingress", "front", "back"].into_iter().enumerate().zip(subnets6) {
@@ -167,6 +179,7 @@ pub(super) mod tests {
                 internal: id == "back",
                 ingress: id == "ingress",
                 mtu: None,
+                encrypted: false,
             };
             table.networks.insert(record.id.clone(), record);
         }
@@ -262,7 +275,7 @@ pub(super) mod tests {
         for (network, mtu) in all.iter().zip([1400, 9000, 1279]) {
             table.networks.get_mut(&NetworkId::from(*network)).unwrap().mtu = Some(mtu);
         }
-        let wiring = wire(&table, &task(ID, "shoal/whoami", &[], &all), PLAN).unwrap();
+        let wiring = wire(&table, &task(ID, "shoal/whoami", &[], &all), PLAN, None).unwrap();
         let mtus: Vec<_> = wiring.links.iter().map(|(_, link)| link.mtu).collect();
         assert_eq!(mtus, [1400, 1450, 1279]);
         let with_ipv6 = wiring.network.addresses.iter().filter(|address| address.addr.is_ipv6());
@@ -279,8 +292,11 @@ pub(super) mod tests {
             record.subnets.insert(0, SubnetRecord { cidr, gateway });
         }
         let task = task(ID, "shoal/whoami", &[], &["ingress", "front", "back"]);
-        let TaskNetwork { subnet_routes, default_routes, addresses } =
-            wire(&table, &task, PLAN).unwrap().network;
+        let TaskNetwork { subnet_routes, default_routes, addresses, foreign: false } =
+            wire(&table, &task, PLAN, None).unwrap().network
+        else {
+            panic!("a task's own namespace");
+        };
         let subnet_routes: Vec<_> =
             subnet_routes.iter().map(|route| format!("{} {}", route.subnet, route.link)).collect();
         assert_eq!(subnet_routes, ["10.21.0.0/16 eth1", "10.23.0.0/16 eth2", "10.22.0.0/16 eth2"]);

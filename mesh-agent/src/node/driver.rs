@@ -11,10 +11,13 @@ use nix::sys::signal::Signal;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::assign::{Assignment, Wiring};
+use super::attach::Inside;
 use crate::dataplane::LocalEndpoint;
 use crate::links::{LinkError, Links};
+use crate::runtime::guest::GuestError;
 use crate::runtime::layout::{EndpointFile, Exit};
-use crate::runtime::{Found, Prepared, Running, Runtime, RuntimeError, parse_signal};
+use crate::runtime::{Found, Running, Runtime, RuntimeError, parse_signal};
+use crate::sys::netns::Netns;
 
 /// Tasks that are made at once: each takes a few processor-milliseconds, and a node may be given hundreds.
 const STARTS_MAX: usize = 8;
@@ -28,8 +31,8 @@ pub(super) enum Event {
     Attach { task: TaskId, ifindex: u32, done: oneshot::Sender<bool> },
     /// The task's links are configured: put them in the maps, then answer whether that worked.
     Endpoints { task: TaskId, endpoints: Vec<LocalEndpoint>, done: oneshot::Sender<bool> },
-    /// The program runs.
-    Running { task: TaskId, pid: u32, since_ns: u64 },
+    /// The program runs, or what was there before is attached.
+    Running { task: TaskId, inside: Inside, since_ns: u64 },
     /// The task is over.
     Ended { task: TaskId, end: End },
 }
@@ -46,9 +49,9 @@ pub(super) enum End {
 /// What drivers share.
 #[derive(Debug, Clone)]
 pub(super) struct Drivers {
-    runtime: Runtime,
+    pub(super) runtime: Runtime,
     links: Links,
-    events: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Sender<Event>,
     starts: Arc<Semaphore>,
 }
 
@@ -71,11 +74,13 @@ impl StopPlan {
 
 /// Why a task could not be brought up.
 #[derive(Debug, thiserror::Error)]
-enum BringUpError {
+pub(super) enum BringUpError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
     #[error("the dataplane does not take the task's links")]
     Dataplane,
     #[error("the agent is stopping")]
@@ -125,8 +130,8 @@ impl Drivers {
         plan: StopPlan,
         mut stop: watch::Receiver<bool>,
     ) {
-        let (pid, since_ns) = (running.pid(), running.since_ns());
-        if self.events.send(Event::Running { task: task.clone(), pid, since_ns }).await.is_err() {
+        let (inside, since_ns) = (Inside::Process(running.pid()), running.since_ns());
+        if self.events.send(Event::Running { task: task.clone(), inside, since_ns }).await.is_err() {
             return;
         }
         let told = async { stop.wait_for(|stop| *stop).await.is_ok() };
@@ -145,7 +150,7 @@ impl Drivers {
         self.end(task, end).await;
     }
 
-    async fn end(self, task: TaskId, end: End) {
+    pub(super) async fn end(self, task: TaskId, end: End) {
         let _ = self.events.send(Event::Ended { task, end }).await;
     }
 
@@ -170,7 +175,8 @@ impl Drivers {
             link: link.host_name.clone(),
         });
         let prepared = self.runtime.prepare(task, spec, init, files.collect()).await?;
-        if let Err(error) = self.connect(task, wiring, aliases, &prepared).await {
+        let connected = async { self.connect(task, wiring, aliases, &prepared.netns()?).await };
+        if let Err(error) = connected.await {
             prepared.abandon();
             return Err(error);
         }
@@ -183,27 +189,26 @@ impl Drivers {
     }
 
     /// Makes the task's links and puts them in the dataplane, each attached before it can carry a packet.
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         task: &TaskId,
         wiring: &Wiring,
         aliases: &[Ipv4Addr],
-        prepared: &Prepared,
+        netns: &Netns,
     ) -> Result<(), BringUpError> {
-        let netns = prepared.netns()?;
         let mut endpoints = Vec::new();
         for ((network, link), alias) in wiring.links.iter().zip(aliases) {
-            let ifindex = self.links.add_endpoint(&netns, link).await?;
+            let ifindex = self.links.add_endpoint(netns, link).await?;
             self.ask(|done| Event::Attach { task: task.clone(), ifindex, done }).await?;
             self.links.start_endpoint(ifindex).await?;
             let (task, network) = (task.clone(), network.clone());
             endpoints.push(LocalEndpoint { task, network, addr: link.addr, ifindex, alias: *alias });
         }
-        Links::open_in(&netns)?.configure_task(&netns, &wiring.network).await?;
+        Links::open_in(netns)?.configure_task(netns, &wiring.network).await?;
         self.ask(|done| Event::Endpoints { task: task.clone(), endpoints, done }).await
     }
 
-    async fn progress(
+    pub(super) async fn progress(
         &self,
         task: &TaskId,
         state: TaskState,
@@ -224,11 +229,16 @@ impl Drivers {
     }
 }
 
-/// Stops the tasks of an earlier run, which no loop has taken on, and removes their folders; returns what went wrong.
+/// Stops the tasks of an earlier run, which no loop has taken on, and removes their folders, and the files of what was
+/// attached; returns what went wrong.
 pub(super) async fn stop_all(runtime: &Runtime) -> Vec<String> {
+    let mut errors: Vec<_> = runtime.guests().clear().err().map(|error| chain(&error)).into_iter().collect();
     let found = match runtime.find() {
         Ok(found) => found,
-        Err(error) => return vec![chain(&error)],
+        Err(error) => {
+            errors.push(chain(&error));
+            return errors;
+        }
     };
     let stopped = found.into_iter().map(async |Found { file, state }| {
         if let Ok(running) = state {
@@ -237,5 +247,6 @@ pub(super) async fn stop_all(runtime: &Runtime) -> Vec<String> {
         }
         runtime.remove(&file.task).err().map(|error| chain(&error))
     });
-    futures::future::join_all(stopped).await.into_iter().flatten().collect()
+    errors.extend(futures::future::join_all(stopped).await.into_iter().flatten());
+    errors
 }

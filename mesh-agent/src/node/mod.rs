@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 mod alias;
 mod assign;
+pub(crate) mod attach;
 mod driver;
 mod plan;
 mod plane;
@@ -26,6 +27,7 @@ mod setup;
 mod tasks;
 
 use alias::Aliases;
+use attach::Expected;
 use driver::{Drivers, Event};
 use plan::{TaskAction, TaskView, plan_tasks};
 pub(crate) use plane::Plane;
@@ -35,6 +37,7 @@ use tasks::LocalTask;
 
 use crate::config::Config;
 use crate::dataplane::{Local, Touched};
+use crate::encryption::{Look, Situation};
 use crate::facts::Describe;
 use crate::links::Watch;
 use crate::runtime::Runtime;
@@ -102,6 +105,12 @@ pub(crate) struct Node {
 enum Command {
     /// Stop the tasks, remove everything, and say what went wrong on the way.
     TearDown(oneshot::Sender<Vec<String>>),
+    /// An attachment is to come in the table, and is of this; the answer comes once that is noted.
+    Expect(TaskId, Box<Expected>, oneshot::Sender<()>),
+    /// It is not to come.
+    Unexpect(TaskId),
+    /// End an attachment; the answer comes once it is gone.
+    Detach(TaskId, oneshot::Sender<()>),
 }
 
 impl Node {
@@ -112,6 +121,11 @@ impl Node {
         let (ready, first) = oneshot::channel();
         let task = tokio::spawn(run::<P>(inputs, receiver, ready));
         (Self { commands, task }, first)
+    }
+
+    /// Where attachments are made and ended.
+    pub(crate) fn attachments(&self) -> attach::Attachments {
+        attach::Attachments(self.commands.clone())
     }
 
     /// Stops the tasks and removes everything; returns what went wrong on the way.
@@ -146,7 +160,7 @@ async fn run<P: Plane>(
         };
         let brought_up = tokio::select! {
             brought_up = attempt => brought_up,
-            command = commands.recv() => return clear_away::<P>(&inputs, command).await,
+            command = tear_down(&mut commands) => return clear_away::<P>(&inputs, command).await,
         };
         match brought_up {
             Some(Ok(worker)) => break worker,
@@ -160,7 +174,7 @@ async fn run<P: Plane>(
         }
         tokio::select! {
             () = sleep(RETRY) => {}
-            command = commands.recv() => return clear_away::<P>(&inputs, command).await,
+            command = tear_down(&mut commands) => return clear_away::<P>(&inputs, command).await,
         }
     };
     if let Some(ready) = ready.take() {
@@ -169,17 +183,28 @@ async fn run<P: Plane>(
     worker.run(inputs, commands).await;
 }
 
+/// Waits for the command to tear down; `None` once nobody can give it. A node that is not up attaches nothing: whoever
+/// asks for it learns that by the end of the command.
+async fn tear_down(commands: &mut mpsc::Receiver<Command>) -> Option<oneshot::Sender<Vec<String>>> {
+    loop {
+        if let Command::TearDown(reply) = commands.recv().await? {
+            return Some(reply);
+        }
+    }
+}
+
 /// Tears down a node that has not come up: what the attempts made, and what is left of an earlier run.
-async fn clear_away<P: Plane>(inputs: &NodeInputs, command: Option<Command>) {
-    let Some(Command::TearDown(reply)) = command else { return };
-    let _ = reply.send(remove_all::<P>(&inputs.runtime, &inputs.config.bpffs).await);
+async fn clear_away<P: Plane>(inputs: &NodeInputs, reply: Option<oneshot::Sender<Vec<String>>>) {
+    let Some(reply) = reply else { return };
+    let _ =
+        reply.send(remove_all::<P>(&inputs.runtime, &inputs.config.bpffs, &inputs.config.state_dir).await);
 }
 
 /// Removes what nodes of earlier runs left on this host, while none runs: tasks, attachments, pins, links, rules. Goes
 /// on past failures and returns them in words.
-pub(crate) async fn remove_all<P: Plane>(runtime: &Runtime, bpffs: &Path) -> Vec<String> {
+pub(crate) async fn remove_all<P: Plane>(runtime: &Runtime, bpffs: &Path, state_dir: &Path) -> Vec<String> {
     let mut errors = driver::stop_all(runtime).await;
-    errors.extend(setup::clear_away::<P>(bpffs).await);
+    errors.extend(setup::clear_away::<P>(bpffs, state_dir).await);
     errors
 }
 
@@ -200,7 +225,10 @@ struct Worker<P> {
     /// The ids of this node's tasks in the table.
     assigned: BTreeSet<TaskId>,
     tasks: BTreeMap<TaskId, LocalTask>,
+    /// Attachments that are to come in the table.
+    expected: BTreeMap<TaskId, Expected>,
     aliases: Aliases,
+    settled: watch::Receiver<u64>,
     applied: watch::Sender<Option<u64>>,
     statuses: watch::Sender<Statuses>,
     describe: Describe,
@@ -215,7 +243,7 @@ impl<P: Plane> Worker<P> {
     /// Makes the node's own parts, finds the tasks of an earlier run, and applies the table.
     async fn bring_up(inputs: &NodeInputs, vxlan_port: u16) -> Result<Self, NodeError> {
         let setup = Setup::<P>::bring_up(inputs, vxlan_port).await?;
-        let NodeInputs { config, membership, runtime, describe, applied, statuses, .. } = inputs;
+        let NodeInputs { config, membership, runtime, describe, settled, applied, statuses, .. } = inputs;
         let (sender, events) = mpsc::channel(EVENTS);
         let mut worker = Self {
             config: config.clone(),
@@ -231,7 +259,9 @@ impl<P: Plane> Worker<P> {
             pending: Touched::all(),
             assigned: BTreeSet::new(),
             tasks: BTreeMap::new(),
+            expected: BTreeMap::new(),
             aliases: Aliases::default(),
+            settled: settled.clone(),
             applied: applied.clone(),
             statuses: statuses.clone(),
             describe: describe.clone(),
@@ -242,7 +272,7 @@ impl<P: Plane> Worker<P> {
         worker.adopt().await?;
         // An earlier version may have configured its tasks otherwise.
         worker.refresh_links().await;
-        worker.apply().map_err(|error| NodeError::Dataplane(Box::new(error)))?;
+        worker.apply().await.map_err(|error| NodeError::Dataplane(Box::new(error)))?;
         worker.describe.set_dataplane(&worker.setup.plane.modes());
         Ok(worker)
     }
@@ -261,14 +291,23 @@ impl<P: Plane> Worker<P> {
                     self.take_changes();
                     self.apply_soon();
                 }
-                Ok(()) = settled.changed() => drop(settled.borrow_and_update()),
+                Ok(()) = settled.changed() => {
+                    settled.mark_unchanged();
+                    self.encrypt(Look::Changes).await;
+                }
                 Some(event) = self.events.recv() => self.event(event).await,
-                () = at(self.apply_at) => self.apply_now(),
+                () = at(self.apply_at) => self.apply_now().await,
                 () = at(deadline) => {}
                 () = changed(&mut watch) => self.audit().await,
                 _ = audit.tick() => self.audit().await,
                 command = commands.recv() => match command {
                     Some(Command::TearDown(reply)) => self.begin_tear_down(reply),
+                    Some(Command::Expect(id, expected, noted)) => {
+                        self.expected.insert(id, *expected);
+                        let _ = noted.send(());
+                    }
+                    Some(Command::Unexpect(id)) => drop(self.expected.remove(&id)),
+                    Some(Command::Detach(id, done)) => self.detach(&id, done),
                     None => return,
                 },
             }
@@ -338,29 +377,54 @@ impl<P: Plane> Worker<P> {
         self.apply_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
     }
 
-    fn apply_now(&mut self) {
-        if let Err(error) = self.apply() {
+    async fn apply_now(&mut self) {
+        if let Err(error) = self.apply().await {
             warn!(error = &error as &dyn std::error::Error, "the dataplane can't follow the table");
         }
     }
 
-    /// Brings dataplane and names to the table, and tells the managers so.
-    fn apply(&mut self) -> Result<(), P::Error> {
+    /// Has WireGuard follow the table, tells the managers by which keys the node is reached, and returns the index of the
+    /// table.
+    async fn encrypt(&mut self, look: Look) -> Option<u64> {
+        let (settled, mtu) = (*self.settled.borrow(), self.setup.uplink_mtu());
+        let situation = self.with_table(|table| {
+            let situation = Situation::new(table, &self.node, settled, mtu, self.membership.data_path);
+            (situation, table.index)
+        });
+        let (situation, index) = situation?;
+        let encryption = &mut self.setup.encryption;
+        let before = (encryption.own_wireguard_addr(), encryption.ifindices());
+        encryption.follow(&situation, look).await;
+        let changed = (encryption.own_wireguard_addr(), encryption.ifindices()) != before;
+        self.describe.set_wireguard(encryption.identities());
+        if changed {
+            self.apply_soon();
+        }
+        Some(index)
+    }
+
+    /// Brings WireGuard, dataplane and names to the table, and tells the managers so.
+    async fn apply(&mut self) -> Result<(), P::Error> {
+        // The peers first: what they are sent is of use once they are there.
+        let followed = self.encrypt(Look::Changes).await;
         self.apply_at = None;
         let Some(table) = self.take_changes() else { return Ok(()) };
         let local = Local {
             node: self.node.clone(),
             vtep: self.membership.data_path,
+            wireguard: self.setup.encryption.own_wireguard_addr(),
             addresses: self.setup.facts.node_addresses(),
             endpoints: self.tasks.values().flat_map(|task| task.endpoints.iter().cloned()).collect(),
         };
         let touched = std::mem::take(&mut self.pending);
         self.setup.dns.update(&table, &touched, &local.endpoints);
         self.setup.plane.change(&table, &touched, &local)?;
-        self.applied.send_if_modified(|applied| {
-            let index = Some(table.index);
-            std::mem::replace(applied, index) != index
-        });
+        let index = followed.map(|followed| followed.min(table.index));
+        self.applied.send_if_modified(|applied| std::mem::replace(applied, index) != index);
+        if index != Some(table.index) {
+            // It changed while WireGuard followed it.
+            self.apply_soon();
+        }
         Ok(())
     }
 
@@ -378,8 +442,9 @@ impl<P: Plane> Worker<P> {
             }
         }
         self.audit_links().await;
+        self.encrypt(Look::All).await;
         // Also what failed before is tried again here.
-        self.apply_now();
+        self.apply_now().await;
     }
 
     fn report(&self, status: TaskStatus) {

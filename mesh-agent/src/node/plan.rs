@@ -201,6 +201,7 @@ mod tests {
                 hash_seed: 0,
                 data_path_port: 4789,
                 return_path: ReturnPath::Tunnel,
+                key_epoch: 0,
             });
             table.tasks.extend(case.record.map(|record| (record.id.clone(), record)));
             let local = case.view.map(|(phase, drain)| (TaskId::from("t"), TaskView { phase, drain }));

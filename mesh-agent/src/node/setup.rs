@@ -17,6 +17,7 @@ use super::plane::Plane;
 use crate::config::Config;
 use crate::dataplane::{DataplaneConfig, Uplink};
 use crate::dns::Dns;
+use crate::encryption::{self, Encryption};
 use crate::links::{
     Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, LinkFact, Links, has_ipv6, vxlan_overhead,
 };
@@ -82,6 +83,7 @@ pub(super) struct Setup<P> {
     pub(super) plane: P,
     pub(super) plane_config: DataplaneConfig,
     pub(super) dns: Dns,
+    pub(super) encryption: Encryption,
     /// MTU of tasks' links, bytes.
     pub(super) mtu: u32,
     vxlan_port: u16,
@@ -106,8 +108,9 @@ impl<P: Plane> Setup<P> {
         if !has_ipv6(mtu) {
             info!(mtu, "tasks have no IPv6: the kernel has none, or their links' MTU is too small for it");
         }
+        let encryption = Encryption::open(links.clone(), &config.state_dir, config.key_rotation);
         let rules_seen = Instant::now();
-        Ok(Self { links, facts, plane, plane_config, dns, mtu, vxlan_port, rules_seen })
+        Ok(Self { links, facts, plane, plane_config, dns, encryption, mtu, vxlan_port, rules_seen })
     }
 
     /// Looks at the host again, and repairs what drifted or is no more what the cluster has (`vxlan_port`); true if the dataplane was opened anew, or the node's
@@ -168,18 +171,24 @@ impl<P: Plane> Setup<P> {
         LinkPlan { mtu: self.mtu, ipv6: has_ipv6(self.mtu) }
     }
 
+    /// The smallest MTU of the uplinks, bytes.
+    pub(super) fn uplink_mtu(&self) -> u32 {
+        smallest_mtu(&self.plane_config.uplinks)
+    }
+
     fn pair(&self) -> HostPair {
         HostPair { host: self.plane_config.host_ifindex, peer: self.plane_config.host_peer_ifindex }
     }
 
     /// Removes it all; goes on past failures and returns them in words.
     pub(super) async fn tear_down(self) -> Vec<String> {
-        let Self { links, plane, dns, .. } = self;
+        let Self { links, plane, dns, encryption, .. } = self;
         let mut errors = Vec::new();
         drop(dns);
         if let Err(failures) = plane.uninstall() {
             errors.extend(failures.iter().map(|error| chain(error)));
         }
+        errors.extend(encryption.remove().await.iter().map(|error| chain(error)));
         errors.extend(remove_links(&links).await);
         errors
     }
@@ -201,13 +210,17 @@ async fn remove_links(links: &Links) -> Vec<String> {
 }
 
 /// Removes what a node that did not come up, or an earlier run of the agent, may have left.
-pub(super) async fn clear_away<P: Plane>(bpffs: &Path) -> Vec<String> {
+pub(super) async fn clear_away<P: Plane>(bpffs: &Path, state_dir: &Path) -> Vec<String> {
     let mut errors = Vec::new();
     if let Err(failures) = P::clear_away(bpffs) {
         errors.extend(failures.iter().map(|error| chain(error)));
     }
     match Links::open() {
-        Ok(links) => errors.extend(remove_links(&links).await),
+        Ok(links) => {
+            let removed = encryption::remove(&links, state_dir).await;
+            errors.extend(removed.iter().map(|error| chain(error)));
+            errors.extend(remove_links(&links).await);
+        }
         Err(error) => errors.push(chain(&error)),
     }
     errors
@@ -312,8 +325,12 @@ fn still_uplinks(
     found
 }
 
+fn smallest_mtu(uplinks: &[Uplink]) -> u32 {
+    uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(1500)
+}
+
 fn overlay_mtu(uplinks: &[Uplink], vtep: IpAddr) -> Result<u32, NodeError> {
-    let mtu = uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(1500);
+    let mtu = smallest_mtu(uplinks);
     let overhead = vxlan_overhead(vtep);
     match mtu.checked_sub(overhead) {
         Some(overlay) if overlay >= MTU_MIN => Ok(overlay.min(u32::from(u16::MAX))),

@@ -10,13 +10,14 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::assign::{AssignError, LinkPlan, Wiring, assign, wire};
-use super::driver::{End, Event, StopPlan};
+use super::attach::{Callers, Inside};
+use super::driver::{BringUpError, End, Event, StopPlan};
 use super::plan::{Drain, Phase, TaskView};
 use super::plane::Plane;
 use super::setup::{NodeError, RESOLV_CONF};
 use super::{Worker, status};
 use crate::dataplane::LocalEndpoint;
-use crate::links::{LinkError, Links, TaskNetwork};
+use crate::links::{Links, TaskNetwork};
 use crate::runtime::layout::Exit;
 use crate::runtime::{Found, Running};
 
@@ -36,11 +37,13 @@ pub(super) struct LocalTask {
     /// Its endpoints, once they are in the dataplane.
     pub(super) endpoints: Vec<LocalEndpoint>,
     /// Links that programs are attached to.
-    attached: Vec<u32>,
+    pub(super) attached: Vec<u32>,
     /// Aliases that it holds.
-    aliases: Vec<Ipv4Addr>,
-    /// Its process, while it runs: to look into its namespace.
-    pid: Option<u32>,
+    pub(super) aliases: Vec<Ipv4Addr>,
+    /// Where its links lead, while it runs.
+    pub(super) inside: Option<Inside>,
+    /// Who waits for it.
+    pub(super) callers: Callers,
     /// What its links were brought to; `None` after a failure.
     wired: Option<Wired>,
     /// Why it is stopped though the managers want it to run.
@@ -50,21 +53,29 @@ pub(super) struct LocalTask {
 }
 
 impl LocalTask {
-    fn new(phase: Phase, stop: watch::Sender<bool>) -> Self {
+    pub(super) fn new(phase: Phase, stop: watch::Sender<bool>) -> Self {
         Self {
             view: TaskView { phase, drain: None },
             endpoints: Vec::new(),
             attached: Vec::new(),
             aliases: Vec::new(),
-            pid: None,
+            inside: None,
+            callers: Callers::default(),
             wired: Some(Wired::default()),
             failure: None,
             stop,
         }
     }
 
-    fn ended() -> Self {
+    pub(super) fn ended() -> Self {
         Self::new(Phase::Ended, watch::channel(true).0)
+    }
+
+    /// Its links are made as `wiring` says.
+    pub(super) fn wire(&mut self, wiring: &Wiring) {
+        let Wiring { links, network, .. } = wiring;
+        let mtus = links.iter().map(|(_, link)| link.mtu).collect();
+        self.wired = Some(Wired { mtus, network: Some(network.clone()) });
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -80,6 +91,11 @@ impl LocalTask {
 
 impl<P: Plane> Worker<P> {
     pub(super) fn start(&mut self, id: &TaskId) {
+        let is_attachment =
+            |table: &Table| table.tasks.get(id)?.spec.as_ref().map(|spec| spec.is_attachment());
+        if self.with_table(is_attachment).flatten() == Some(true) {
+            return self.start_attachment(id);
+        }
         let (hostname, plan) = (&self.config.hostname, self.setup.link_plan());
         let resolv_conf = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         let assigned = self.with_table(|table| {
@@ -100,9 +116,8 @@ impl<P: Plane> Worker<P> {
         };
         let (sender, stop) = watch::channel(false);
         let mut task = LocalTask::new(Phase::Starting, sender);
-        let Wiring { links, network, .. } = &assignment.wiring;
-        let mtus = links.iter().map(|(_, link)| link.mtu).collect();
-        task.wired = Some(Wired { mtus, network: Some(network.clone()) });
+        let links = &assignment.wiring.links;
+        task.wire(&assignment.wiring);
         while task.aliases.len() < links.len() {
             let Some(alias) = self.aliases.take() else {
                 for alias in task.aliases {
@@ -168,14 +183,14 @@ impl<P: Plane> Worker<P> {
                 if let Some(task) = self.tasks.get_mut(&task) {
                     task.endpoints = endpoints;
                 }
-                let applied = self.apply();
+                let applied = self.apply().await;
                 if let Err(error) = &applied {
                     warn!(%task, error = error as &dyn std::error::Error, "a task's endpoints can't be applied");
                 }
                 let _ = done.send(applied.is_ok());
             }
-            Event::Running { task, pid, since_ns } => {
-                self.running(&task, pid, since_ns);
+            Event::Running { task, inside, since_ns } => {
+                self.running(&task, inside, since_ns);
                 // The table may have changed on its way up.
                 self.rewire(&task).await;
             }
@@ -183,23 +198,26 @@ impl<P: Plane> Worker<P> {
         }
     }
 
-    fn running(&mut self, id: &TaskId, pid: u32, since_ns: u64) {
+    fn running(&mut self, id: &TaskId, inside: Inside, since_ns: u64) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        task.pid = Some(pid);
+        let pid = inside.pid();
+        task.inside = Some(inside);
+        task.callers.attached();
         if task.view.phase == Phase::Starting {
             task.view.phase = Phase::Running;
         }
         let mut status = status(id, TaskState::Running, "started", String::new());
         status.since_ns = since_ns;
-        status.pid = Some(pid);
+        status.pid = pid;
         self.report(status);
     }
 
     async fn end(&mut self, id: &TaskId, end: End) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.view.phase = Phase::Ended;
-        task.pid = None;
+        task.inside = None;
         task.endpoints.clear();
+        let callers = std::mem::take(&mut task.callers);
         let (attached, aliases) = (std::mem::take(&mut task.attached), std::mem::take(&mut task.aliases));
         for ifindex in attached {
             self.setup.plane.detach_endpoint(ifindex);
@@ -210,11 +228,13 @@ impl<P: Plane> Worker<P> {
         for alias in aliases {
             self.aliases.release(alias);
         }
+        self.forget_attachment(id);
+        callers.ended(&end);
         self.report_end(id, end);
         self.apply_soon();
     }
 
-    fn report_end(&self, id: &TaskId, end: End) {
+    pub(super) fn report_end(&self, id: &TaskId, end: End) {
         let failure = self.tasks.get(id).and_then(|task| task.failure);
         let reported = match end {
             End::NotStarted { state, err, exit_code } => {
@@ -251,6 +271,8 @@ impl<P: Plane> Worker<P> {
     /// refreshed.
     pub(super) async fn adopt(&mut self) -> Result<(), NodeError> {
         let mut found = self.runtime.find()?;
+        // Before any alias is given out anew.
+        self.adopt_attachments().await?;
         self.adopt_aliases(&mut found);
         for Found { file, state } in found {
             let id = file.task.clone();
@@ -313,7 +335,7 @@ impl<P: Plane> Worker<P> {
         info!(task = %id, pid = running.pid(), "found running");
         let (sender, stop) = watch::channel(false);
         let mut task = LocalTask::new(Phase::Running, sender);
-        task.pid = Some(running.pid());
+        task.inside = Some(Inside::Process(running.pid()));
         task.aliases = aliases;
         task.attached = endpoints.iter().map(|endpoint| endpoint.ifindex).collect();
         task.endpoints = endpoints;
@@ -351,7 +373,7 @@ impl<P: Plane> Worker<P> {
     }
 
     /// Stops a task that lost its network, for the managers to replace it.
-    fn cut_off(&mut self, id: &TaskId) {
+    pub(super) fn cut_off(&mut self, id: &TaskId) {
         warn!(task = %id, "a task's link is gone; stopping the task");
         if let Some(task) = self.tasks.get_mut(id) {
             task.failure = Some("the task's network link was removed");
@@ -382,13 +404,14 @@ impl<P: Plane> Worker<P> {
     /// Brings a running task's links to what the table and the uplinks make of them.
     async fn rewire(&mut self, id: &TaskId) {
         let plan = self.setup.link_plan();
-        let Some((task, pid)) = self.tasks.get(id).and_then(|task| Some((task, task.pid?))) else { return };
-        let wanted =
-            self.with_table(|table| Wired::new(table, id, &task.endpoints, plan)).unwrap_or_default();
+        let Some(task) = self.tasks.get(id) else { return };
+        let Some(inside) = task.inside.clone() else { return };
+        let wire = |table: &Table| Wired::new(table, id, &task.endpoints, plan, inside.interface());
+        let wanted = self.with_table(wire).unwrap_or_default();
         if task.wired.as_ref().is_some_and(|wired| wired.holds(&wanted)) {
             return;
         }
-        let done = rewire(&self.setup.links, pid, &task.endpoints, &wanted).await;
+        let done = rewire(&self.setup.links, &inside, &task.endpoints, &wanted).await;
         let Some(task) = self.tasks.get_mut(id) else { return };
         match done {
             Ok(()) => {
@@ -407,12 +430,18 @@ impl<P: Plane> Worker<P> {
 
 impl Wired {
     /// What the links behind `endpoints` are to be. Without the task's record, they are only resized.
-    fn new(table: &Table, task: &TaskId, endpoints: &[LocalEndpoint], plan: LinkPlan) -> Self {
+    fn new(
+        table: &Table,
+        task: &TaskId,
+        endpoints: &[LocalEndpoint],
+        plan: LinkPlan,
+        interface: Option<&str>,
+    ) -> Self {
         let mtu = |endpoint: &LocalEndpoint| {
             let network = table.networks.get(&endpoint.network);
             network.map_or(plan, |network| plan.within(network)).mtu
         };
-        let wiring = table.tasks.get(task).and_then(|record| wire(table, record, plan).ok());
+        let wiring = table.tasks.get(task).and_then(|record| wire(table, record, plan, interface).ok());
         Self { mtus: endpoints.iter().map(mtu).collect(), network: wiring.map(|wiring| wiring.network) }
     }
 
@@ -426,20 +455,21 @@ impl Wired {
 /// and a link whose MTU was too small for IPv6 has lost its addresses.
 async fn rewire(
     links: &Links,
-    pid: u32,
+    inside: &Inside,
     endpoints: &[LocalEndpoint],
     wanted: &Wired,
-) -> Result<(), LinkError> {
-    let netns = crate::sys::netns::Netns::of_pid(pid).map_err(|source| LinkError::Netns { pid, source })?;
+) -> Result<(), BringUpError> {
+    let (netns, interface) = (inside.netns()?, inside.interface());
     let inside = Links::open_in(&netns)?;
     for (number, (endpoint, mtu)) in endpoints.iter().zip(&wanted.mtus).enumerate() {
         links.set_mtu(endpoint.ifindex, *mtu).await?;
-        if let Some(index) = inside.index(&format!("eth{number}")).await? {
+        let name = interface.map_or_else(|| format!("eth{number}"), str::to_owned);
+        if let Some(index) = inside.index(&name).await? {
             inside.set_mtu(index, *mtu).await?;
         }
     }
     match &wanted.network {
-        Some(network) => inside.configure_task(&netns, network).await,
+        Some(network) => Ok(inside.configure_task(&netns, network).await?),
         None => Ok(()),
     }
 }

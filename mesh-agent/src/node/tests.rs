@@ -16,6 +16,8 @@ use crate::dataplane::{DataplaneConfig, LocalEndpoint};
 use crate::links::{HOST_ADDR, Links};
 use crate::sys::testing::{KillTasks, in_netns, program, run, until};
 
+mod attach;
+mod encryption;
 mod networks;
 
 /// What the fake was told, by the folder that it would pin to: each test has its own.
@@ -128,6 +130,7 @@ impl Host {
             xdp: XdpMode::Off,
             uplinks: Vec::new(),
             flows_max: 1024,
+            key_rotation: crate::KEY_ROTATION,
         }
     }
 

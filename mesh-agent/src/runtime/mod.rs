@@ -28,11 +28,13 @@ use crate::sys::netns::Netns;
 use crate::sys::pidfd::{PidFd, WatchedPid};
 use crate::sys::process;
 
+pub mod guest;
 mod image;
 pub mod layout;
 pub mod task_init;
 pub mod whoami;
 
+use guest::Guests;
 pub use image::ImageError;
 use layout::{EndpointFile, Exit, InitSpec, Layout, StartedFile, TaskFile, now_ns};
 
@@ -42,6 +44,8 @@ const SHIM_TIMEOUT: Duration = Duration::from_secs(10);
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Characters of a task's id in its host name, as in Docker's container ids.
 pub const SHORT_ID_LEN: usize = 12;
+/// The folder of attachments' files, beside that of tasks' folders.
+pub(crate) const GUESTS_FOLDER: &str = "attachments";
 /// How the shim is started, with the task's folder after it.
 const COMMAND: [&str; 2] = ["internal", "task-init"];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -97,6 +101,7 @@ pub struct TaskNames {
 #[derive(Debug, Clone)]
 pub struct Runtime {
     root: PathBuf,
+    guests: Guests,
     program: PathBuf,
 }
 
@@ -129,11 +134,17 @@ pub struct Found {
 }
 
 impl Runtime {
-    /// A runtime that keeps its tasks' folders in `root` and starts `program internal task-init` for each.
+    /// A runtime that keeps its tasks' folders in `root`, and beside it the files of attachments, and starts
+    /// `program internal task-init` for each task.
     pub fn new(root: PathBuf, program: PathBuf) -> Self {
         // Tasks' first processes have another working directory. It fails for an empty path alone.
         let root = std::path::absolute(&root).unwrap_or(root);
-        Self { root, program }
+        Self { guests: Guests::new(root.with_file_name(GUESTS_FOLDER)), root, program }
+    }
+
+    /// The attachments of what the runtime does not run.
+    pub fn guests(&self) -> &Guests {
+        &self.guests
     }
 
     /// A task's folder.

@@ -38,12 +38,13 @@ mod tests {
 
     fn node(id: &str, state: NodeState) -> NodeRecord {
         let (hostname, vtep) = (id.to_owned(), "192.0.2.1".parse().unwrap());
-        NodeRecord { id: id.into(), hostname, role: Role::Worker, vtep, state }
+        NodeRecord { id: id.into(), hostname, role: Role::Worker, vtep, state, wireguard: Vec::new() }
     }
 
     fn table(index: u64, nodes: &[(&str, NodeState)]) -> Table {
         let return_path = ReturnPath::Tunnel;
-        let cluster = ClusterRecord { id: "c".into(), hash_seed: 7, data_path_port: 4789, return_path };
+        let cluster =
+            ClusterRecord { id: "c".into(), hash_seed: 7, data_path_port: 4789, return_path, key_epoch: 0 };
         let nodes = nodes.iter().map(|(id, state)| ((*id).into(), node(id, *state))).collect();
         Table { index, nodes, ..Table::new(cluster) }
     }

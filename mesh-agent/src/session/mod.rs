@@ -10,12 +10,12 @@ use std::time::Duration;
 use mesh_api::codec::CodecError;
 use mesh_api::id::TaskId;
 use mesh_api::session::{
-    AgentMessage, HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason,
-    SESSION_TIMEOUT_MS, TaskStatus,
+    AgentMessage, AttachRefused, AttachmentSpec, HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription,
+    PROTOCOL_VERSION, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
 };
 use mesh_api::table::{Delta, DeltaGap, Role, Table};
 use rand::RngExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -43,11 +43,21 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const READ_AHEAD: usize = 64;
 /// Differences of a table that are taken one by one, with what they touch planned anew.
 const DIFFERENCES_MAX: usize = 10_000;
+/// Attachments that wait to be asked for.
+const CALLS: usize = 16;
 /// Task states in one message, far below the longest frame.
 const STATUSES_MAX: usize = 500;
 
 /// The states of this node's tasks, all of them.
 pub(crate) type Statuses = BTreeMap<TaskId, TaskStatus>;
+
+/// An attachment that the managers are asked for. Without an answer, the session has ended before there was one.
+#[derive(Debug)]
+pub(crate) struct AttachCall {
+    pub(crate) id: TaskId,
+    pub(crate) spec: AttachmentSpec,
+    pub(crate) answer: oneshot::Sender<Result<(), AttachRefused>>,
+}
 
 /// How the session stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +85,8 @@ pub(crate) struct Session {
     pub(crate) statuses: watch::Sender<Statuses>,
     /// How the session stands.
     pub(crate) state: watch::Receiver<SessionState>,
+    /// Where attachments are asked for.
+    pub(crate) calls: mpsc::Sender<AttachCall>,
     leave: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -91,6 +103,9 @@ struct Client {
     applied: watch::Receiver<Option<u64>>,
     statuses: watch::Receiver<Statuses>,
     state: watch::Sender<SessionState>,
+    calls: mpsc::Receiver<AttachCall>,
+    /// Who waits for the managers' answer in this session.
+    asked: BTreeMap<TaskId, oneshot::Sender<Result<(), AttachRefused>>>,
     leave: watch::Receiver<bool>,
 }
 
@@ -131,6 +146,7 @@ impl Session {
         let (statuses_tx, statuses) = watch::channel(Statuses::new());
         let (leave_tx, leave) = watch::channel(false);
         let (state, state_rx) = watch::channel(SessionState::Disconnected("connecting".to_owned()));
+        let (calls, calls_rx) = mpsc::channel(CALLS);
         let client = Client {
             writer: TableWriter::new(store.clone()),
             store,
@@ -142,6 +158,8 @@ impl Session {
             applied,
             statuses,
             state,
+            calls: calls_rx,
+            asked: BTreeMap::new(),
             leave,
         };
         Self {
@@ -151,6 +169,7 @@ impl Session {
             applied: applied_tx,
             statuses: statuses_tx,
             state: state_rx,
+            calls,
             leave: leave_tx,
             task: tokio::spawn(client.run(connection)),
         }
@@ -299,6 +318,7 @@ impl Client {
                 Ok(()) = self.applied.changed() => sent.applied(*self.applied.borrow_and_update()),
                 Ok(()) = self.statuses.changed() => sent.statuses(&self.statuses.borrow_and_update()),
                 Ok(()) = described.changed() => sent.description(self.description()),
+                Some(call) = self.calls.recv() => self.ask(call),
                 _ = heartbeat.tick() => vec![AgentMessage::Alive],
                 () = tokio::time::sleep_until(heard + SILENCE) => break SessionEnd::Silent,
                 true = told(&mut leave) => {
@@ -319,7 +339,18 @@ impl Client {
             }
         };
         drop(reading);
+        self.asked.clear();
         end
+    }
+
+    /// What to say for a call that is still waited for.
+    fn ask(&mut self, call: AttachCall) -> Vec<AgentMessage> {
+        let AttachCall { id, spec, answer } = call;
+        if answer.is_closed() {
+            return Vec::new();
+        }
+        self.asked.insert(id.clone(), answer);
+        vec![AgentMessage::Attach { id, spec }]
     }
 
     /// Takes a message and those that wait behind it, so that a burst of deltas is told once.
@@ -376,6 +407,13 @@ impl Client {
             }
             ManagerMessage::Settled { index } => {
                 *settled = Some(index);
+                Ok(false)
+            }
+            ManagerMessage::Attached { id, refused } => {
+                if let Some(answer) = self.asked.remove(&id) {
+                    // Who no longer waits will find the task in the table.
+                    let _ = answer.send(refused.map_or(Ok(()), Err));
+                }
                 Ok(false)
             }
             ManagerMessage::Alive => Ok(false),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::files;
+use crate::runtime::GUESTS_FOLDER;
 use crate::sys::memory;
 
 /// Bytes of deltas that are kept beside a table of any size before it is written again.
@@ -85,6 +86,11 @@ impl Store {
     /// The folder of the tasks' folders.
     pub(crate) fn tasks(&self) -> PathBuf {
         self.dir.join("tasks")
+    }
+
+    /// The folder of the files of attachments.
+    pub(crate) fn attachments(&self) -> PathBuf {
+        self.dir.join(GUESTS_FOLDER)
     }
 
     pub(crate) fn load_credentials(&self) -> io::Result<Option<Credentials>> {
@@ -239,7 +245,7 @@ mod tests {
 
     fn cluster(hash_seed: u64) -> ClusterRecord {
         let (data_path_port, return_path) = (4789, ReturnPath::Tunnel);
-        ClusterRecord { id: "c".into(), hash_seed, data_path_port, return_path }
+        ClusterRecord { id: "c".into(), hash_seed, data_path_port, return_path, key_epoch: 0 }
     }
 
     /// A table that was changed `index` times.

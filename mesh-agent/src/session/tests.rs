@@ -45,13 +45,14 @@ impl Peer {
 
 fn table(index: u64) -> Table {
     let (data_path_port, return_path) = (4789, ReturnPath::Tunnel);
-    let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path };
+    let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path, key_epoch: 0 };
     Table { index, ..Table::new(cluster) }
 }
 
 fn node() -> NodeRecord {
     let vtep = Ipv4Addr::new(192, 0, 2, 1).into();
-    NodeRecord { id: "n".into(), hostname: "h".to_owned(), role: Role::Worker, vtep, state: NodeState::Ready }
+    let (id, hostname, role, state) = ("n".into(), "h".to_owned(), Role::Worker, NodeState::Ready);
+    NodeRecord { id, hostname, role, vtep, state, wireguard: Vec::new() }
 }
 
 fn status(state: TaskState) -> TaskStatus {
@@ -218,4 +219,45 @@ async fn a_refusal_shows_and_a_farewell_is_said() {
     session.state.wait_for(|state| *state == SessionState::Connected).await.unwrap();
     let (said, ()) = tokio::join!(manager.next(), session.leave());
     assert_eq!(said, Some(AgentMessage::Leave));
+}
+
+#[tokio::test]
+async fn attachments_are_asked_for_once_and_a_session_that_ends_answers_none() {
+    let (mut session, listener, _folder) = start().await;
+    let mut manager = Peer::accept(&listener).await;
+    manager.resume().await;
+    session.state.wait_for(|state| *state == SessionState::Connected).await.unwrap();
+    let spec = AttachmentSpec {
+        network: "front".to_owned(),
+        name: "db".to_owned(),
+        aliases: Vec::new(),
+        addr: Some(Ipv4Addr::new(10, 0, 1, 9)),
+    };
+    let call = |id: &str| {
+        let (answer, answered) = oneshot::channel();
+        session.calls.try_send(AttachCall { id: id.into(), spec: spec.clone(), answer }).unwrap();
+        answered
+    };
+    let asked = |id: &str| Some(AgentMessage::Attach { id: id.into(), spec: spec.clone() });
+    let (first, second) = (call("a1"), call("a2"));
+    assert_eq!((manager.next().await, manager.next().await), (asked("a1"), asked("a2")));
+    let refused = AttachRefused {
+        reason: mesh_api::session::AttachRefusedReason::Conflict,
+        message: "name: it is another's".to_owned(),
+    };
+    for (id, refused) in [("a2", Some(refused.clone())), ("a3", None), ("a1", None)] {
+        manager.send(ManagerMessage::Attached { id: id.into(), refused }).await;
+    }
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (Ok(()), Err(refused)));
+
+    let lost = call("a4");
+    assert_eq!(manager.next().await, asked("a4"));
+    drop(manager);
+    assert!(lost.await.is_err());
+    // Who no longer waits is not asked for.
+    drop(call("a5"));
+    let mut manager = Peer::accept(&listener).await;
+    manager.resume().await;
+    let _waiting = call("a6");
+    assert_eq!(manager.next().await, asked("a6"));
 }

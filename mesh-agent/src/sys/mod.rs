@@ -14,3 +14,4 @@ pub mod process;
 pub mod test_run;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tun;

@@ -3,7 +3,9 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use mesh_common::addr::Address as _;
 use mesh_common::counter::Counter;
+use mesh_common::map::WIREGUARD_MARK;
 use mesh_datapath::family::Family;
 use mesh_datapath::header::IP_OFFSET;
 use mesh_datapath::packet::Packet as _;
@@ -62,7 +64,12 @@ fn tunnel(packet: &mut Skb, vni: u32, slot: u32, tos: u8) -> Result<i32, Counter
     // Keeps the path's MTU known. The kernel finds the next hop itself.
     let _ = next_hop::resolve(packet.ctx.as_ptr(), packet.ifindex(), slot);
     let peer = Maps.peer(slot).ok_or(Counter::DropNotReady)?;
-    packet.set_tunnel(vni, config.vtep, peer.vtep, tos).map_err(|_| Counter::DropRewriteFailed)?;
+    let local = config.vtep_towards(peer);
+    packet.set_tunnel(vni, local, peer.vtep, tos).map_err(|_| Counter::DropRewriteFailed)?;
+    if peer.vtep.is_wireguard() {
+        // What else the host sends into WireGuard's network is dropped there.
+        packet.set_mark(WIREGUARD_MARK);
+    }
     // SAFETY: A plain helper call.
     Ok(unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as i32)
 }

@@ -19,7 +19,7 @@ use mesh_datapath::related::Quote;
 use mesh_datapath::tables::{AddrTables, Tables as _};
 use mesh_datapath::task::{self, Sent, answer_arp, answer_discovery, from_task};
 use mesh_datapath::translation::{self, Work};
-use mesh_datapath::uplink::from_uplink;
+use mesh_datapath::uplink::{claims_wireguard, from_uplink};
 use mesh_datapath::verdict::{Action, Verdict};
 use mesh_datapath::{answer, arp, mesh, neighbor, refuse};
 
@@ -222,9 +222,10 @@ const HOST: Entry = Entry { vni: VNI_MESH_REQUEST, passes: false, ifindex: 0 };
 /// On an uplink.
 #[inline(always)]
 pub fn uplink(ctx: TcContext) -> i32 {
-    let packet = Skb::new(ctx);
+    let mut packet = Skb::new(ctx);
     match parse_ethernet(&packet).map(|ethernet| ethernet.ethertype) {
         Ok(ETHERTYPE_IPV4) => run(&packet, &IPV4, &UPLINK, |skb| uplink_ipv4(skb)),
+        Ok(ETHERTYPE_IPV6) if claims_wireguard(&packet) => refuse(&mut packet, Counter::DropCleartext),
         Ok(ETHERTYPE_IPV6) => run(&packet, &IPV6, &UPLINK, |skb| uplink_ipv6(skb)),
         _ => {
             count(Counter::Passed);

@@ -158,16 +158,18 @@ fn ask_again(ctx: *mut c_void, ifindex: u32, slot: u32) -> bool {
     // Asked in one place, and written in place: on Linux 6.1 this and what calls it only just fit the stack.
     let mut params = MaybeUninit::uninit();
     let params = blank(&mut params, ifindex);
+    let encrypted = peer.vtep.is_wireguard();
     match (config.vtep.to_mapped(), peer.vtep.to_mapped()) {
         (Some(src), Some(dst)) => ask(params, src, dst),
-        _ => ask(params, config.vtep, peer.vtep),
+        _ => ask(params, config.vtep_towards(peer), peer.vtep),
     }
     let Some(Some((next_hop, source))) = answer(ctx, params) else { return false };
     update_peer(slot, |peer| {
         peer.ifindex = params.ifindex;
         peer.next_hop = next_hop;
         peer.source = source;
-        peer.mtu = mtu(params).max(config.path_mtu_min);
+        // Nobody outside can tell the kernel anything of the ways through WireGuard.
+        peer.mtu = if encrypted { mtu(params) } else { mtu(params).max(config.path_mtu_min) };
         peer.expires_ns = now_ns() + NEXT_HOP_TTL_NS;
     });
     true

@@ -58,16 +58,17 @@ impl Skb {
         unsafe { (*self.raw()).ifindex }
     }
 
-    /// Tunnel metadata of a packet from the VXLAN device, on an underlay of the family of `vtep`.
+    /// Tunnel metadata of a packet from the VXLAN device, on an underlay of the family of `vtep`, or from WireGuard.
     #[inline(always)]
     pub fn arrival(&self, vtep: Ip6) -> Option<Arrival> {
         // SAFETY: All-zero bytes are a value of this C struct.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         let size = size_of::<bpf_tunnel_key>() as u32;
-        let ipv4 = vtep.to_mapped().is_some();
-        let flags = if ipv4 { 0 } else { u64::from(BPF_F_TUNINFO_IPV6) };
         // SAFETY: The context is the program's own, and the key outlives the call.
-        if unsafe { bpf_skb_get_tunnel_key(self.raw(), &raw mut key, size, flags) } != 0 {
+        let mut get =
+            |flags: u32| unsafe { bpf_skb_get_tunnel_key(self.raw(), &raw mut key, size, u64::from(flags)) };
+        let ipv4 = vtep.to_mapped().is_some() && get(0) == 0;
+        if !ipv4 && get(BPF_F_TUNINFO_IPV6) != 0 {
             return None;
         }
         // SAFETY: Every bit pattern is an address.
@@ -104,6 +105,12 @@ impl Skb {
             0 => Ok(()),
             _ => Err(Fault),
         }
+    }
+
+    /// Marks the packet for what the host does with it.
+    #[inline(always)]
+    pub fn set_mark(&mut self, mark: u32) {
+        self.ctx.set_mark(mark);
     }
 
     /// Keeps the packet's beginning as the last example of a counter, unless there is a young one.

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::programs::XdpContext;
-use mesh_common::addr::Ip6;
+use mesh_common::addr::{Address as _, Ip6};
 use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::map::{Config, EXAMPLE_PERIOD_NS};
@@ -89,6 +89,10 @@ where
     let Some(tuple) = parsed.tuple() else {
         return XDP_PASS;
     };
+    // What claims to come from WireGuard is for TC to drop.
+    if parsed.src.is_wireguard() {
+        return XDP_PASS;
+    }
     match decide::<A>(&Maps, config, &parsed, &tuple) {
         Decision::Remote(remote) => forward::<A>(&mut frame, config, &remote),
         Decision::Tunnel => TUNNEL,
@@ -149,8 +153,8 @@ fn forward<A: Inner>(frame: &mut Frame, config: &Config, remote: &Remote) -> u32
     let Some(peer) = next_hop::resolve(ctx, frame.ingress_ifindex(), remote.peer) else {
         return XDP_PASS;
     };
-    // TC fragments what is too large, or tells its sender.
-    if !fits(frame.len(), peer.mtu, config.vtep.family()) {
+    // TC fragments what is too large, or tells its sender; and has encrypted what is to be.
+    if peer.vtep.is_wireguard() || !fits(frame.len(), peer.mtu, config.vtep.family()) {
         return XDP_PASS;
     }
     if encapsulate::<A, _>(frame, config, peer, remote).is_err() {

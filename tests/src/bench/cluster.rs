@@ -30,6 +30,7 @@ pub fn table(services: u32, tasks_each: u32) -> Result<Table> {
         hash_seed: 0x5ea1_ab1e,
         data_path_port: 4789,
         return_path: ReturnPath::Tunnel,
+        key_epoch: 0,
     });
     for number in 0..=PEERS {
         let record = node(number);
@@ -44,6 +45,7 @@ pub fn table(services: u32, tasks_each: u32) -> Result<Table> {
         internal: false,
         ingress: true,
         mtu: None,
+        encrypted: false,
     };
     table.networks.insert(network.id.clone(), network);
     let services = (0..services).map(service).collect::<Result<Vec<_>>>()?;
@@ -62,6 +64,7 @@ pub fn local() -> Result<Local> {
     Ok(Local {
         node: node_id(0),
         vtep: ADDRESS.into(),
+        wireguard: None,
         addresses: vec![ADDRESS.into(), ADDRESS6.parse()?],
         endpoints: Vec::new(),
     })
@@ -82,6 +85,7 @@ fn node(number: u32) -> NodeRecord {
         role: Role::Worker,
         vtep: addr.into(),
         state: NodeState::Ready,
+        wireguard: Vec::new(),
     }
 }
 

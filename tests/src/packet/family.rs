@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use mesh_agent::dataplane::contents::{Contents, Family as Tables};
-use mesh_common::addr::Ip6;
+use mesh_common::addr::{Ip6, WIREGUARD_NET};
 use mesh_common::be::{Be16, Be32};
 use mesh_common::hash::{Tuple, client_hash, flow_hash, path_entropy};
 
@@ -17,6 +17,8 @@ pub type Socket = (Ipv4Addr, u16);
 const PREFIX: Ip6 = Ip6::from_groups([0xfd00, 5, 0, 0, 0, 0, 0, 0]);
 /// The mask of those bits.
 const PREFIX_MASK: Ip6 = Ip6::from_groups([0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0, 0]);
+/// First octet of the addresses whose IPv6 form is in WireGuard's network instead.
+pub const WIREGUARD_OCTET: u8 = 253;
 /// The length of [`PREFIX`], bits.
 pub const PREFIX_BITS: u32 = 96;
 
@@ -102,7 +104,8 @@ fn tuple_of<A>(protocol: u8, (src, src_port): (A, u16), (dst, dst_port): (A, u16
 
 /// The IPv6 address that belongs to an IPv4 address.
 pub fn six(addr: Be32) -> Ip6 {
-    PREFIX.with_low(addr)
+    let net = if addr.to_bytes()[0] == WIREGUARD_OCTET { WIREGUARD_NET } else { PREFIX };
+    net.with_low(addr)
 }
 
 /// The IPv6 mask that belongs to an IPv4 mask.

@@ -13,13 +13,14 @@ use mesh_agent::sys::bpf::Prefix;
 use mesh_common::addr::Ip6;
 use mesh_common::be::{Be16, Be32};
 use mesh_common::map::{
-    AddrKey, Alias, BACKEND_DRAINING, Backend, Config, Endpoint, Host, IFACE_INTERNAL, Iface, PROTO_TCP,
-    PROTO_UDP, Peer, Port, PortKey, RULE_ALLOW, RULE_DENY, RuleKey, Service, TaskKey, TaskSlots, tag_of,
+    AddrKey, Alias, BACKEND_DRAINING, BACKEND_ENCRYPTED, Backend, Config, Endpoint, Host, IFACE_INTERNAL,
+    Iface, PROTO_TCP, PROTO_UDP, Peer, Port, PortKey, RULE_ALLOW, RULE_DENY, RuleKey, SERVICE_ENCRYPTED,
+    Service, TaskKey, TaskSlots, tag_of,
 };
 use mesh_datapath::hook::Way;
 
 use super::entries::Entries;
-use super::family::{Family, PREFIX_BITS, mask6, six};
+use super::family::{Family, PREFIX_BITS, WIREGUARD_OCTET, mask6, six};
 
 /// Seed of the flow hash.
 pub const SEED: u64 = 42;
@@ -41,6 +42,12 @@ pub const N1_TOO: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 21);
 pub const N2: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 12);
 /// The second peer's.
 pub const N3: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 13);
+/// Addresses in WireGuard, of the families' common form: this node's.
+pub const N1_ENCRYPTED: Ipv4Addr = Ipv4Addr::new(WIREGUARD_OCTET, 0, 0, 11);
+/// The first peer's.
+pub const N2_ENCRYPTED: Ipv4Addr = Ipv4Addr::new(WIREGUARD_OCTET, 0, 0, 12);
+/// The one that the first peer had before, and may still send from.
+pub const N2_FORMER: Ipv4Addr = Ipv4Addr::new(WIREGUARD_OCTET, 0, 1, 12);
 /// A client outside the cluster.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 100);
 /// A router between the client and the node.
@@ -54,6 +61,9 @@ pub const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 pub const PEER_N2: u32 = 1;
 /// See [`PEER_N2`].
 pub const PEER_N3: u32 = 2;
+
+/// Slot of the way to n2 through WireGuard.
+pub const PEER_N2_ENCRYPTED: u32 = 3;
 
 /// VNI of `ingress`.
 pub const INGRESS: u32 = 4096;
@@ -156,6 +166,8 @@ pub struct World {
     pub is_configured: bool,
     /// Whether the networks have IPv6 subnets.
     pub has_ipv6: bool,
+    /// Whether both networks are encrypted.
+    pub is_encrypted: bool,
     /// The tables of IPv4, of which those of IPv6 are made.
     pub tables: Tables<Be32>,
     /// Published ports: protocol, port, service slot, what tasks listen on.
@@ -180,6 +192,7 @@ impl Default for World {
             underlay: Family::V4,
             is_configured: true,
             has_ipv6: true,
+            is_encrypted: false,
             tables: tables(),
             ports: vec![
                 (PROTO_TCP, PORT_HERE, SERVICE_HERE, TARGET),
@@ -291,6 +304,22 @@ impl World {
         self
     }
 
+    /// The world where both networks are encrypted, and n2 has an address in WireGuard. (n3 has none: what it is sent goes
+    /// in cleartext, as nothing does where each node has one.)
+    pub fn encrypted() -> Self {
+        let mut world = Self { is_encrypted: true, ..Self::default() }.with_flags(SERVICE_ENCRYPTED);
+        for endpoint in world.tables.endpoints.values_mut().filter(|endpoint| endpoint.peer == PEER_N2) {
+            endpoint.peer = PEER_N2_ENCRYPTED;
+        }
+        for backend in world.tables.backends.values_mut() {
+            backend.flags |= BACKEND_ENCRYPTED;
+            if backend.peer == PEER_N2 {
+                backend.peer = PEER_N2_ENCRYPTED;
+            }
+        }
+        world
+    }
+
     /// The network `back`, internal.
     pub fn internal() -> Self {
         let mut world = Self::default();
@@ -314,7 +343,8 @@ impl World {
 
     /// A node's VTEP.
     pub fn vtep(&self, node: Ipv4Addr) -> Ip6 {
-        self.underlay.ip6(node)
+        let family = if node.octets()[0] == WIREGUARD_OCTET { Family::V6 } else { self.underlay };
+        family.ip6(node)
     }
 
     /// What stands for a node where there is room for 32 bits only.
@@ -338,6 +368,7 @@ impl World {
         Config {
             hash_seed: SEED,
             vtep: self.vtep(N1),
+            wireguard: if self.is_encrypted { self.vtep(N1_ENCRYPTED) } else { Ip6::default() },
             host4,
             host6: Host {
                 addr: six(addr),
@@ -349,15 +380,19 @@ impl World {
             vxlan_ifindex: WEB_IFINDEX,
             host_ifindex: BACK_IFINDEX,
             tag: self.tag(N1),
+            wireguard_tag: if self.is_encrypted { self.tag(N1_ENCRYPTED) } else { 0 },
             vxlan_port: Be16::new(4789),
             path_mtu_min: 1330,
-            reserved: [0; 2],
+            reserved: [0; 4],
         }
     }
 
     /// What the agent writes.
     pub fn contents(&self) -> Contents {
-        let nodes = [(N2, PEER_N2), (N3, PEER_N3)];
+        let encrypted = [(N2_ENCRYPTED, PEER_N2_ENCRYPTED), (N2_FORMER, PEER_N2_ENCRYPTED)];
+        let encrypted = encrypted.into_iter().filter(|_| self.is_encrypted);
+        let nodes: Vec<_> = [(N2, PEER_N2), (N3, PEER_N3)].into_iter().chain(encrypted).collect();
+        let current = nodes.iter().filter(|(node, _)| *node != N2_FORMER);
         let port = |(protocol, published, service, target): &(u8, u16, u32, u16), family| {
             let value = Port { service: *service, target: Be16::new(*target), reserved: 0 };
             (PortKey { port: Be16::new(*published), protocol: *protocol, family }, value)
@@ -374,7 +409,7 @@ impl World {
                 services: self.services.clone(),
                 members: nodes.iter().map(|(node, slot)| (self.vtep(*node), *slot)).collect(),
                 tags: nodes.iter().map(|(node, slot)| (self.tag(*node), *slot)).collect(),
-                peers: nodes.iter().map(|(node, slot)| (*slot, self.vtep(*node))).collect(),
+                peers: current.map(|(node, slot)| (*slot, self.vtep(*node))).collect(),
             },
         }
     }

@@ -1,7 +1,7 @@
 //! What holds for every packet, on the host library.
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use mesh_common::addr::Ip6;
+use mesh_common::addr::{Ip6, backend_mac};
 use mesh_common::be::Be32;
 use mesh_common::map::{PROTO_TCP, PROTO_UDP};
 use mesh_common::vxlan::VNI_MESH_REQUEST;
@@ -15,7 +15,9 @@ use shoal_tests::packet::family::Family;
 use shoal_tests::packet::fixtures::{self, Dial, Mesh};
 use shoal_tests::packet::frames::{self, Segment};
 use shoal_tests::packet::host;
-use shoal_tests::packet::world::{BACK_IFINDEX, N2, PEER_N2, PORT_THERE, WEB_IFINDEX, WEB_SLOT, World};
+use shoal_tests::packet::world::{
+    APP_SLOT, BACK_IFINDEX, N2, PEER_N2, PORT_THERE, WEB_IFINDEX, WEB_SLOT, World, incarnation,
+};
 use shoal_tests::packet::{End, Fixture, Hook, Outcome};
 
 /// Cases of each property.
@@ -203,7 +205,11 @@ proptest! {
 
         let world = after(World::default(), &outcome);
         let hook = if itself { Hook::Task(BACK_IFINDEX) } else { Hook::Overlay { vni: 4097, from: N2 } };
-        let outcome = host::run(hook, &world, Bytes::new(answer(f, &delivered, &answered)));
+        let mut reply = answer(f, &delivered, &answered);
+        if !itself {
+            reply[..6].copy_from_slice(&backend_mac(incarnation(APP_SLOT)));
+        }
+        let outcome = host::run(hook, &world, Bytes::new(reply));
         prop_assert_eq!(outcome.end, End::Tc(Action::Deliver { ifindex: BACK_IFINDEX }));
         let returned = read(&outcome.output);
         prop_assert_eq!(returned.ends, (dialled.ends.1, dialled.ends.0));

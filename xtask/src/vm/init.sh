@@ -31,7 +31,8 @@ mkdir /memory/upper /memory/work
 mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /guest ||
     leave "@failed could not mount an overlay"
 
-for folder in dev proc run sys tmp; do
+# (/tmp is the host's, as written to here as any other folder: the sources may lie there.)
+for folder in dev proc run sys; do
     mkdir -p "/guest/$folder"
 done
 mount -t devtmpfs devtmpfs /guest/dev
@@ -43,7 +44,6 @@ mount -t sysfs sysfs /guest/sys
 mount -t bpf bpf /guest/sys/fs/bpf
 mount -t cgroup2 cgroup2 /guest/sys/fs/cgroup
 mount -t tmpfs -o mode=0755 run /guest/run
-mount -t tmpfs -o mode=1777 tmp /guest/tmp
 mkdir -p "/guest/lib/modules/$release"
 mount --bind "/guest$modules" "/guest/lib/modules/$release"
 # For the tests; the kernel itself calls the initrd's, whose root stays where it is, below the new one.

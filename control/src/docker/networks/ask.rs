@@ -16,13 +16,6 @@ use crate::model::{Ipam6Config, IpamConfig, NetworkSpec, labels};
 /// Names that Docker keeps for itself.
 const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "default"];
 
-/// Options of Docker's overlay driver that have an effect there and would have none here.
-const OPTIONS_REFUSED: [(&str, &str); 3] = [
-    ("encrypted", "encryption is not in this version of Shoal, and the network would carry cleartext"),
-    ("com.docker.network.driver.overlay.encrypted", "encryption is not in this version of Shoal"),
-    (VNI_OPTION, "identifiers are given by the managers"),
-];
-
 /// What a request asks for, checked.
 pub(super) fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
     let wire::CreateRequest {
@@ -73,13 +66,10 @@ pub(super) fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
     labels::only_known(labels::Owner::Network, &labels)
         .map_err(|error| ApiError::invalid(format!("Labels: {error}")))?;
     let options = options.unwrap_or_default();
-    for (option, why) in OPTIONS_REFUSED {
-        // `--opt encrypted=false` asks for what is the case.
-        if options.get(option).is_some_and(|value| value != "false") {
-            return Err(ApiError::unsupported(format!(
-                "Options.{option}: not supported (leave out --opt {option}): {why}"
-            )));
-        }
+    if options.contains_key(VNI_OPTION) {
+        return Err(ApiError::unsupported(format!(
+            "Options.{VNI_OPTION}: not supported (leave out --opt {VNI_OPTION}): identifiers are given by the managers"
+        )));
     }
     let ipam = ipam.unwrap_or_default();
     let driver = ipam.driver.unwrap_or_default();

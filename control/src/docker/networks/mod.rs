@@ -117,6 +117,18 @@ pub(super) async fn add_subnet(
     Ok(Json(show::network(names::network(&cluster.state(), network.as_str())?)))
 }
 
+/// `POST /shoal/v1/networks/rotate-keys`: every node makes new WireGuard keys. Tells how many nodes do, and how many of those
+/// only when they are back.
+pub(super) async fn rotate_keys(State(api): State<Api>) -> ApiResult<Json<Value>> {
+    let cluster = api.manager()?;
+    cluster.propose(Command::now(Action::RotateKeys)).await?;
+    let state = cluster.state();
+    let epoch = state.cluster.as_ref().map(|cluster| cluster.key_epoch);
+    let (down, up): (Vec<_>, Vec<_>) =
+        state.nodes.values().filter(|node| node.encrypts()).partition(|node| node.is_down());
+    Ok(Json(json!({ "KeyEpoch": epoch, "Nodes": up.len() + down.len(), "NodesDown": down.len() })))
+}
+
 /// `DELETE /networks/{id}`.
 pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<StatusCode> {
     let cluster = api.manager()?;

@@ -11,7 +11,7 @@ use super::VNI_OPTION;
 use crate::docker::time::rfc3339;
 use crate::docker::wire::answer as task_wire;
 use crate::docker::wire::network as wire;
-use crate::model::network::MTU_OPTION;
+use crate::model::network::{ENCRYPTED_OPTIONS, MTU_OPTION};
 use crate::model::{Network, NetworkSpec};
 
 /// The cluster's own record of a network.
@@ -97,7 +97,8 @@ fn texts<A: ToString>(addresses: &BTreeMap<String, A>) -> BTreeMap<String, Strin
 
 fn record_options(network: &NetworkRecord) -> BTreeMap<String, String> {
     let mtu = network.mtu.map(|mtu| (MTU_OPTION.to_owned(), mtu.to_string()));
-    mtu.into_iter().chain([(VNI_OPTION.to_owned(), network.vni.to_string())]).collect()
+    let encrypted = network.encrypted.then(|| (ENCRYPTED_OPTIONS[0].to_owned(), String::new()));
+    mtu.into_iter().chain(encrypted).chain([(VNI_OPTION.to_owned(), network.vni.to_string())]).collect()
 }
 
 fn options(network: &Network) -> BTreeMap<String, String> {

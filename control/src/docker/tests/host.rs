@@ -18,7 +18,8 @@ use crate::apply::awaits;
 use crate::cluster::{self, Cluster};
 use crate::command::{Action, Command};
 use crate::docker::local::{
-    HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
+    AttachError, AttachRequest, AttachTarget, Attachment, HostFacts, InitRequest, Interface, JoinRequest,
+    LocalNode, Membership, SwarmError,
 };
 use crate::model::{ClusterSpec, NodeSpec};
 use crate::testing;
@@ -32,6 +33,7 @@ pub(super) struct FakeHost {
     membership: Mutex<Membership>,
     cluster: Mutex<Option<Cluster>>,
     interfaces: Vec<Interface>,
+    attachments: Mutex<Vec<Attachment>>,
     runs_tasks: bool,
 }
 
@@ -49,6 +51,7 @@ impl FakeHost {
             membership: Mutex::new(Membership::Inactive),
             cluster: Mutex::new(None),
             interfaces,
+            attachments: Mutex::default(),
             runs_tasks: false,
         }
     }
@@ -206,6 +209,56 @@ impl LocalNode for FakeHost {
                 std::fs::remove_dir_all(self.dir.path().join("manager")).unwrap();
             }
             *self.membership.lock().unwrap() = Membership::Inactive;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn attachments(&self) -> Result<Vec<Attachment>, AttachError> {
+        Ok(self.attachments.lock().unwrap().clone())
+    }
+
+    fn attachment(&self, wanted: &str) -> Result<Attachment, AttachError> {
+        let attachments = self.attachments.lock().unwrap();
+        let found = attachments.iter().find(|it| it.id.as_str() == wanted || it.name == wanted);
+        found.cloned().ok_or_else(|| AttachError::NotFound(format!("there is no attachment {wanted}")))
+    }
+
+    /// Attaches whatever exists in name: process 1, and any file.
+    fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, AttachError>> {
+        async move {
+            let AttachRequest { network, name, aliases, addr, target, interface } = request;
+            if matches!(target, AttachTarget::Process(pid) if pid != 1) {
+                return Err(AttachError::NotFound("pid: there is no such process".into()));
+            }
+            if self.cluster().is_none() {
+                return Err(AttachError::Unavailable("not part of a swarm".into()));
+            }
+            let attachment = Attachment {
+                id: "0123456789abcdefghijklmno".into(),
+                network: "network-id".into(),
+                network_name: network,
+                name: name.unwrap_or_else(|| "0123456789ab".into()),
+                aliases,
+                target,
+                interface: interface.unwrap_or_else(|| "eth0".into()),
+                addresses: vec![format!("{}/24", addr.unwrap_or(ADDR)).parse().unwrap()],
+                gateways: vec![Ipv4Addr::new(10, 0, 1, 1).into()],
+                name_server: Ipv4Addr::new(10, 0, 1, 1),
+                mac: [2, 0x42, 10, 0, 1, 9],
+                mtu: 1450,
+                since_ns: 1_000_000_000,
+            };
+            self.attachments.lock().unwrap().push(attachment.clone());
+            Ok(attachment)
+        }
+        .boxed()
+    }
+
+    fn detach(&self, wanted: String) -> BoxFuture<'_, Result<(), AttachError>> {
+        async move {
+            let found = self.attachment(&wanted)?;
+            self.attachments.lock().unwrap().retain(|it| it.id != found.id);
             Ok(())
         }
         .boxed()

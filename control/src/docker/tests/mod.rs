@@ -1,5 +1,6 @@
 //! The API over a host that is not there: its routes in tables of cases, and the real `docker` command line.
 
+mod attachments;
 mod cli;
 mod docker;
 mod host;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::docker::{Docker, text};
 use super::host::FakeHost;
+use crate::docker::local::LocalNode as _;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn networks_are_made_shown_and_removed() {
@@ -113,6 +114,50 @@ async fn what_is_asked_of_a_networks_addresses_is_kept_to_and_shown() {
     let mut expected: Vec<String> = [64, 67, 68, 69, 70, 71].map(|end| format!("[10.66.0.{end}/24]")).into();
     expected.extend(["[10.67.0.2/30]".into(), "[]".into()]);
     assert_eq!(addresses, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encrypted_networks_are_made_and_shown() {
+    let Some(docker) = Docker::swarm().await else { return };
+    docker
+        .ok("network create -d overlay --opt encrypted --opt com.docker.network.driver.mtu=1400 secret")
+        .await;
+    docker
+        .ok("network create -d overlay --opt com.docker.network.driver.overlay.encrypted=true --ipv6 other")
+        .await;
+    docker.ok("network create -d overlay --opt encrypted=false plain").await;
+    let options = "network inspect -f {{json·.Options}}";
+    docker
+        .shows(
+            &format!("{options} secret"),
+            &["\"encrypted\":\"\"", "\"com.docker.network.driver.mtu\":\"1400\"", "vxlanid_list"],
+        )
+        .await;
+    docker
+        .shows(
+            &format!("{options} other"),
+            &["\"com.docker.network.driver.overlay.encrypted\":\"true\"", "vxlanid_list"],
+        )
+        .await;
+    docker.shows(&format!("{options} plain"), &["\"encrypted\":\"false\""]).await;
+    docker.shows("network ls --filter driver=overlay", &["secret", "other", "plain"]).await;
+    let state = docker.host.cluster().unwrap().state();
+    let encrypted =
+        ["secret", "other", "plain"].map(|name| state.network_by_name(name).unwrap().is_encrypted());
+    assert_eq!(encrypted, [true, true, false]);
+
+    // No node of these has keys.
+    docker.ok("service create -d -q --name web --network secret shoal/whoami").await;
+    docker
+        .comes_to_show(
+            "service ps --no-trunc web",
+            "no suitable node (encryption of its networks not available on 2 nodes)",
+        )
+        .await;
+    docker.ok("service rm web").await;
+    docker.answer("network rm ingress", "y\n").await;
+    docker.ok("network create -d overlay --ingress --opt encrypted mesh").await;
+    docker.shows(&format!("{options} mesh"), &["\"encrypted\":\"\""]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,11 +2,15 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use mesh_api::table::Role;
+use mesh_api::session::NodeDescription;
+use mesh_api::table::{NodeState, Role};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::host::{Client, FakeHost};
+use crate::command::{Action, Command};
+use crate::docker::local::LocalNode as _;
+use crate::testing::identity;
 
 /// Checks that `answer` holds everything in `expected`, and shows where it doesn't.
 fn holds(answer: &Value, expected: &Value, at: &str) {
@@ -164,6 +168,31 @@ async fn a_network_gets_another_subnet() {
     let (status, network) = client.post("/v1.44/shoal/v1/networks/front/subnets", "{}").await;
     assert_eq!(status, StatusCode::OK, "{network}");
     assert_eq!(network["IPAM"]["Config"][2], json!({"Subnet": "10.0.2.0/24", "Gateway": "10.0.2.1"}));
+}
+
+#[tokio::test]
+async fn keys_are_rotated() {
+    let client = Client::manager().await;
+    let rotate = "/shoal/v1/networks/rotate-keys";
+    let (status, answer) = client.post(rotate, "").await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(answer, json!({"KeyEpoch": 1, "Nodes": 0, "NodesDown": 0}));
+
+    client.host.add_node("n2", Role::Worker).await;
+    let cluster = client.host.cluster().unwrap();
+    for (node, number) in cluster.state().nodes.values().zip(1..) {
+        let wireguard = vec![identity(number, 51820)];
+        let description = NodeDescription { wireguard, ..node.description.clone() };
+        let (id, message) = (node.id.clone(), String::new());
+        let state = if number == 2 { NodeState::Down } else { NodeState::Ready };
+        let action = Action::SetNodeStatus { id, state, message, description: Some(description) };
+        cluster.propose(Command::now(action)).await.unwrap();
+    }
+    let (_, answer) = client.post(rotate, "").await;
+    assert_eq!(answer, json!({"KeyEpoch": 2, "Nodes": 2, "NodesDown": 1}));
+    assert_eq!(cluster.state().cluster.unwrap().key_epoch, 2);
+    let (_, answer) = client.get(rotate).await;
+    assert_eq!(answer["message"], "page not found");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
     reason = "the fields and their names are Docker's"
 )]
 pub(super) mod answer;
+pub(super) mod attachment;
 #[expect(clippy::struct_excessive_bools, reason = "the fields are Docker's")]
 pub(super) mod network;
 pub(super) mod spec;

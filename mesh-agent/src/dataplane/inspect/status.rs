@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use aya::Pod;
 use aya::maps::MapData;
 use mesh_api::error::chain;
-use mesh_api::table::{Role, Table};
+use mesh_api::table::{NodeRecord, Role, Table};
 use mesh_common::ABI_VERSION;
-use mesh_common::addr::Ip6;
+use mesh_common::addr::{Address as _, Ip6};
 use mesh_common::be::Be32;
 use mesh_common::map::{AddrKey, Backend, Endpoint, Flow, FlowKey, Peer, Port, PortKey, Sent, Service};
 use serde::Serialize;
@@ -105,8 +105,10 @@ pub struct UplinkStatus {
 pub struct PeerStatus {
     /// Its slot.
     pub slot: u32,
-    /// Its VXLAN address.
+    /// Where it is sent VXLAN.
     pub vtep: IpAddr,
+    /// Whether that goes through WireGuard.
+    pub encrypted: bool,
     /// Its host name; empty if the last table doesn't have it.
     pub hostname: String,
     /// Whether the next hop towards it has ever been found.
@@ -255,11 +257,16 @@ fn peers(live: &Live, table: Option<&Table>) -> Result<Vec<PeerStatus>, Dataplan
     })?;
     let status = |(slot, peer): (u32, Peer)| {
         let vtep = IpAddr::from(peer.vtep);
-        let node = table.and_then(|table| table.nodes.values().find(|node| node.vtep == vtep));
+        let is_its = |node: &&NodeRecord| {
+            node.vtep == vtep
+                || node.wireguard.iter().any(|identity| IpAddr::from(identity.address()) == vtep)
+        };
+        let node = table.and_then(|table| table.nodes.values().find(is_its));
         let resolved = peer.expires_ns != 0;
         PeerStatus {
             slot,
             vtep,
+            encrypted: peer.vtep.is_wireguard(),
             hostname: node.map(|node| node.hostname.clone()).unwrap_or_default(),
             resolved,
             fresh: peer.expires_ns > now_ns,

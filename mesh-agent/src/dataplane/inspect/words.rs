@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_common::addr::{Address as _, Ip6};
 use mesh_common::be::Be16;
 use mesh_common::map::{
     BACKEND_DRAINING, Backend, FLOW_CLOSED, FLOW_DIRECT, FLOW_TEACH, Flow, FlowKey, Peer, Port, PortKey,
-    RULE_ALLOW, RULE_DENY, RuleKey, SERVICE_ADDRESSES, SERVICE_AFFINITY, SERVICE_DIRECT, SERVICE_SOURCES,
-    Sent, Service,
+    RULE_ALLOW, RULE_DENY, RuleKey, SERVICE_ADDRESSES, SERVICE_AFFINITY, SERVICE_DIRECT, SERVICE_ENCRYPTED,
+    SERVICE_SOURCES, Sent, Service,
 };
 use mesh_common::vxlan::{VNI_MESH_REPLY, VNI_MESH_REQUEST};
 use mesh_datapath::tables::Stage;
@@ -16,7 +17,8 @@ use super::{Side, interface_name, protocol_name};
 
 /// A node, by its VXLAN address; this one without.
 pub(super) fn node(vtep: Option<IpAddr>) -> String {
-    vtep.map_or_else(|| "this node".to_owned(), |vtep| format!("node {vtep}"))
+    let through = |vtep| if Ip6::from(vtep).is_wireguard() { " through WireGuard" } else { "" };
+    vtep.map_or_else(|| "this node".to_owned(), |vtep| format!("node {vtep}{}", through(vtep)))
 }
 
 /// A VXLAN identifier.
@@ -59,6 +61,7 @@ pub(super) fn service(slot: u32, found: Option<&Service>) -> String {
                 (SERVICE_DIRECT, "direct return"),
                 (SERVICE_SOURCES, "rules for clients"),
                 (SERVICE_ADDRESSES, "rules for dialled addresses"),
+                (SERVICE_ENCRYPTED, "encrypted between nodes"),
             ];
             let set = known.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| format!(", {name}"));
             let set: String = set.collect();
@@ -114,12 +117,12 @@ pub(super) fn peer(slot: u32, found: Option<&Peer>, now_ns: u64) -> String {
     match found {
         None => format!("peer slot {slot} does not exist"),
         Some(Peer { vtep, expires_ns, ifindex, mtu, .. }) => {
-            let vtep = IpAddr::from(*vtep);
+            let node = node(Some(IpAddr::from(*vtep)));
             match *expires_ns {
-                0 => format!("node {vtep}: its next hop is not known yet"),
+                0 => format!("{node}: its next hop is not known yet"),
                 expires => {
                     let age = if expires < now_ns { ", to be asked for again" } else { "" };
-                    format!("node {vtep}: next hop by {}, MTU {mtu}{age}", interface_name(*ifindex))
+                    format!("{node}: next hop by {}, MTU {mtu}{age}", interface_name(*ifindex))
                 }
             }
         }

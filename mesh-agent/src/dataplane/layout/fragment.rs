@@ -1,18 +1,19 @@
 //! What one service contributes, with its numbers.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use mesh_common::addr::Address;
 use mesh_common::map::{
-    AddrKey, BACKEND_DRAINING, BACKENDS_MAX, Backend, Endpoint, Port, RuleKey, SERVICES_MAX, Service,
-    TaskKey, TaskSlots,
+    AddrKey, BACKEND_DRAINING, BACKEND_ENCRYPTED, BACKENDS_MAX, Backend, Endpoint, Port, RuleKey,
+    SERVICES_MAX, Service, TaskKey, TaskSlots,
 };
 
 use super::super::contents::{Contents, Family};
 use super::super::maglev::{self, Candidate};
 use super::super::numbers::Exhausted;
-use super::super::plan::{AttachmentKey, BalancerKey, BalancerPlan, Fragment, Part, Place, PublishScope};
+use super::super::plan::{
+    Attachment, AttachmentKey, BalancerKey, BalancerPlan, Fragment, Part, PeerKey, Place, PublishScope,
+};
 use super::super::sorted::Sorted;
 use super::adopt::Adopted;
 use super::{Given, Retired, TooMany, too_many};
@@ -163,13 +164,15 @@ impl Laid {
     }
 
     fn members(&self, key: BalancerKey, given: &Given) -> Members {
-        let serving = self.plan.serving(key).filter_map(|(key, weight)| {
+        let serving = self.plan.serving(key).filter_map(|(key, attachment, weight)| {
+            given.way_to(attachment.place, attachment.encrypted_backend)?;
             Some(Candidate { incarnation: key.incarnation, slot: self.backend(key)?, weight })
         });
-        let vteps: BTreeSet<IpAddr> = self.plan.places(key).map(|place| given.vtep_of(place)).collect();
+        let peers: BTreeSet<PeerKey> =
+            self.plan.places(key).map(|(place, encrypted)| given.peer_of(place, encrypted)).collect();
         Members {
             candidates: serving.collect(),
-            nodes: vteps.into_iter().filter_map(|vtep| given.slot_of(vtep)).collect(),
+            nodes: peers.into_iter().filter_map(|peer| given.slot_of(peer)).collect(),
         }
     }
 
@@ -181,23 +184,23 @@ impl Laid {
             }
         }
         for (key, attachment) in self.plan.attachments.iter() {
-            let (peer, ifindex) = match attachment.place {
-                Place::Here { ifindex } => (0, ifindex),
+            let Attachment { place, encrypted, encrypted_backend, part, .. } = *attachment;
+            let ifindex = match place {
+                Place::Here { ifindex } => ifindex,
                 // An older record of this very host.
                 Place::There(vtep) if vtep == given.own => continue,
-                Place::There(vtep) => match given.slot_of(vtep) {
-                    Some(peer) => (peer, 0),
-                    None => continue,
-                },
+                Place::There(_) => 0,
             };
             let balancer = BalancerKey { vni: key.vni, scope: PublishScope::Cluster };
+            let draining = if part == Part::Draining { BACKEND_DRAINING } else { 0 };
             let emitted = Emitted {
                 key: *key,
-                backend: self.backend(*key),
+                // One that can't be reached as it has to be can't be reached.
+                endpoint: given.way_to(place, encrypted),
+                backend: self.backend(*key).zip(given.way_to(place, encrypted_backend)),
                 service: self.balancers.get(&balancer).map_or(0, |balancer| balancer.slot),
-                peer,
                 ifindex,
-                flags: if attachment.part == Part::Draining { BACKEND_DRAINING } else { 0 },
+                flags: draining | if encrypted_backend { BACKEND_ENCRYPTED } else { 0 },
             };
             emitted.emit(attachment.addr, &mut contents.v4);
             if let Some(addr) = attachment.addr6 {
@@ -266,18 +269,23 @@ fn emit_rules<A: Address>(
 /// What an attachment has in common in both families.
 struct Emitted {
     key: AttachmentKey,
-    backend: Option<u32>,
+    /// The peer to reach its address by.
+    endpoint: Option<u32>,
+    /// Its slot as a backend, and the peer to reach that by.
+    backend: Option<(u32, u32)>,
     service: u32,
-    peer: u32,
     ifindex: u32,
     flags: u32,
 }
 
 impl Emitted {
     fn emit<A: Address>(&self, addr: A, family: &mut Family<A>) {
-        let Self { key: AttachmentKey { incarnation, vni }, backend, service, peer, ifindex, flags } = *self;
-        family.endpoints.insert(AddrKey { vni, addr }, Endpoint { peer, ifindex, incarnation });
-        if let Some(slot) = backend {
+        let Self { key: AttachmentKey { incarnation, vni }, endpoint, backend, service, ifindex, flags } =
+            *self;
+        if let Some(peer) = endpoint {
+            family.endpoints.insert(AddrKey { vni, addr }, Endpoint { peer, ifindex, incarnation });
+        }
+        if let Some((slot, peer)) = backend {
             let backend = Backend { addr, vni, peer, ifindex, incarnation, flags };
             family.backends.insert(slot, backend);
             family.tasks.insert(TaskKey { incarnation, vni }, TaskSlots { backend: slot, service });

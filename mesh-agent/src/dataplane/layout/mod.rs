@@ -19,7 +19,7 @@ use self::fragment::Laid;
 use super::contents::{Changes, Common, Contents, Family};
 use super::numbers::{Exhausted, Numbers, Ranges};
 use super::places::Places;
-use super::plan::{Fragment, LocalFamily, LocalPlan, Place, Plan};
+use super::plan::{Fragment, LocalFamily, LocalPlan, PeerKey, Place, Plan};
 
 /// A plan that doesn't fit the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -49,11 +49,18 @@ struct Given {
     backends: Numbers,
     peers: Numbers,
     ranges: Ranges,
-    /// The peers' slots, those that are about to go included.
-    peer_slots: BTreeMap<IpAddr, u32>,
+    /// The peers, those that are about to go included.
+    peers_given: BTreeMap<PeerKey, GivenPeer>,
     /// Tables that are not known to be in the kernel, until [`Layout::written`].
     unwritten: Places,
     retired: Retired,
+}
+
+/// A peer's slot, and its addresses: the first is where packets are sent.
+#[derive(Debug)]
+struct GivenPeer {
+    slot: u32,
+    addresses: Vec<IpAddr>,
 }
 
 /// What the programs may still read until a layout without it is written.
@@ -62,7 +69,7 @@ struct Retired {
     services: Vec<u32>,
     backends: Vec<u32>,
     ranges: Vec<u32>,
-    peers: BTreeSet<IpAddr>,
+    peers: BTreeSet<PeerKey>,
 }
 
 impl Default for Layout {
@@ -73,7 +80,7 @@ impl Default for Layout {
             backends: Numbers::new(BACKENDS_MAX),
             peers: Numbers::new(PEERS_MAX),
             ranges: Ranges::new(PLACES_MAX),
-            peer_slots: BTreeMap::new(),
+            peers_given: BTreeMap::new(),
             unwritten: Places::default(),
             retired: Retired::default(),
         };
@@ -87,7 +94,7 @@ impl Layout {
     pub fn set_all(&mut self, plan: Plan, mut changes: Option<&mut Changes>) -> Result<(), TooMany> {
         let Plan { vtep, peers, local, fragments } = plan;
         self.given.own = vtep;
-        let result = self.set_peers(&peers, changes.as_deref_mut());
+        let result = self.set_peers(peers, changes.as_deref_mut());
         self.set_local(local, changes.as_deref_mut());
         let gone: Vec<_> = self.fragments.keys().filter(|id| !fragments.contains_key(id)).cloned().collect();
         let gone = gone.into_iter().map(|id| (id, Fragment::default()));
@@ -153,21 +160,28 @@ impl Layout {
         self.local = plan;
     }
 
-    fn set_peers(&mut self, peers: &BTreeSet<IpAddr>, changes: Option<&mut Changes>) -> Result<(), TooMany> {
+    fn set_peers(
+        &mut self,
+        peers: BTreeMap<PeerKey, Vec<IpAddr>>,
+        changes: Option<&mut Changes>,
+    ) -> Result<(), TooMany> {
         let held = self.given.peer_contents();
         let given = &mut self.given;
         let mut result = Ok(());
-        for vtep in peers {
-            given.retired.peers.remove(vtep);
-            if given.peer_slots.contains_key(vtep) {
+        let wanted: BTreeSet<_> = peers.keys().copied().collect();
+        for (key, addresses) in peers {
+            given.retired.peers.remove(&key);
+            if let Some(known) = given.peers_given.get_mut(&key) {
+                known.addresses = addresses;
                 continue;
             }
-            match self.adopted.peer(*vtep).map_or_else(|| given.peers.take(), Ok) {
-                Ok(slot) => drop(given.peer_slots.insert(*vtep, slot)),
+            let adopted = addresses.iter().find_map(|address| self.adopted.peer(*address));
+            match adopted.map_or_else(|| given.peers.take(), Ok) {
+                Ok(slot) => drop(given.peers_given.insert(key, GivenPeer { slot, addresses })),
                 Err(Exhausted) => result = Err(too_many("nodes", PEERS_MAX)),
             }
         }
-        let gone = given.peer_slots.keys().filter(|vtep| !peers.contains(vtep));
+        let gone = given.peers_given.keys().filter(|key| !wanted.contains(key));
         given.retired.peers.extend(gone);
         if let Some(changes) = changes {
             changes.add(Changes::between(held, self.given.peer_contents()));
@@ -200,28 +214,38 @@ impl Layout {
 }
 
 impl Given {
-    fn vtep_of(&self, place: Place) -> IpAddr {
-        match place {
+    /// The way to a place.
+    fn peer_of(&self, place: Place, encrypted: bool) -> PeerKey {
+        let vtep = match place {
             Place::Here { .. } => self.own,
             Place::There(vtep) => vtep,
-        }
+        };
+        PeerKey { vtep, encrypted }
     }
 
-    /// How the maps name the node with a VTEP: this one by 0, another by its slot as a peer.
-    fn slot_of(&self, vtep: IpAddr) -> Option<u32> {
-        if vtep == self.own { Some(0) } else { self.peer_slots.get(&vtep).copied() }
+    /// How the maps name it; `None` without such a way.
+    fn way_to(&self, place: Place, encrypted: bool) -> Option<u32> {
+        self.slot_of(self.peer_of(place, encrypted))
+    }
+
+    /// How the maps name the way to a node: this one by 0, another by its slot as a peer.
+    fn slot_of(&self, peer: PeerKey) -> Option<u32> {
+        if peer.vtep == self.own { Some(0) } else { self.peers_given.get(&peer).map(|given| given.slot) }
     }
 
     /// The peers, but for those that are about to go.
     fn peer_contents(&self) -> Contents {
         let mut common = Common::default();
-        for (vtep, slot) in &self.peer_slots {
-            if !self.retired.peers.contains(vtep) {
-                let vtep = (*vtep).into();
+        for (key, GivenPeer { slot, addresses }) in &self.peers_given {
+            if self.retired.peers.contains(key) {
+                continue;
+            }
+            for address in addresses {
+                let vtep = (*address).into();
                 common.members.insert(vtep, *slot);
                 common.tags.insert(tag_of(vtep), *slot);
-                common.peers.insert(*slot, vtep);
             }
+            common.peers.extend(addresses.first().map(|address| (*slot, (*address).into())));
         }
         Contents { common, ..Contents::default() }
     }
@@ -258,8 +282,8 @@ impl Given {
             self.unwritten.remove(start);
             self.ranges.free(start);
         }
-        for vtep in peers {
-            if let Some(slot) = self.peer_slots.remove(&vtep) {
+        for key in peers {
+            if let Some(GivenPeer { slot, .. }) = self.peers_given.remove(&key) {
                 self.peers.give_back(slot);
             }
         }

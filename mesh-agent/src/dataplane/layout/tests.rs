@@ -3,8 +3,10 @@
 use std::net::Ipv4Addr;
 
 use mesh_api::table::{Table, TaskState};
+use mesh_api::wireguard::WireguardIdentity;
+use mesh_common::addr::Ip6;
 use mesh_common::be::Be32;
-use mesh_common::map::{AddrKey, Service, TaskKey};
+use mesh_common::map::{AddrKey, BACKEND_ENCRYPTED, SERVICE_ENCRYPTED, Service, TaskKey};
 
 use super::super::plan::tests::{local, node, table, task};
 use super::super::plan::{Local, plan};
@@ -297,4 +299,66 @@ fn what_fits_is_laid_out_and_the_rest_once_there_is_room() {
     layout.written();
     kernel.apply(&mut layout, &table, &local());
     assert!(kernel.contents.v4.tasks.contains_key(&TaskKey { incarnation: 4, vni: 4097 }));
+}
+
+/// An identity, by the first byte of its key.
+fn identity(byte: u8) -> WireguardIdentity {
+    WireguardIdentity { public_key: [byte; 32].into(), port: 51820 }
+}
+
+/// The table where `back` is encrypted, and n2 has these identities.
+fn encrypted(identities: &[u8]) -> Table {
+    let mut table = table();
+    table.networks.get_mut(&"back".into()).unwrap().encrypted = true;
+    table.nodes.get_mut(&"n2".into()).unwrap().wireguard =
+        identities.iter().map(|byte| identity(*byte)).collect();
+    table
+}
+
+#[test]
+fn an_encrypted_network_and_what_is_published_of_its_services_go_through_wireguard() {
+    let mut kernel = Kernel::default();
+    kernel.apply(&mut Layout::default(), &encrypted(&[1, 2]), &local());
+    let Contents { v4, common, .. } = &kernel.contents;
+    let addresses = [1, 2].map(|byte| Ip6::from(identity(byte).address()));
+    let slot = common.members[&addresses[0]];
+    assert_eq!(common.peers[&slot], addresses[0], "where it is sent");
+    assert_eq!(common.members[&addresses[1]], slot, "where it may come from");
+    assert_eq!(addresses.map(|address| common.tags[&tag_of(address)]), [slot; 2]);
+    let endpoint = |vni, third| v4.endpoints[&AddrKey { vni, addr: Be32::ipv4(10, 0, third, 12) }].peer;
+    assert_eq!(endpoint(4097, 1), slot);
+    assert_ne!(endpoint(4096, 0), slot, "`ingress` itself is not encrypted");
+    for vni in [4096, 4097] {
+        let backend = v4.backends[&v4.tasks[&TaskKey { incarnation: 2, vni }].backend];
+        assert_eq!((backend.peer, backend.flags), (slot, BACKEND_ENCRYPTED), "in {vni}");
+    }
+    assert!(v4.vips.values().all(|slot| common.services[slot].flags & SERVICE_ENCRYPTED != 0));
+    assert!(kernel.places(&kernel.back()).1.contains(&slot));
+}
+
+#[test]
+fn a_nodes_next_identity_takes_the_place_of_its_former_one() {
+    let mut kernel = Kernel::default();
+    let mut layout = Layout::default();
+    let mut slots = Vec::new();
+    for identities in [&[1][..], &[1, 2], &[2, 1], &[2]] {
+        kernel.apply(&mut layout, &encrypted(identities), &local());
+        let common = &kernel.contents.common;
+        let address = Ip6::from(identity(identities[0]).address());
+        assert_eq!(common.peers[&common.members[&address]], address);
+        assert_eq!(common.members.len(), 1 + identities.len());
+        slots.push(common.members[&address]);
+    }
+    assert_eq!(slots, [slots[0]; 4]);
+}
+
+#[test]
+fn nothing_of_an_encrypted_network_is_sent_to_a_node_without_an_identity() {
+    let mut kernel = Kernel::default();
+    kernel.apply(&mut Layout::default(), &encrypted(&[]), &local());
+    let Contents { v4, common, .. } = &kernel.contents;
+    assert_eq!(common.peers.len(), 1);
+    assert!(!v4.endpoints.contains_key(&AddrKey { vni: 4097, addr: Be32::ipv4(10, 0, 1, 12) }));
+    let own = v4.tasks[&TaskKey { incarnation: 1, vni: 4097 }].backend;
+    assert!(kernel.places(&kernel.back()).0.iter().all(|slot| *slot == own));
 }

@@ -10,11 +10,11 @@ mod task;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use mesh_api::table::{ServiceRecord, Table};
+use mesh_api::table::{NetworkRecord, NodeRecord, NodeState, ServiceRecord, Table};
 use mesh_common::addr::Ip6;
 use mesh_common::be::{Be16, Be32};
 use mesh_common::map::PortKey;
@@ -32,6 +32,8 @@ pub struct Local {
     pub node: NodeId,
     /// Its VXLAN address.
     pub vtep: IpAddr,
+    /// Its address in WireGuard, if it has one: where what is encrypted is sent from.
+    pub wireguard: Option<Ipv6Addr>,
     /// Every address that published ports answer on, of both families.
     pub addresses: Vec<IpAddr>,
     /// The attachments of its running tasks.
@@ -115,6 +117,10 @@ pub struct Attachment {
     pub addr6: Option<Ip6>,
     /// Where it is.
     pub place: Place,
+    /// Whether packets to its address go through WireGuard.
+    pub encrypted: bool,
+    /// Whether what its service balances to it does.
+    pub encrypted_backend: bool,
     /// Its part in its service's balancing.
     pub part: Part,
     /// Whether it is the task's first: what ports in host mode lead to.
@@ -147,6 +153,15 @@ pub enum Place {
     There(IpAddr),
 }
 
+/// A way to another node: what the programs know as a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerKey {
+    /// The node's VTEP.
+    pub vtep: IpAddr,
+    /// Whether the way is through WireGuard.
+    pub encrypted: bool,
+}
+
 /// What one service and its tasks contribute. Tasks outlive their service's record while they are drained.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Fragment {
@@ -161,8 +176,8 @@ pub struct Fragment {
 pub struct Plan {
     /// This node's VTEP.
     pub vtep: IpAddr,
-    /// The other nodes' VTEPs.
-    pub peers: BTreeSet<IpAddr>,
+    /// The ways to the other nodes, each with the addresses that VXLAN comes from on it: the first is where it is sent.
+    pub peers: BTreeMap<PeerKey, Vec<IpAddr>>,
     /// What is this node's own.
     pub local: LocalPlan,
     /// What the services contribute.
@@ -189,10 +204,32 @@ pub fn plan(table: &Table, local: &Local) -> Plan {
     Plan { vtep: local.vtep, peers: peers(table, local), local: plan_local(table, local), fragments }
 }
 
-/// The other nodes' VTEPs.
-fn peers(table: &Table, local: &Local) -> BTreeSet<IpAddr> {
+/// The ways to the other nodes.
+fn peers(table: &Table, local: &Local) -> BTreeMap<PeerKey, Vec<IpAddr>> {
+    let mut peers = BTreeMap::<_, Vec<_>>::new();
     // A host that left and joined again has an older record under the same address.
-    table.nodes.values().map(|node| node.vtep).filter(|vtep| *vtep != local.vtep).collect()
+    let mut nodes: Vec<_> = table.nodes.values().filter(|node| node.vtep != local.vtep).collect();
+    nodes.sort_by_key(|node| node.state == NodeState::Down);
+    for NodeRecord { vtep, wireguard, .. } in nodes {
+        peers.insert(PeerKey { vtep: *vtep, encrypted: false }, vec![*vtep]);
+        if !wireguard.is_empty() {
+            let addresses = wireguard.iter().map(|identity| IpAddr::V6(identity.address()));
+            peers.entry(PeerKey { vtep: *vtep, encrypted: true }).or_default().extend(addresses);
+        }
+    }
+    peers
+}
+
+/// Whether nodes send each other in cleartext nothing of a service that is on the networks `of_service`, in `network`.
+///
+/// What is published comes by the ingress network, and is as secret there as in the service's own.
+fn is_encrypted<'a>(
+    table: &Table,
+    network: &NetworkRecord,
+    mut of_service: impl Iterator<Item = &'a NetworkId>,
+) -> bool {
+    let encrypted = |id| table.networks.get(id).is_some_and(|network| network.encrypted);
+    network.encrypted || network.ingress && of_service.any(encrypted)
 }
 
 impl Fragment {
@@ -238,19 +275,19 @@ impl Fragment {
     }
 
     /// The backends that a balancer gives new flows to, with their weights.
-    pub fn serving(&self, balancer: BalancerKey) -> impl Iterator<Item = (AttachmentKey, u8)> {
+    pub fn serving(&self, balancer: BalancerKey) -> impl Iterator<Item = (AttachmentKey, &Attachment, u8)> {
         self.attachments.iter().filter_map(move |(key, attachment)| match attachment.part {
-            Part::Serving { weight } if attachment.is_of(*key, balancer) => Some((*key, weight)),
+            Part::Serving { weight } if attachment.is_of(*key, balancer) => Some((*key, attachment, weight)),
             _ => None,
         })
     }
 
-    /// Where a balancer's backends are, those that drain included.
-    pub fn places(&self, balancer: BalancerKey) -> impl Iterator<Item = Place> {
+    /// Where a balancer's backends are, those that drain included; and whether the way there is through WireGuard.
+    pub fn places(&self, balancer: BalancerKey) -> impl Iterator<Item = (Place, bool)> {
         let backends = self.attachments.iter().filter(move |(key, attachment)| {
             attachment.part != Part::None && attachment.is_of(**key, balancer)
         });
-        backends.map(|(_, attachment)| attachment.place)
+        backends.map(|(_, attachment)| (attachment.place, attachment.encrypted_backend))
     }
 }
 

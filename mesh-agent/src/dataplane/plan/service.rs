@@ -11,12 +11,13 @@ use mesh_common::addr::Ip6;
 use mesh_common::be::{Be16, Be32};
 use mesh_common::map::{
     PROTO_TCP, PROTO_UDP, PortKey, RULE_ALLOW, RULE_DENY, SERVICE_ADDRESSES, SERVICE_AFFINITY,
-    SERVICE_DIRECT, SERVICE_SOURCES,
+    SERVICE_DIRECT, SERVICE_ENCRYPTED, SERVICE_SOURCES,
 };
 
 use super::super::sorted::Sorted;
 use super::{
     Attachment, AttachmentKey, BalancerKey, BalancerPlan, Local, Part, Place, PublishScope, RulePlan,
+    is_encrypted,
 };
 
 /// A service's balancers, given its tasks' attachments.
@@ -30,7 +31,11 @@ pub(super) fn plan_balancers(
     for vip in &service.vips {
         if let Some(network) = table.networks.get(&vip.network) {
             let key = BalancerKey { vni: network.vni, scope: PublishScope::Cluster };
-            balancers.insert(key, plan_vip(local, service, network, vip));
+            let mut plan = plan_vip(local, service, network, vip);
+            if is_encrypted(table, network, service.vips.iter().map(|vip| &vip.network)) {
+                plan.flags |= SERVICE_ENCRYPTED;
+            }
+            balancers.insert(key, plan);
         }
     }
     // Ports in host mode answer on the task's own node, for its first attachment.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use mesh_api::id::{NetworkId, NodeId, TaskId};
 use mesh_api::table::{EndpointRecord, NodeState, Table, TaskRecord, TaskState};
 
-use super::{Attachment, AttachmentKey, Local, Part, Place};
+use super::{Attachment, AttachmentKey, Local, Part, Place, is_encrypted};
 
 /// Where tasks are: what planning one needs to know beside its record.
 #[derive(Debug)]
@@ -43,6 +43,12 @@ impl<'a> Places<'a> {
                 addr: endpoint.addr.into(),
                 addr6: network.subnet6.map(|subnet| subnet.addr_of(endpoint.addr).into()),
                 place: self.place(task, endpoint)?,
+                encrypted: network.encrypted,
+                encrypted_backend: is_encrypted(
+                    self.table,
+                    network,
+                    task.endpoints.iter().map(|endpoint| &endpoint.network),
+                ),
                 part,
                 first: position == 0,
             };

@@ -21,6 +21,7 @@ pub(crate) fn node(id: &str, last: u8) -> NodeRecord {
         role: Role::Worker,
         vtep: Ipv4Addr::new(198, 18, 0, last).into(),
         state: NodeState::Ready,
+        wireguard: Vec::new(),
     }
 }
 
@@ -39,6 +40,7 @@ fn network(id: &str, vni: u32, third: u8) -> NetworkRecord {
         internal: false,
         ingress: id == "ingress",
         mtu: None,
+        encrypted: false,
     }
 }
 
@@ -67,7 +69,7 @@ pub(crate) fn task(number: u32, node: &str, observed: TaskState) -> TaskRecord {
 /// on its own tasks' nodes; task 1 on n1, tasks 2 and 3 on n2.
 pub(crate) fn table() -> Table {
     let (data_path_port, return_path) = (4789, ReturnPath::Tunnel);
-    let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path };
+    let cluster = ClusterRecord { id: "c".into(), hash_seed: 1, data_path_port, return_path, key_epoch: 0 };
     let mut table = Table::new(cluster);
     let port = |mode, published| PortRecord {
         name: "".into(),
@@ -112,6 +114,7 @@ pub(crate) fn local() -> Local {
     Local {
         node: "n1".into(),
         vtep: Ipv4Addr::new(198, 18, 0, 11).into(),
+        wireguard: None,
         addresses: vec![Ipv4Addr::new(198, 18, 0, 11).into(), "2001:db8::11".parse().unwrap()],
         endpoints: vec![endpoint("ingress", 0, 7, 3), endpoint("back", 1, 8, 4)],
     }
@@ -138,7 +141,7 @@ fn port<A: mesh_common::addr::Address>(published: u16) -> PortKey {
 }
 
 fn incarnations(fragment: &Fragment, key: BalancerKey) -> Vec<u32> {
-    fragment.serving(key).map(|(backend, _)| backend.incarnation).collect()
+    fragment.serving(key).map(|(backend, ..)| backend.incarnation).collect()
 }
 
 fn attachment(fragment: &Fragment, incarnation: u32, vni: u32) -> Option<Attachment> {
@@ -154,7 +157,7 @@ fn running_tasks_of_all_nodes_serve_a_published_port() {
     assert_eq!(incarnations(web, cluster(4096)), [1, 2, 3]);
     let there = Ipv4Addr::new(198, 18, 0, 12).into();
     assert_eq!(attachment(web, 2, 4096).unwrap().place, Place::There(there));
-    assert_eq!(plan.peers, [there].into());
+    assert_eq!(plan.peers, [(PeerKey { vtep: there, encrypted: false }, vec![there])].into());
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn network(id: &str, third: u8, internal: bool, ingress: bool) -> NetworkRecord 
         internal,
         ingress,
         mtu: None,
+        encrypted: false,
     }
 }
 
@@ -91,6 +92,7 @@ pub(in crate::dns) fn example() -> (Table, Zone) {
         hash_seed: 0,
         data_path_port: 4789,
         return_path: ReturnPath::Tunnel,
+        key_epoch: 0,
     });
     for record in [
         network("ingress", 0, false, true),
