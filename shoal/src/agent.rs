@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use control::docker::{self, LocalNode, Membership};
@@ -164,8 +165,18 @@ async fn serve(args: &AgentArgs) -> anyhow::Result<()> {
 
 /// The manager first, if this host is one: its own agent's session goes to it like any other's.
 async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
-    let AgentArgs { state_dir, run_dir, bpffs, hostname, xdp, uplinks, flows_max, log: _, uninstall: _ } =
-        args;
+    let AgentArgs {
+        state_dir,
+        run_dir,
+        bpffs,
+        hostname,
+        xdp,
+        uplinks,
+        flows_max,
+        key_rotation,
+        log: _,
+        uninstall: _,
+    } = args;
     let id = facts::installation_id(state_dir)?;
     let hostname = match hostname {
         Some(hostname) => hostname.clone(),
@@ -183,7 +194,7 @@ async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
         xdp: *xdp,
         uplinks: uplinks.clone(),
         flows_max: *flows_max,
-        key_rotation: mesh_agent::KEY_ROTATION,
+        key_rotation: Duration::from_hours((*key_rotation).into()),
     };
     let agent = Agent::start(config).await?;
     let manager = match manager {

@@ -273,6 +273,10 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "N", default_value_t = 262_144, env = "SHOAL_FLOWS_MAX",
           value_parser = clap::value_parser!(u32).range(1024..=67_108_864))]
     pub(crate) flows_max: u32,
+    /// How long the node uses a key for encrypted networks before it makes another, hours.
+    #[arg(long, value_name = "HOURS", default_value_t = 12, env = "SHOAL_KEY_ROTATION",
+          value_parser = clap::value_parser!(u16).range(1..=8760))]
+    pub(crate) key_rotation: u16,
     /// What to log on standard error: error, warn, info, debug or trace, also by module
     /// (`info,mesh_agent=debug`).
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "SHOAL_LOG")]
@@ -360,6 +364,7 @@ mod tests {
             ("shoal detach", "ATTACHMENT"),
             ("shoal agent --xdp sideways", "sideways"),
             ("shoal agent --flows-max 7", "1024"),
+            ("shoal agent --key-rotation 0", "1..=8760"),
             ("shoal agent --state-dir", "--state-dir"),
         ] {
             let error = Args::try_parse_from(line.split(' ')).unwrap_err().to_string();

@@ -319,13 +319,12 @@ impl Encryption {
         }
         let Some(standing) = self.standing.get_mut(&slot) else { return Ok(()) };
         let way = WireguardWay { mtu: situation.mtu, ..standing.way };
+        let mut is_led = true;
         if way != standing.way || (look == Look::All && !self.links.is_led(way).await?) {
             self.links.lead(way).await?;
             standing.device.set_mtu(way.mtu);
             standing.way = way;
-            if !self.links.is_led(way).await? {
-                return Err(EncryptionError::Astray(WIREGUARD_LINKS[slot]));
-            }
+            is_led = self.links.is_led(way).await?;
         }
         if standing.peers != situation.peers || look == Look::All {
             let failed = |operation| move |source| EncryptionError::device(operation, identity, source);
@@ -336,7 +335,7 @@ impl Encryption {
             }
             standing.peers.clone_from(&situation.peers);
         }
-        Ok(())
+        if is_led { Ok(()) } else { Err(EncryptionError::Astray(WIREGUARD_LINKS[slot])) }
     }
 
     /// Makes an identity's device, unless that failed a moment ago.

@@ -356,25 +356,21 @@ fn an_agent_that_restarts_goes_on_with_its_keys_and_one_that_is_removed_leaves_n
 }
 
 #[test]
-#[ignore = "measures"]
-fn throughput() {
+fn a_routing_rule_that_leads_elsewhere_is_told_until_it_is_gone() {
     with_pair(V4, |mut pair| async move {
         pair.settle().await;
-        let (own, other) = (pair.addr(0), pair.addr(1));
-        for (args, own, other) in [("", own.to_string(), other.to_string()), ("-R", own.to_string(), other.to_string()), ("-u -b 300M -l 1300", own.to_string(), other.to_string()), ("", "192.0.2.1".to_owned(), "192.0.2.2".to_owned())] {
-            let bind = other.clone();
-            let server = pair.hosts[1].on(move |_| async move {
-                let _ = tokio::process::Command::new("iperf3").args(["-s", "-1", "-B", &bind]).output().await;
-            });
-            let line = format!("iperf3 -c {other} -B {own} -t 5 {args}").trim().to_owned();
-            let client = pair.hosts[0].on(move |_| async move {
-                sleep(Duration::from_millis(500)).await;
-                let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
-                let output = tokio::process::Command::new(&words[0]).args(&words[1..]).output().await.unwrap();
-                println!("MEASURE {line}\n{}", String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.contains("sender") || l.contains("receiver")).collect::<Vec<_>>().join("\n"));
-            });
-            futures::join!(server, client);
-        }
-        println!("MEASURE {}", pair.hosts[0].run("ip -s link show dev shoal-wg1").await);
+        let trouble = |host: Rc<Host>| async move {
+            let encryption = host.encryption.lock().await;
+            encryption.as_ref().unwrap().trouble.clone().unwrap_or_default()
+        };
+        pair.hosts[0].run("ip -6 route add unreachable default table 99").await;
+        pair.hosts[0].run("ip -6 rule add pref 1 table 99").await;
+        pair.follow_table(0, &pair.table, Look::All, MTU).await;
+        let said = pair.hosts[0].on(trouble).await;
+        assert!(said.contains("does not go by shoal-wg1"), "{said}");
+        pair.hosts[0].run("ip -6 rule del pref 1").await;
+        pair.follow_table(0, &pair.table, Look::All, MTU).await;
+        assert_eq!(pair.hosts[0].on(trouble).await, "");
+        assert!(pair.pings(0, 56).await);
     });
 }

@@ -36,7 +36,13 @@ impl UserSpaceDevice {
     /// Makes the link of an identity's slot, and listens on its port of all addresses.
     pub(super) async fn open(identity: &Identity, mtu: u32) -> io::Result<Self> {
         let (mtu, watched) = watch::channel(short(mtu));
-        let tun = Tun::open(WIREGUARD_LINKS[identity.slot()], watched)?;
+        let tun = Tun::open(WIREGUARD_LINKS[identity.slot()], watched).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::new(
+                io::ErrorKind::NotFound,
+                "the kernel has no WireGuard, and there is no /dev/net/tun to do it without (try `modprobe wireguard`)",
+            ),
+            _ => error,
+        })?;
         let builder = DeviceBuilder::new()
             .with_default_udp()
             .udp_recv_buffer_size(SOCKET_BUFFER)

@@ -49,8 +49,8 @@ struct Given {
     backends: Numbers,
     peers: Numbers,
     ranges: Ranges,
-    /// The peers, those that are about to go included.
-    peers_given: BTreeMap<PeerKey, GivenPeer>,
+    /// The ways to other nodes, those that are about to go included.
+    ways: BTreeMap<PeerKey, GivenPeer>,
     /// Tables that are not known to be in the kernel, until [`Layout::written`].
     unwritten: Places,
     retired: Retired,
@@ -80,7 +80,7 @@ impl Default for Layout {
             backends: Numbers::new(BACKENDS_MAX),
             peers: Numbers::new(PEERS_MAX),
             ranges: Ranges::new(PLACES_MAX),
-            peers_given: BTreeMap::new(),
+            ways: BTreeMap::new(),
             unwritten: Places::default(),
             retired: Retired::default(),
         };
@@ -171,17 +171,17 @@ impl Layout {
         let wanted: BTreeSet<_> = peers.keys().copied().collect();
         for (key, addresses) in peers {
             given.retired.peers.remove(&key);
-            if let Some(known) = given.peers_given.get_mut(&key) {
+            if let Some(known) = given.ways.get_mut(&key) {
                 known.addresses = addresses;
                 continue;
             }
             let adopted = addresses.iter().find_map(|address| self.adopted.peer(*address));
             match adopted.map_or_else(|| given.peers.take(), Ok) {
-                Ok(slot) => drop(given.peers_given.insert(key, GivenPeer { slot, addresses })),
+                Ok(slot) => drop(given.ways.insert(key, GivenPeer { slot, addresses })),
                 Err(Exhausted) => result = Err(too_many("nodes", PEERS_MAX)),
             }
         }
-        let gone = given.peers_given.keys().filter(|key| !wanted.contains(key));
+        let gone = given.ways.keys().filter(|key| !wanted.contains(key));
         given.retired.peers.extend(gone);
         if let Some(changes) = changes {
             changes.add(Changes::between(held, self.given.peer_contents()));
@@ -230,13 +230,13 @@ impl Given {
 
     /// How the maps name the way to a node: this one by 0, another by its slot as a peer.
     fn slot_of(&self, peer: PeerKey) -> Option<u32> {
-        if peer.vtep == self.own { Some(0) } else { self.peers_given.get(&peer).map(|given| given.slot) }
+        if peer.vtep == self.own { Some(0) } else { self.ways.get(&peer).map(|given| given.slot) }
     }
 
     /// The peers, but for those that are about to go.
     fn peer_contents(&self) -> Contents {
         let mut common = Common::default();
-        for (key, GivenPeer { slot, addresses }) in &self.peers_given {
+        for (key, GivenPeer { slot, addresses }) in &self.ways {
             if self.retired.peers.contains(key) {
                 continue;
             }
@@ -283,7 +283,7 @@ impl Given {
             self.ranges.free(start);
         }
         for key in peers {
-            if let Some(GivenPeer { slot, .. }) = self.peers_given.remove(&key) {
+            if let Some(GivenPeer { slot, .. }) = self.ways.remove(&key) {
                 self.peers.give_back(slot);
             }
         }
