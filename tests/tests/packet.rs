@@ -22,7 +22,7 @@ const VERIFIED_INSTRUCTIONS_MAX: [(&str, u32); 13] = [
     ("uplink_xdp", 72_000),
     ("uplink_ingress", 350_000),
     ("from_task", 240_000),
-    ("from_overlay", 260_000),
+    ("from_overlay", 430_000),
     ("from_host", 360_000),
     ("sock_connect4", 300),
     ("sock_connect6", 1_100),
