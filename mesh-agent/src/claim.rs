@@ -3,10 +3,16 @@
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::time::{Duration, Instant};
 
 /// The name of the socket that stands for the claim. Abstract sockets are a network namespace's own, and go with the
 /// process that holds them, however it ends.
 const NAME: &[u8] = b"shoal-agent";
+
+/// How long an agent that was killed may hold the claim, until all of it is gone.
+const ENDING_MAX: Duration = Duration::from_millis(500);
+/// Between two looks at that.
+const POLL: Duration = Duration::from_millis(10);
 
 /// Why the network namespace can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -38,10 +44,16 @@ pub(crate) fn is_taken() -> bool {
 impl NetnsClaim {
     pub(crate) fn take() -> Result<Self, ClaimError> {
         let name = SocketAddr::from_abstract_name(NAME).map_err(ClaimError::Socket)?;
-        match UnixListener::bind_addr(&name) {
-            Ok(socket) => Ok(Self { _socket: socket }),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(ClaimError::InUse),
-            Err(error) => Err(ClaimError::Socket(error)),
+        let since = Instant::now();
+        loop {
+            match UnixListener::bind_addr(&name) {
+                Ok(socket) => return Ok(Self { _socket: socket }),
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                    return Err(ClaimError::Socket(error));
+                }
+                Err(_) if since.elapsed() >= ENDING_MAX => return Err(ClaimError::InUse),
+                Err(_) => std::thread::sleep(POLL),
+            }
         }
     }
 }

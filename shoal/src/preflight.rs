@@ -4,7 +4,9 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -67,6 +69,11 @@ pub(crate) fn check_host(bpffs: &Path) -> Result<(), PreflightError> {
     }
 }
 
+/// How long an agent that was killed may hold its folder: until the last of its threads is gone, and its devices are.
+const ENDING_MAX: Duration = Duration::from_secs(3);
+/// Between two looks at that.
+const POLL: Duration = Duration::from_millis(20);
+
 /// A lock on the state folder; released when dropped, or when the process dies.
 #[derive(Debug)]
 pub(crate) struct StateLock {
@@ -84,14 +91,19 @@ pub(crate) fn take_folders(state_dir: &Path, run_dir: &Path) -> Result<StateLock
     make(run_dir, "--run-dir", 0o755)?;
     let path = state_dir.join(LOCK_FILE);
     let failed = |source| PreflightError::Lock { path: path.clone(), source };
-    let file =
+    let mut file =
         std::fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => Ok(StateLock { _file: file }),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            Err(PreflightError::StateInUse { path: state_dir.to_owned() })
+    let since = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => return Ok(StateLock { _file: file }),
+            Err((held, Errno::EWOULDBLOCK)) if since.elapsed() < ENDING_MAX => file = held,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(PreflightError::StateInUse { path: state_dir.to_owned() });
+            }
+            Err((_, errno)) => return Err(PreflightError::Lock { path, source: errno.into() }),
         }
-        Err((_, errno)) => Err(PreflightError::Lock { path, source: errno.into() }),
+        std::thread::sleep(POLL);
     }
 }
 

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::client;
+use crate::curl;
 use crate::engine::Task;
 use crate::figure;
-use crate::lab::{self, Lab, Node, as_host, within};
+use crate::lab::{Lab, Node, as_host, within};
 use crate::overlay::{create_idle, create_network};
 use crate::ways::{self, Back, Family, Way};
 
@@ -61,19 +62,8 @@ pub(crate) fn curl_on_a_node_sees_whom_it_dialled(lab: &Lab) -> Result<()> {
     for node in &lab.nodes[..2] {
         for address in local_addresses(node, &[]) {
             let url = format!("http://{}/", SocketAddr::new(address, Back::Tunnel.port()));
-            let mut command = node.command("curl");
-            command.args([
-                "--silent",
-                "--show-error",
-                "--max-time",
-                "3",
-                "--noproxy",
-                "*",
-                "--output",
-                "/dev/null",
-            ]);
-            let seen = lab::output(command.args(["--write-out", "%{remote_ip}", "--globoff", &url]))?;
-            ensure!(seen.parse::<IpAddr>()? == address, "{url} on {node}: the peer is {seen}");
+            let seen = curl::peer(node.command("curl"), &url)?;
+            ensure!(seen == address, "{url} on {node}: the peer is {seen}");
             figure!("{node}: curl {url} is with {seen}");
         }
     }

@@ -3,40 +3,57 @@
 //! `cargo xtask test` brings the lab up, as often as there are ways to attach the dataplane, and runs this on each. A
 //! case may assume a swarm of three without services, and is judged by what it leaves behind as well.
 
+mod attach;
 mod capture;
 mod chance;
+mod churn;
 mod client;
 mod commands;
+mod curl;
+mod dial;
+mod dns;
+mod encryption;
 mod engine;
 mod errors;
 mod failures;
 mod features;
 mod flood;
+mod forgery;
 mod fragments;
 mod gone;
 mod harness;
 mod intruders;
+mod isolation;
 mod lab;
 mod load;
 mod local;
 mod matrix;
+mod members;
 mod mesh;
+mod mtu;
+mod names;
 mod overlay;
 mod overlay6;
 mod paths;
 mod peers;
 mod raw;
+mod receiver;
 mod refusals;
 mod relay;
 mod restarts;
+mod rivals;
 mod steady;
 mod undo;
 mod watch;
 mod ways;
+mod wire;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(ended) = receiver::main() {
+        return ended;
+    }
     // Sets the kernel as a whole, and takes modules that few kernels have.
     let for_machines_of_their_own =
         cases![flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh];
@@ -61,6 +78,17 @@ fn main() -> ExitCode {
         overlay::big_transfers_between_tasks_on_different_nodes,
         overlay::networks_are_kept_apart,
         overlay::tasks_reach_the_outside_under_their_nodes_address,
+        isolation::tasks_reach_exactly_those_on_their_networks,
+        isolation::tasks_reach_exactly_those_on_their_encrypted_networks,
+        isolation::forged_frames_reach_nobody_and_are_counted,
+        isolation::forged_frames_reach_nobody_on_encrypted_networks,
+        isolation::forged_frames_reach_nobody_while_agents_and_networks_change,
+        churn::addresses_used_again_get_nothing_of_their_former_tasks,
+        names::every_kind_of_record_is_answered,
+        names::a_thousand_questions_a_second_are_answered,
+        names::dead_resolver_delays_no_name_of_the_cluster,
+        attach::process_is_on_its_network_until_it_ends,
+        attach::namespaces_and_programs_are_attached_and_refusals_say_why,
         overlay6::names_lead_to_every_task,
         overlay6::vip_tasks_and_gateway_answer_ping,
         overlay6::big_transfers_between_tasks_on_different_nodes,
@@ -75,6 +103,8 @@ fn main() -> ExitCode {
         paths::narrow_path_to_the_client_is_found,
         paths::narrower_underlay_is_found_at_run_time,
         paths::segments_that_do_not_fit_are_refused_and_sent_anew,
+        mtu::tasks_talk_whatever_the_underlay_carries,
+        mtu::transfers_go_on_when_the_underlay_narrows,
         local::processes_of_a_node_reach_its_ports_by_every_address,
         local::curl_on_a_node_sees_whom_it_dialled,
         local::tasks_reach_the_ports_of_every_node,
@@ -103,6 +133,10 @@ fn main() -> ExitCode {
         intruders::forged_requests_do_not_go_in_circles,
         relay::tunnel_is_no_open_relay,
         relay::nodes_that_point_at_each_other_end_what_comes,
+        encryption::transfers_and_datagrams_pass_encrypted,
+        encryption::change_of_keys_loses_no_packet,
+        encryption::what_comes_in_cleartext_reaches_no_task,
+        encryption::underlay_sees_nothing_of_an_encrypted_network,
         errors::errors_about_nobodys_flow_reach_no_task,
         errors::forged_path_mtu_of_a_flow_stays_above_the_floor,
         errors::forged_path_mtu_between_nodes_cuts_nobody_off,

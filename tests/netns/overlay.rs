@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::client;
+use crate::curl::{self, curl_within};
 use crate::engine::{self, Task};
 use crate::figure;
 use crate::lab::{self, CLIENT, Lab, on_client, until};
 
 /// For what is expected to fail: how long a task tries, s.
-const PATIENCE: &str = "1";
+const PATIENCE_S: u8 = 1;
 
 pub(crate) fn create_network(lab: &Lab, name: &str, arguments: &[&str]) -> Result<()> {
     let create = ["network", "create", "--driver", "overlay"];
@@ -41,22 +42,7 @@ fn resolve(task: &Task, name: &str) -> Result<BTreeSet<Ipv4Addr>> {
 
 /// The tasks that answered so many requests from inside `task`.
 fn fetch(task: &Task, url: &str, count: usize) -> Result<Vec<String>> {
-    let mut command = task.command("curl");
-    command.args([
-        "--silent",
-        "--show-error",
-        "--max-time",
-        "3",
-        "--noproxy",
-        "*",
-        "-H",
-        "Connection: close",
-    ]);
-    let printed = lab::output(command.args(std::iter::repeat_n(url, count)))?;
-    let tasks = printed.lines().filter_map(|line| line.strip_prefix("task: ")).map(str::to_owned);
-    let tasks: Vec<String> = tasks.collect();
-    ensure!(tasks.len() == count, "{} of {count} requests to {url} were answered", tasks.len());
-    Ok(tasks)
+    curl::answering(task.command("curl"), url, count)
 }
 
 pub(crate) fn names_resolve_to_the_vip_and_to_the_tasks(lab: &Lab) -> Result<()> {
@@ -155,10 +141,8 @@ pub(crate) fn networks_are_kept_apart(lab: &Lab) -> Result<()> {
     targets.extend(web.iter().map(Task::address).collect::<Result<Vec<_>>>()?);
     for target in targets {
         let url = format!("http://{target}/");
-        let mut command = stranger.command("curl");
-        let reached = command.args(["--silent", "--max-time", PATIENCE, "--noproxy", "*", &url]);
-        let reached = reached.stdout(Stdio::null()).status()?.success();
-        ensure!(!reached, "{url} was reached from another network");
+        let reached = lab::output(curl_within(stranger.command("curl"), PATIENCE_S).arg(&url));
+        ensure!(reached.is_err(), "{url} was reached from another network");
     }
     // In both networks, both are reached.
     create_idle(lab, "both", &["--network", "red", "--network", "blue"])?;
@@ -173,16 +157,12 @@ pub(crate) fn tasks_reach_the_outside_under_their_nodes_address(lab: &Lab) -> Re
     let locked = create_idle(lab, "locked", &["--network", "locked"])?;
     let mut server = Server::start()?;
     let url = format!("http://{CLIENT}:{}/", Server::PORT);
-    let curl = |task: &Task, patience: &str| {
-        let mut command = task.command("curl");
-        command.args(["--silent", "--max-time", patience, "--noproxy", "*", &url]);
-        lab::output(&mut command)
-    };
-    until("the client's server answers", Duration::from_secs(10), || Ok(curl(&free, "2").ok()))?;
-    let seen = curl(&free, "5")?;
+    let fetch = |task: &Task, seconds| lab::output(curl_within(task.command("curl"), seconds).arg(&url));
+    until("the client's server answers", Duration::from_secs(10), || Ok(fetch(&free, 2).ok()))?;
+    let seen = fetch(&free, 5)?;
     figure!("a task on {} is seen by the outside as {}", free.node, seen.trim());
     ensure!(seen.trim() == free.node.address.to_string(), "seen as {seen:?}");
-    ensure!(curl(&locked, PATIENCE).is_err(), "a task of an internal network got out");
+    ensure!(fetch(&locked, PATIENCE_S).is_err(), "a task of an internal network got out");
     server.stop()
 }
 

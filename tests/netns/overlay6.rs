@@ -2,14 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::client;
+use crate::curl;
 use crate::engine::{self, Task};
 use crate::figure;
 use crate::lab::{self, Lab};
+use crate::mtu;
 use crate::overlay::{create_idle, create_network};
+use crate::ways::Family;
 
 /// The network's IPv6 subnet.
 const SUBNET: &str = "fd00:b1::/64";
@@ -36,36 +40,26 @@ pub(crate) fn names_lead_to_every_task(lab: &Lab) -> Result<()> {
     ensure!(vips.len() == 1 && tasks.len() == 3, "expected one VIP and three tasks");
     let vip = vips.first().context("no VIP")?;
     for target in ["web".to_owned(), format!("[{vip}]")] {
-        let mut command = caller.command("curl");
-        command.args(["-6", "--silent", "--show-error", "--max-time", "3", "--noproxy", "*"]);
         let url = format!("http://{target}/");
-        let printed = lab::output(command.args(["-H", "Connection: close"]).args(vec![&url[..]; 90]))?;
-        let answers: Vec<&str> = printed.lines().filter_map(|line| line.strip_prefix("task: ")).collect();
-        let (shares, _) = client::shares(answers.iter().copied());
+        let answers = curl::answering(curl6(&caller), &url, 90)?;
+        let (shares, _) = client::shares(answers.iter().map(String::as_str));
         figure!("90 requests to {url}: {shares:?}");
-        ensure!(answers.len() == 90 && shares.len() == 3, "{} answers, {shares:?}", answers.len());
+        ensure!(shares.len() == 3, "{shares:?}");
+        let printed = lab::output(curl::curl(curl6(&caller)).arg(&url))?;
         let seen = printed.lines().find(|line| line.starts_with("client: ")).unwrap_or_default();
         ensure!(seen.starts_with("client: [fd00:b1::"), "seen as {seen}");
     }
     for task in &web {
-        let printed = lab::output(task.command("curl").args([
-            "-6",
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "3",
-            "--noproxy",
-            "*",
-            "http://web/",
-            "http://web/",
-            "http://web/",
-            "http://web/",
-            "http://web/",
-            "http://web/",
-        ]))?;
-        ensure!(printed.matches("task: ").count() == 6, "from web.{}: {printed}", task.slot);
+        curl::answering(curl6(task), "http://web/", 6).with_context(|| format!("from web.{}", task.slot))?;
     }
     Ok(())
+}
+
+/// curl in a task, by IPv6 alone.
+fn curl6(task: &Task) -> Command {
+    let mut curl = task.command("curl");
+    curl.arg("-6");
+    curl
 }
 
 pub(crate) fn vip_tasks_and_gateway_answer_ping(lab: &Lab) -> Result<()> {
@@ -91,32 +85,5 @@ pub(crate) fn vip_tasks_and_gateway_answer_ping(lab: &Lab) -> Result<()> {
 
 /// Between nodes, both ways; more than a packet holds.
 pub(crate) fn big_transfers_between_tasks_on_different_nodes(lab: &Lab) -> Result<()> {
-    create_network(lab, "blue", &["--ipv6", "--subnet", SUBNET])?;
-    let place = |node: &str| {
-        ["--network".to_owned(), "blue".to_owned(), format!("--constraint=node.hostname=={node}")]
-    };
-    let place = |node: &str| place(node).to_vec();
-    let server: Vec<String> = place("n1");
-    let server: Vec<&str> = server.iter().map(String::as_str).collect();
-    engine::create(lab, "server", 1, &[&server[..], &["shoal/exec", "iperf3", "-s"]].concat())?;
-    let caller: Vec<String> = place("n2");
-    let caller: Vec<&str> = caller.iter().map(String::as_str).collect();
-    let caller = create_idle(lab, "caller", &caller)?;
-    lab::until("the server listens", std::time::Duration::from_secs(5), || {
-        let mut probe = caller.command("iperf3");
-        Ok(lab::output(probe.args(["-6", "-c", "server", "-n", "1K"])).ok())
-    })?;
-    for flow in [&["-n", "50M"][..], &["-n", "50M", "-R"], &["-u", "-l", "8000", "-b", "50M", "-n", "4M"]] {
-        let mut command = caller.command("iperf3");
-        let report = command.args(["-6", "-J", "-c", "server"]).args(flow).output()?.stdout;
-        let report: serde_json::Value = serde_json::from_slice(&report)?;
-        ensure!(report["error"].is_null(), "{}", report["error"]);
-        let end = &report["end"];
-        let sum = if flow[0] == "-u" { &end["sum"] } else { &end["sum_received"] };
-        let megabits = sum["bits_per_second"].as_f64().context("no rate")? / 1e6;
-        let lost = sum["lost_percent"].as_f64().unwrap_or_default();
-        figure!("iperf3 {}: {megabits:.0} Mbit/s, {lost:.1} % lost", flow.join(" "));
-        ensure!(megabits > 20.0 && lost < 5.0, "{report}");
-    }
-    Ok(())
+    mtu::transfer(&mtu::create(lab, &["--subnet", SUBNET], &[Family::V6])?, Family::V6)
 }

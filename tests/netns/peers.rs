@@ -26,7 +26,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn new(name: &'static str) -> Result<Self> {
+    pub(crate) fn new(name: &'static str) -> Result<Self> {
         let netns = format!("shoal-{name}");
         // Of a run that was killed.
         let _ = lab::output(Command::new("ip").args(["netns", "delete", &netns]));

@@ -1,7 +1,8 @@
 //! Which nodes are alive: a node whose sessions have been gone, or silent, for as long as three heartbeats is down.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_api::id::NodeId;
 use mesh_api::session::SESSION_TIMEOUT_MS;
@@ -15,6 +16,9 @@ use crate::model::Node;
 
 const PERIOD: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
+/// How long an address rests once every live node has let go of it: tasks may hold what a name resolved to for 5 s, and
+/// have been answered just before.
+const REST: Duration = Duration::from_secs(6);
 
 impl Server {
     /// Keeps the nodes' states true until the cluster shuts down.
@@ -23,6 +27,7 @@ impl Server {
             return;
         }
         let mut tick = tokio::time::interval(PERIOD);
+        let mut resting = VecDeque::new();
         loop {
             tick.tick().await;
             let state = self.cluster.state();
@@ -35,17 +40,25 @@ impl Server {
             }
             self.registry().retain(&state);
             self.settle();
-            if self.acknowledge().await.is_err() {
+            if self.acknowledge(&mut resting).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Notes in the state how far all live nodes are, where a freed address waits for it.
-    async fn acknowledge(&self) -> Result<(), ()> {
+    /// Notes in the state how far all live nodes were [`REST`] ago, where a freed address waits for it. `resting`: how far
+    /// they were since when.
+    async fn acknowledge(&self, resting: &mut VecDeque<(Instant, u64)>) -> Result<(), ()> {
         let state = self.cluster.state();
         let index = self.registry().acknowledged(&state);
-        if awaits(&state, index) { self.propose(Action::Acknowledge { index }).await } else { Ok(()) }
+        if resting.back().is_none_or(|(_, last)| *last < index) {
+            resting.push_back((Instant::now(), index));
+        }
+        let over = resting.partition_point(|(since, _)| since.elapsed() >= REST);
+        match resting.drain(..over).next_back() {
+            Some((_, index)) if awaits(&state, index) => self.propose(Action::Acknowledge { index }).await,
+            _ => Ok(()),
+        }
     }
 
     /// What a former manager process heard of the nodes says nothing of today.
