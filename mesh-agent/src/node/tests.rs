@@ -135,6 +135,10 @@ impl Host {
     }
 
     async fn start(&self) -> Result<Node, NodeError> {
+        // A node that was dropped ends a little later.
+        let is_taken = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+        until("no name server is left", || !UdpSocket::bind((HOST_ADDR, 53)).as_ref().is_err_and(is_taken))
+            .await;
         let (node, came_up) = self.try_start().await;
         came_up.map(|()| node)
     }

@@ -29,7 +29,8 @@ impl Process {
     fn read(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (state, start_time) = state_and_start(&stat)?;
-        if matches!(state, 'Z' | 'X') {
+        // Its first thread may have ended before others, which still hold its files.
+        if matches!(state, 'Z' | 'X') && threads(pid) < 2 {
             return None;
         }
         let command = arguments(pid).join(" ");
@@ -38,7 +39,11 @@ impl Process {
 
     /// Whether it still runs.
     pub(super) fn lives(&self) -> bool {
-        Self::read(self.pid).is_some_and(|found| found.start_time == self.start_time)
+        Self::read(self.pid).is_some_and(|found| found.is(self))
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        (self.pid, self.start_time) == (other.pid, other.start_time)
     }
 
     /// Sends it a signal; that it is gone already is no error.
@@ -53,6 +58,11 @@ impl Process {
             _ => Ok(()),
         }
     }
+}
+
+/// How many threads of a process are there, the one that waits to be reaped included.
+fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 /// The agent of a node, if it runs.
@@ -89,14 +99,18 @@ pub(super) fn all() -> Vec<Process> {
 
 /// Kills all of the lab's processes, those that appear meanwhile as well; gives how many there were.
 pub(super) fn kill_all() -> Result<usize> {
-    let mut killed = BTreeSet::new();
+    let mut killed = Vec::new();
     bounded::until("the lab's processes ended", LIMIT, || {
         let found = all();
-        for process in &found {
+        let are_none = found.is_empty();
+        for process in found {
             process.signal(libc::SIGKILL)?;
-            killed.insert((process.pid, process.start_time));
+            if !killed.iter().any(|one: &Process| one.is(&process)) {
+                killed.push(process);
+            }
         }
-        Ok(found.is_empty().then_some(()))
+        // One that is ending is not found by its binary any more, and may hold its devices for a moment yet.
+        Ok((are_none && !killed.iter().any(Process::lives)).then_some(()))
     })?;
     Ok(killed.len())
 }
