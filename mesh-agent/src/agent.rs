@@ -29,8 +29,9 @@ use crate::session::{
     ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, connect,
 };
 
-/// How long a join waits for the first table and for the dataplane to hold it.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a join waits for the first table and for the dataplane to hold it: a slow machine needs half of it for the kernel
+/// to verify the programs.
+const JOIN_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a node that starts waits for its uplinks and their addresses; a host that joins has them.
 const UPLINK_PATIENCE: Duration = Duration::from_mins(2);
 
