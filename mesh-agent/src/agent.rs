@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 mod attach;
 
-pub use attach::{AttachError, AttachRequest, DetachError};
+pub use attach::{AttachError, DetachError};
 
 use crate::claim::{ClaimError, NetnsClaim};
 use crate::config::Config;

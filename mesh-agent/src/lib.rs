@@ -19,9 +19,7 @@ mod session;
 pub mod sys;
 mod uninstall;
 
-pub use agent::{
-    Agent, AttachError, AttachRequest, DetachError, JoinError, JoinRequest, LeaveError, StartError,
-};
+pub use agent::{Agent, AttachError, DetachError, JoinError, JoinRequest, LeaveError, StartError};
 pub use claim::ClaimError;
 pub use config::{Config, XdpMode};
 pub use encryption::{EncryptionKind, KEY_ROTATION, encryption_links, wireguard_overhead};

@@ -4,6 +4,7 @@
 //! These are wire types: they derive serde and hold no logic beyond keeping a [`table::Table`] up to date. The model
 //! that managers replicate is `control`'s, the ABI with the BPF programs is `mesh-common`'s; neither appears here.
 
+pub mod attachment;
 pub mod codec;
 pub mod error;
 pub mod id;

@@ -8,14 +8,14 @@ use std::time::Duration;
 use control::cluster::{Cluster, InitRequest as ClusterRequest};
 use control::command::{Action, Command};
 use control::docker::{
-    AttachError, AttachRequest, Attachment, HostFacts, InitRequest, Interface, JoinRequest, LocalNode,
-    Membership, SwarmError,
+    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
 };
 use control::model::{Availability, ClusterSpec, NodeSpec};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net};
 use mesh_agent::{Agent, ConnectError, JoinError, LeaveError};
+use mesh_api::attachment::{AttachRequest, Attachment};
 use mesh_api::error::chain;
 use mesh_api::id::NodeId;
 use mesh_api::session::RefusalReason;

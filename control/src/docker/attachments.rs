@@ -4,10 +4,11 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use mesh_api::attachment::{AttachRequest, AttachTarget, Attachment};
 
 use super::Api;
 use super::error::{ApiError, ApiResult};
-use super::local::{AttachError, AttachRequest, AttachTarget, Attachment};
+use super::local::AttachError;
 use super::request::Body;
 use super::time::rfc3339;
 use super::wire::attachment as wire;

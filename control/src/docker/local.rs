@@ -2,13 +2,13 @@
 //! cluster, tests over nothing.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net};
-use mesh_api::id::{NetworkId, NodeId, TaskId};
+use mesh_api::attachment::{AttachRequest, Attachment};
+use mesh_api::id::NodeId;
 use mesh_api::table::{Role, Table};
 use mesh_api::token::JoinToken;
 
@@ -41,63 +41,6 @@ pub trait LocalNode: Send + Sync + 'static {
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, AttachError>>;
     /// Ends the attachment of an id, the beginning of one, or a name.
     fn detach(&self, wanted: String) -> BoxFuture<'_, Result<(), AttachError>>;
-}
-
-/// What is attached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AttachTarget {
-    /// A process of this host.
-    Process(u32),
-    /// A network namespace, by the file that it is mounted on.
-    Netns(PathBuf),
-}
-
-/// What to attach, and to what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachRequest {
-    /// The network, by its id or its name.
-    pub network: String,
-    /// Its name there; `None` for the beginning of its id.
-    pub name: Option<String>,
-    /// Further names.
-    pub aliases: Vec<String>,
-    /// Its address; `None` for any.
-    pub addr: Option<Ipv4Addr>,
-    /// What to attach.
-    pub target: AttachTarget,
-    /// The interface that it gets; `None` for the first of `eth0`, `eth1`… that it does not have.
-    pub interface: Option<String>,
-}
-
-/// An attachment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attachment {
-    /// Its id.
-    pub id: TaskId,
-    /// The network.
-    pub network: NetworkId,
-    /// The network's name.
-    pub network_name: String,
-    /// Its name there.
-    pub name: String,
-    /// Further names.
-    pub aliases: Vec<String>,
-    /// What is attached.
-    pub target: AttachTarget,
-    /// The interface that it has got.
-    pub interface: String,
-    /// The interface's addresses, each with its subnet's prefix length.
-    pub addresses: Vec<IpNet>,
-    /// Where the way out leads.
-    pub gateways: Vec<IpAddr>,
-    /// Where names are asked for.
-    pub name_server: Ipv4Addr,
-    /// The interface's MAC.
-    pub mac: [u8; 6],
-    /// The interface's MTU, bytes.
-    pub mtu: u32,
-    /// When it was attached, ns since the epoch.
-    pub since_ns: u64,
 }
 
 /// Why something was not attached, or its attachment not ended. Texts of what is wrong with a request name the field.

@@ -41,8 +41,7 @@ use tower::{ServiceExt as _, service_fn};
 
 pub use listen::{ListenError, bind, serve};
 pub use local::{
-    AttachError, AttachRequest, AttachTarget, Attachment, HostFacts, InitRequest, Interface, JoinRequest,
-    LocalNode, Membership, SwarmError,
+    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
 };
 
 use crate::cluster::Cluster;

@@ -1,8 +1,8 @@
 //! Attachments: what runs on the node without Shoal gets an endpoint on an attachable network.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use mesh_api::attachment::{AttachRequest, AttachTarget, Attachment};
 use mesh_api::error::chain;
 use mesh_api::id::TaskId;
 use mesh_api::session::{AttachRefused, AttachmentSpec};
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::Agent;
 use crate::links::{LinkError, Links};
 use crate::node::attach::{Attachments, Expected};
-use crate::runtime::guest::{Attachment, AttachmentFile, Guest, GuestError, Target};
+use crate::runtime::guest::{AttachmentFile, Guest, GuestError};
 use crate::runtime::{RuntimeError, SHORT_ID_LEN};
 use crate::session::{AttachCall, SessionState};
 
@@ -27,23 +27,6 @@ const DETACH_TIMEOUT: Duration = Duration::from_secs(10);
 const INTERFACES_MAX: usize = 100;
 /// Longest name of an interface, bytes.
 const INTERFACE_LEN_MAX: usize = 15;
-
-/// What to attach, and to what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachRequest {
-    /// The network, by its id or its name.
-    pub network: String,
-    /// The name that it is to have there; where not given, the beginning of its id.
-    pub name: Option<String>,
-    /// Further names.
-    pub aliases: Vec<String>,
-    /// The IPv4 address that it is to have; any where not given.
-    pub addr: Option<Ipv4Addr>,
-    /// What to attach.
-    pub target: Target,
-    /// The interface that it is to get; where not given, the first of `eth0`, `eth1`… that it does not have.
-    pub interface: Option<String>,
-}
 
 /// Why something was not attached. Texts of what is wrong with the request name its field.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +49,7 @@ pub enum AttachError {
     #[error("interface: {target} has an interface {interface} already: choose another name")]
     InterfaceTaken {
         /// What is to be attached.
-        target: Target,
+        target: AttachTarget,
         /// The interface.
         interface: String,
     },
@@ -77,7 +60,7 @@ pub enum AttachError {
     #[error("can't look into {target}")]
     Look {
         /// What is to be attached.
-        target: Target,
+        target: AttachTarget,
         /// Why.
         source: LinkError,
     },
@@ -85,7 +68,7 @@ pub enum AttachError {
     #[error("{target} can't be attached: {why}")]
     Failed {
         /// What was to be attached.
-        target: Target,
+        target: AttachTarget,
         /// Why.
         why: String,
     },

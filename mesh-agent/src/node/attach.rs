@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mesh_api::attachment::Attachment;
 use mesh_api::error::chain;
 use mesh_api::id::TaskId;
 use mesh_api::table::TaskState;
@@ -22,7 +23,7 @@ use super::tasks::LocalTask;
 use super::{Command, Worker, status};
 use crate::dataplane::LocalEndpoint;
 use crate::links::{LinkError, TaskAddress, mac};
-use crate::runtime::guest::{Attachment, AttachmentFile, Guest};
+use crate::runtime::guest::{AttachmentFile, Guest};
 use crate::runtime::layout::{EndpointFile, Exit, now_ns};
 use crate::sys::netns::Netns;
 use crate::sys::process;

@@ -3,16 +3,14 @@
 //! It is looked for, told from a later one of the same number or path, and watched to its end; nothing is started or
 //! stopped here. What is attached is in a file each, for the agent's next run.
 
-use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
-use mesh_api::id::{NetworkId, TaskId};
+use mesh_api::attachment::{AttachTarget, Attachment};
+use mesh_api::id::TaskId;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -25,25 +23,6 @@ use crate::sys::process;
 
 /// How often a namespace without a process is looked for.
 const POLL: Duration = Duration::from_secs(1);
-
-/// What is attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// A process, by its number on the node: the network namespace that it is in, until it ends.
-    Process(u32),
-    /// A network namespace, by the file that it is mounted on, until that is gone.
-    Netns(PathBuf),
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Process(pid) => write!(f, "process {pid}"),
-            Self::Netns(path) => path.display().fmt(f),
-        }
-    }
-}
 
 /// Why something can't be attached, or not any longer. The text names the request's field.
 #[derive(Debug, thiserror::Error)]
@@ -66,13 +45,13 @@ pub enum GuestError {
         /// The request's field.
         field: &'static str,
         /// What was to be attached.
-        target: Target,
+        target: AttachTarget,
     },
     /// It can't be looked at.
     #[error("can't look into {target}")]
     Look {
         /// What was to be attached.
-        target: Target,
+        target: AttachTarget,
         /// Why.
         source: io::Error,
     },
@@ -99,28 +78,28 @@ impl Identity {
 /// What is attached, while it is there.
 #[derive(Debug)]
 pub struct Guest {
-    target: Target,
+    target: AttachTarget,
     identity: Identity,
     process: Option<WatchedPid>,
 }
 
 impl Guest {
     /// Looks for what is to be attached. To be called inside a tokio runtime.
-    pub fn find(target: &Target) -> Result<Self, GuestError> {
+    pub fn find(target: &AttachTarget) -> Result<Self, GuestError> {
         let look = |source| GuestError::Look { target: target.clone(), source };
         let (process, identity, field) = match target {
-            Target::Process(pid) => {
+            AttachTarget::Process(pid) => {
                 let gone = |_| GuestError::NoProcess(*pid);
                 let pidfd = PidFd::open(*pid).map_err(gone)?;
                 let start_time = process::start_time(*pid).map_err(gone)?;
                 // A process that has ended and was not waited for has no namespaces any more.
-                let identity = Identity::of(&target.path(), Some(start_time)).map_err(|error| {
+                let identity = Identity::of(&netns_of(target), Some(start_time)).map_err(|error| {
                     let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
                     if is_denied { look(error) } else { gone(error) }
                 })?;
                 (Some(WatchedPid::new(pidfd).map_err(look)?), identity, "pid")
             }
-            Target::Netns(path) => {
+            AttachTarget::Netns(path) => {
                 let metadata = fs::metadata(path).map_err(|error| match error.kind() {
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                         GuestError::NoFile(path.clone())
@@ -142,22 +121,22 @@ impl Guest {
         match guest.netns()?.run(|| Ok(())) {
             Ok(()) => Ok(guest),
             Err(source) => Err(match target {
-                Target::Netns(path) => GuestError::NoNetns(path.clone()),
-                Target::Process(_) => look(source),
+                AttachTarget::Netns(path) => GuestError::NoNetns(path.clone()),
+                AttachTarget::Process(_) => look(source),
             }),
         }
     }
 
     /// What it is.
-    pub fn target(&self) -> &Target {
+    pub fn target(&self) -> &AttachTarget {
         &self.target
     }
 
     /// Its number, if it is a process.
     pub fn pid(&self) -> Option<u32> {
         match self.target {
-            Target::Process(pid) => Some(pid),
-            Target::Netns(_) => None,
+            AttachTarget::Process(pid) => Some(pid),
+            AttachTarget::Netns(_) => None,
         }
     }
 
@@ -169,7 +148,7 @@ impl Guest {
     /// Its network namespace, opened anew: held open, it would outlive what is attached.
     pub fn netns(&self) -> Result<Netns, GuestError> {
         let look = |source| GuestError::Look { target: self.target.clone(), source };
-        let netns = Netns::open(&self.target.path()).map_err(look)?;
+        let netns = Netns::open(&netns_of(&self.target)).map_err(look)?;
         if self.has_ended() {
             return Err(look(io::Error::from(io::ErrorKind::NotFound)));
         }
@@ -178,7 +157,7 @@ impl Guest {
 
     /// Whether it is gone.
     pub fn has_ended(&self) -> bool {
-        Identity::of(&self.target.path(), self.identity.start_time).ok() != Some(self.identity)
+        Identity::of(&netns_of(&self.target), self.identity.start_time).ok() != Some(self.identity)
     }
 
     /// Waits until it is gone. Cancel-safe.
@@ -194,45 +173,12 @@ impl Guest {
     }
 }
 
-impl Target {
-    /// The file of its network namespace.
-    fn path(&self) -> PathBuf {
-        match self {
-            Self::Process(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
-            Self::Netns(path) => path.clone(),
-        }
+/// The file of its network namespace.
+fn netns_of(target: &AttachTarget) -> PathBuf {
+    match target {
+        AttachTarget::Process(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        AttachTarget::Netns(path) => path.clone(),
     }
-}
-
-/// An attachment of something on this node to a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attachment {
-    /// Its id.
-    pub id: TaskId,
-    /// What is attached.
-    pub target: Target,
-    /// The network.
-    pub network: NetworkId,
-    /// The network's name.
-    pub network_name: String,
-    /// Its name in the network.
-    pub name: String,
-    /// Its further names there.
-    pub aliases: Vec<String>,
-    /// The interface that it got, inside of its namespace.
-    pub interface: String,
-    /// The interface's addresses, IPv4 first, each with its subnet's prefix length.
-    pub addresses: Vec<IpNet>,
-    /// Where the way out leads, one address a family; none in an internal network.
-    pub gateways: Vec<IpAddr>,
-    /// Where names are asked for.
-    pub name_server: Ipv4Addr,
-    /// The interface's MAC.
-    pub mac: [u8; 6],
-    /// The interface's MTU when it was attached, bytes.
-    pub mtu: u32,
-    /// When it was attached, ns since the epoch.
-    pub since_ns: u64,
 }
 
 /// An attachment as the agent knows it across restarts.
@@ -319,7 +265,7 @@ mod tests {
     use super::*;
     use crate::sys::testing::{in_netns, run, until};
 
-    fn refusal(target: &Target) -> String {
+    fn refusal(target: &AttachTarget) -> String {
         Guest::find(target).unwrap_err().to_string()
     }
 
@@ -332,22 +278,25 @@ mod tests {
             nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
             let own = std::process::id();
             for (target, parts) in [
-                (Target::Process(u32::MAX), ["pid:", "no process 4294967295"]),
-                (Target::Netns(folder.path().join("missing")), ["netns:", "no file"]),
-                (Target::Netns(file), ["netns:", "no network namespace"]),
-                (Target::Netns(fifo), ["netns:", "no network namespace"]),
-                (Target::Netns(folder.path().to_owned()), ["netns:", "no network namespace"]),
-                (Target::Netns(format!("/proc/{own}/ns/uts").into()), ["netns:", "no network namespace"]),
-                (Target::Netns("/proc/thread-self/ns/net".into()), ["netns:", "the node's own"]),
+                (AttachTarget::Process(u32::MAX), ["pid:", "no process 4294967295"]),
+                (AttachTarget::Netns(folder.path().join("missing")), ["netns:", "no file"]),
+                (AttachTarget::Netns(file), ["netns:", "no network namespace"]),
+                (AttachTarget::Netns(fifo), ["netns:", "no network namespace"]),
+                (AttachTarget::Netns(folder.path().to_owned()), ["netns:", "no network namespace"]),
+                (
+                    AttachTarget::Netns(format!("/proc/{own}/ns/uts").into()),
+                    ["netns:", "no network namespace"],
+                ),
+                (AttachTarget::Netns("/proc/thread-self/ns/net".into()), ["netns:", "the node's own"]),
             ] {
                 let text = refusal(&target);
                 assert!(parts.iter().all(|part| text.contains(part)), "{text}");
             }
             let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-            let text = refusal(&Target::Process(child.id()));
+            let text = refusal(&AttachTarget::Process(child.id()));
             assert!(text.contains("pid:") && text.contains("the node's own"), "{text}");
             child.kill().unwrap();
-            let ended = || refusal(&Target::Process(child.id())).contains("no process");
+            let ended = || refusal(&AttachTarget::Process(child.id())).contains("no process");
             until("a process that was not waited for has ended", ended).await;
             child.wait().unwrap();
         });
@@ -358,13 +307,13 @@ mod tests {
         in_netns(|| async {
             let mut child =
                 std::process::Command::new("unshare").args(["--net", "sleep", "60"]).spawn().unwrap();
-            let target = Target::Process(child.id());
+            let target = AttachTarget::Process(child.id());
             until("it has its namespace", || Guest::find(&target).is_ok()).await;
             let guest = Guest::find(&target).unwrap();
             assert!(!guest.has_ended());
             let name = format!("att-guest-{}", std::process::id());
             run(&format!("ip netns add {name}"));
-            let other = Guest::find(&Target::Netns(format!("/run/netns/{name}").into())).unwrap();
+            let other = Guest::find(&AttachTarget::Netns(format!("/run/netns/{name}").into())).unwrap();
             assert_ne!(guest.identity(), other.identity());
             child.kill().unwrap();
             guest.ended().await;

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use mesh_api::attachment::{AttachRequest, AttachTarget, Attachment};
 use mesh_api::id::NodeId;
 use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role, Table, TaskState};
@@ -18,8 +19,7 @@ use crate::apply::awaits;
 use crate::cluster::{self, Cluster};
 use crate::command::{Action, Command};
 use crate::docker::local::{
-    AttachError, AttachRequest, AttachTarget, Attachment, HostFacts, InitRequest, Interface, JoinRequest,
-    LocalNode, Membership, SwarmError,
+    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
 };
 use crate::model::{ClusterSpec, NodeSpec};
 use crate::testing;

@@ -4,7 +4,9 @@ use std::process::{Child, Command as Process};
 
 use super::*;
 use crate::node::attach::Expected;
-use crate::runtime::guest::{Guest, Target};
+use mesh_api::attachment::AttachTarget;
+
+use crate::runtime::guest::Guest;
 
 /// A process in a network namespace of its own.
 struct Foreign(Child);
@@ -12,13 +14,13 @@ struct Foreign(Child);
 impl Foreign {
     async fn start() -> Self {
         let child = Process::new("unshare").args(["--net", "sleep", "600"]).spawn().unwrap();
-        let target = Target::Process(child.id());
+        let target = AttachTarget::Process(child.id());
         until("it has its namespace", || Guest::find(&target).is_ok()).await;
         Self(child)
     }
 
     fn guest(&self) -> Guest {
-        Guest::find(&Target::Process(self.0.id())).unwrap()
+        Guest::find(&AttachTarget::Process(self.0.id())).unwrap()
     }
 
     fn run(&self, line: &str) -> String {
@@ -169,7 +171,7 @@ fn a_namespace_is_attached_until_it_is_gone_or_detached() {
         let host = Host::new(table());
         let node = host.start().await.unwrap();
         let named = Named::new("named");
-        let guest = || Guest::find(&Target::Netns(format!("/run/netns/{}", named.0).into())).unwrap();
+        let guest = || Guest::find(&AttachTarget::Netns(format!("/run/netns/{}", named.0).into())).unwrap();
         assert_eq!(host.attach(&node, T1, "front", guest(), "eth0").await, Ok(()));
         assert_eq!(host.reaches(T1, TaskState::Running).await.pid, None);
         assert!(named.run("ip route").contains("default via 10.0.1.1 dev eth0"));
