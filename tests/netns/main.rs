@@ -50,10 +50,15 @@ mod wire;
 
 use std::process::ExitCode;
 
+use nix::sys::signal::{SigSet, Signal};
+
 fn main() -> ExitCode {
     if let Some(ended) = receiver::main() {
         return ended;
     }
+    // Or the end of a child that one thread has just started interrupts what another waits for: a signal goes to any
+    // thread that does not block it, and std blocks all of them while it starts a child.
+    SigSet::from(Signal::SIGCHLD).thread_block().expect("the signal exists");
     // Sets the kernel as a whole, and takes modules that few kernels have.
     let for_machines_of_their_own =
         cases![flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh];

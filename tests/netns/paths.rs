@@ -133,11 +133,12 @@ pub(crate) fn narrow_path_to_the_client_is_found(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Sends a large datagram and waits for it to come back; the first ones may be what finds the path's MTU.
+/// Sends a large datagram and waits for it to come back. Each of the router, the ingress and the task's node may have to
+/// tell that its next link is too narrow before one arrives and comes back.
 fn datagram(source: SocketAddr, to: SocketAddr) -> Result<usize> {
     let payload: Vec<u8> = (0..DATAGRAM).map(|at| (at % 251) as u8).collect();
     let mut last = None;
-    for attempt in 1..=3 {
+    for attempt in 1..=4 {
         match as_client(|| client::udp(source, to, &payload)) {
             Ok(_) => return Ok(attempt),
             Err(error) => last = Some(error),
