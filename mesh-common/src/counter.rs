@@ -53,6 +53,8 @@ counters! {
     ResetSent = 40, "reset_sent", "TCP reset made, for a packet that was dropped.";
     UnreachableSent = 41, "unreachable_sent", "ICMP unreachable made, for a packet that was dropped.";
     TooBigSent = 42, "too_big_sent", "ICMP with the path's MTU made, for a packet that was dropped.";
+    NackSent = 43, "nack_sent", "Word to another node that the task of its packet is not here, for that packet, which was dropped.";
+    NackHeard = 44, "nack_heard", "Word of another node that a task is not there; the agent sends it nothing for a while.";
 
     DropMalformed = 50, "drop_malformed", "Headers truncated, or lying about their lengths.";
     DropFragment = 51, "drop_fragment", "Fragment of a packet whose first fragment, with the ports, has not been seen.";
@@ -82,7 +84,7 @@ counters! {
     DropMulticast = 81, "drop_multicast", "Multicast or broadcast, which overlays don't carry.";
     DropLinkLocal = 82, "drop_link_local", "To the node-local alias addresses.";
     DropSourceRefused = 83, "drop_source_refused", "From a client that the service's rules don't let in.";
-    DropUnrelated = 84, "drop_unrelated", "ICMP error about a flow that isn't known.";
+    DropUnrelated = 84, "drop_unrelated", "ICMP error about a flow that isn't known, or word of a task's absence from a node that it isn't sent to.";
 
     DropNoRoute = 90, "drop_no_route", "The host has no route to the destination.";
     DropRewriteFailed = 91, "drop_rewrite_failed", "The kernel refused to change the packet.";

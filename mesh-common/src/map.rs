@@ -28,6 +28,7 @@
 //! | `shoal_counters` | [`Counter`](crate::counter::Counter) | `u64`, per CPU | programs |
 //! | `shoal_examples` | [`Counter`](crate::counter::Counter) | [`Example`] | programs |
 //! | `shoal_events` | | [`Example`]s, a ring | programs |
+//! | `shoal_nacks` | | [`Nack`]s, a ring | programs |
 //! | `shoal_budgets` | what is limited | [`Budget`], per CPU | programs |
 //!
 //! Slots start at 1: 0 is "none". All scalars are in host order unless their type says otherwise.
@@ -80,6 +81,8 @@ pub const FRAGMENTS_MAX: u32 = 8_192;
 pub const DIALLED_MAX: u32 = 65_536;
 /// Bytes of `shoal_events`.
 pub const EVENTS_BYTES: u32 = 256 << 10;
+/// Bytes of `shoal_nacks`.
+pub const NACKS_BYTES: u32 = 64 << 10;
 
 /// How long a peer's next hop is used before the programs look it up again, ns.
 pub const NEXT_HOP_TTL_NS: u64 = 1_000_000_000;
@@ -430,6 +433,14 @@ abi! {
         head_len: u32,
         /// Its first bytes.
         head: [[u8; 32]; 3],
+    }
+
+    /// A task that is not where this node sends what is for it, as that node says.
+    struct Nack(8, align 4) {
+        /// The task's incarnation.
+        incarnation: u32,
+        /// The network.
+        vni: u32,
     }
 
     /// How much of something was done lately.

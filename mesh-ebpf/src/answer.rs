@@ -1,4 +1,5 @@
-//! Answering a packet that is dropped, so that its sender needn't wait: with a TCP reset, or an ICMP error.
+//! Answering a packet that is dropped, so that its sender needn't wait: with a TCP reset, or an ICMP error; or so that the
+//! node that sent it learns from it.
 
 use mesh_common::counter::Counter;
 use mesh_common::map::{BUDGET_ERRORS, PROTO_TCP, PROTO_UDP};
@@ -6,6 +7,7 @@ use mesh_common::vxlan::VNI_MESH_REPLY;
 
 use crate::family::address_frame;
 use crate::header::TCP_RST;
+use crate::nack;
 use crate::packet::Reuse;
 use crate::parse::{Fragment, Parsed};
 use crate::refuse::{self, Error};
@@ -24,6 +26,13 @@ pub enum Answer {
     TooBig {
         /// The way's MTU, bytes.
         mtu: u16,
+    },
+    /// To the node that sent it: that the task that it names is not here.
+    NotHere {
+        /// The network.
+        vni: u32,
+        /// The node's peer slot.
+        peer: u32,
     },
 }
 
@@ -66,13 +75,14 @@ pub fn make<A: refuse::Answer, P: Reuse>(
         Answer::TooBig { mtu } => {
             (refuse::error(packet, &parsed, from, Error::TooBig { mtu }), Counter::TooBigSent)
         }
+        Answer::NotHere { .. } => (nack::make(packet, &parsed), Counter::NackSent),
     };
     // Those of the mesh request, exchanged, would teach the ingress node the backend that doesn't know the flow.
     let addressed = match answer {
         Answer::Nobody { back: Back::Client { .. } } if made == Ok(true) => {
             address_frame(packet, parsed.dst, parsed.src)
         }
-        Answer::Nobody { .. } | Answer::TooBig { .. } => Ok(()),
+        Answer::Nobody { .. } | Answer::TooBig { .. } | Answer::NotHere { .. } => Ok(()),
     };
     match (made, addressed) {
         (Ok(true), Ok(())) => Verdict::new(towards(answer), reason).making(counter),
@@ -83,7 +93,7 @@ pub fn make<A: refuse::Answer, P: Reuse>(
 #[inline(always)]
 fn is_answerable<A: refuse::Answer>(parsed: &Parsed<A>, answer: Answer) -> bool {
     match (answer, parsed.protocol) {
-        (Answer::TooBig { .. }, _) => true,
+        (Answer::TooBig { .. } | Answer::NotHere { .. }, _) => true,
         (Answer::Nobody { .. }, PROTO_TCP) => {
             parsed.tcp_flags & TCP_RST == 0 && parsed.fragment == Fragment::Whole
         }
@@ -101,5 +111,6 @@ fn towards(answer: Answer) -> Action {
             Action::Tunnel { vni: VNI_MESH_REPLY, peer, tos: 0 }
         }
         Answer::Nobody { back: Back::Reflect } | Answer::TooBig { .. } => Action::Reflect,
+        Answer::NotHere { vni, peer } => Action::Tunnel { vni, peer, tos: 0 },
     }
 }

@@ -246,6 +246,8 @@ pub const ETHERTYPE_IPV4: Be16 = Be16::new(0x0800);
 pub const ETHERTYPE_IPV6: Be16 = Be16::new(0x86dd);
 /// EtherType of ARP.
 pub const ETHERTYPE_ARP: Be16 = Be16::new(0x0806);
+/// EtherType of a negative acknowledgement between nodes: the first that IEEE 802 leaves to local experiments.
+pub const ETHERTYPE_NACK: Be16 = Be16::new(0x88b5);
 /// The I flag: the VNI is valid.
 pub const VXLAN_FLAGS: Be32 = Be32::new(0x0800_0000);
 /// IPv4 "don't fragment".

@@ -12,7 +12,7 @@ use crate::encap::{
     Inner, MeshReply, decapsulate, encapsulate, fits, fits_unpacked, mesh_reply, reply_within,
 };
 use crate::family::Family;
-use crate::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use crate::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_NACK};
 use crate::overlay::{Arrival, from_backend, from_ingress};
 use crate::packet::{Fault, Resize, Reuse};
 use crate::parse::{Fragment, Parsed, parse_ethernet};
@@ -22,7 +22,7 @@ use crate::task::Sent;
 use crate::translation::{self, Work};
 use crate::uplink::{Decision, Remote, claims_wireguard, decide, from_uplink};
 use crate::verdict::{Action, Verdict};
-use crate::{answer, arp, host, mesh, neighbor, task};
+use crate::{answer, arp, host, mesh, nack, neighbor, task};
 
 /// Where a packet comes in, in TC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,10 @@ pub fn run<P: Reuse>(hook: Hook, packet: &mut P, tables: &impl BothTables, diall
         },
         (Hook::Host, Ok(ETHERTYPE_ARP)) => arp::answer(packet, |addr| is_known_to_host(tables, &addr)),
         (Hook::Uplink, _) => Verdict::PASS,
+        (Hook::Overlay(arrival), Ok(ETHERTYPE_NACK)) => match nack::hear(packet, tables, &arrival) {
+            Ok(_) => Verdict::drop(Counter::NackHeard),
+            Err(reason) => Verdict::drop(reason),
+        },
         (Hook::Host | Hook::Overlay(_), Ok(_)) => Verdict::drop(Counter::DropProtocol),
         (Hook::Host | Hook::Overlay(_), Err(_)) => Verdict::drop(Counter::DropMalformed),
     }

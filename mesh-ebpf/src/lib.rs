@@ -33,6 +33,7 @@ pub mod hook;
 pub mod host;
 pub mod icmp;
 pub mod mesh;
+pub mod nack;
 pub mod nat;
 pub mod neighbor;
 pub mod overlay;

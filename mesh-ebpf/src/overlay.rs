@@ -337,13 +337,15 @@ fn overlay<A: Quote>(
         let reason = if bare { Counter::DropCleartext } else { Counter::DropForeignSource };
         return plan.end(Verdict::drop(reason));
     }
-    let destination = tables.endpoint(&AddrKey { vni, addr: *dst });
-    let Some(destination) = destination.filter(|destination| destination.peer == 0) else {
-        return plan.end(Verdict::drop(Counter::DropNoEndpoint));
+    let meant = backend_of(ethernet.dst);
+    let here = tables.endpoint(&AddrKey { vni, addr: *dst }).filter(|endpoint| endpoint.peer == 0);
+    let Some(destination) = here.filter(|endpoint| meant == Some(endpoint.incarnation)) else {
+        let reason = if here.is_some() { Counter::DropMoved } else { Counter::DropNoEndpoint };
+        return plan.end(match meant {
+            Some(_) => Verdict::answer(reason, Answer::NotHere { vni, peer }),
+            None => Verdict::drop(reason),
+        });
     };
-    if backend_of(ethernet.dst) != Some(destination.incarnation) {
-        return plan.end(Verdict::drop(Counter::DropMoved));
-    }
     // A backend's reply, or its error about a request, is the VIP's.
     if let Some(tuple) = tuple {
         let key = FlowKey::new(tuple, vni);

@@ -39,6 +39,7 @@ enum Kind {
     AnswerNobody,
     AnswerNobodyToClient,
     AnswerTooBig,
+    AnswerNotHere,
 }
 
 /// Where a packet goes.
@@ -98,6 +99,7 @@ impl Verdict {
                 (Kind::AnswerNobodyToClient, peer, 0, 0)
             }
             Action::Answer(Answer::TooBig { mtu }) => (Kind::AnswerTooBig, mtu as u32, 0, 0),
+            Action::Answer(Answer::NotHere { vni, peer }) => (Kind::AnswerNotHere, peer, vni, 0),
         };
         Self { kind, tos, number, vni, counter, made: Counter::Passed }
     }
@@ -121,6 +123,7 @@ impl Verdict {
                 Action::Answer(Answer::Nobody { back: Back::Client { peer: number } })
             }
             Kind::AnswerTooBig => Action::Answer(Answer::TooBig { mtu: number as u16 }),
+            Kind::AnswerNotHere => Action::Answer(Answer::NotHere { vni, peer: number }),
         }
     }
 

@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::lab::{Lab, Node, until};
+use crate::lab::{Lab, Node, until, within};
 
 /// How long a service may take until its tasks run.
 const TASKS_LIMIT: Duration = Duration::from_secs(30);
@@ -114,6 +115,11 @@ impl Task {
         command
     }
 
+    /// Runs `work` on a thread in the task's network namespace.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        within(&PathBuf::from(format!("/proc/{}/ns/net", self.pid)), work)
+    }
+
     /// The address in the service's own network.
     pub(crate) fn address(&self) -> Result<Ipv4Addr> {
         self.addresses.last().copied().context("a task without an address")
@@ -184,4 +190,25 @@ pub(crate) fn vips(lab: &Lab, service: &str) -> Result<Vec<Ipv4Addr>> {
     let vips = service["Endpoint"]["VirtualIPs"].as_array().cloned().unwrap_or_default();
     let addresses = vips.iter().filter_map(|vip| vip["Addr"].as_str()?.split('/').next()?.parse().ok());
     Ok(addresses.collect())
+}
+
+/// Has a worker leave the swarm, and the manager forget it.
+pub(crate) fn leave(lab: &Lab, node: &Node) -> Result<()> {
+    docker_ok(node, &["swarm", "leave"])?;
+    let info = docker_ok(node, &["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
+    ensure!(info.trim() == "inactive", "{info}");
+    until(&format!("{node} is down"), Duration::from_secs(30), || {
+        let listed = docker_ok(lab.manager(), &["node", "ls"])?;
+        Ok(listed.lines().any(|line| line.contains(&node.name) && line.contains("Down")).then_some(()))
+    })?;
+    docker_ok(lab.manager(), &["node", "rm", &node.name]).map(drop)
+}
+
+/// Has a host join the swarm as a worker, and waits until all nodes are ready.
+pub(crate) fn join(lab: &Lab, node: &Node) -> Result<()> {
+    let token = docker_ok(lab.manager(), &["swarm", "join-token", "--quiet", "worker"])?;
+    let address = format!("{}:2377", lab.manager().address);
+    let joined = docker_ok(node, &["swarm", "join", "--token", token.trim(), &address])?;
+    ensure!(joined.contains("This node joined a swarm as a worker."), "{joined}");
+    lab.until_ready(lab.nodes.len())
 }

@@ -1,15 +1,13 @@
 //! Published ports, dialled by the nodes' own processes and by tasks.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::client;
 use crate::curl;
-use crate::engine::Task;
 use crate::figure;
-use crate::lab::{Lab, Node, as_host, within};
+use crate::lab::{Lab, Node, as_host};
 use crate::overlay::{create_idle, create_network};
 use crate::ways::{self, Back, Family, Way};
 
@@ -70,17 +68,13 @@ pub(crate) fn curl_on_a_node_sees_whom_it_dialled(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn inside<T: Send>(task: &Task, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    within(&PathBuf::from(format!("/proc/{}/ns/net", task.pid)), work)
-}
-
 pub(crate) fn tasks_reach_the_ports_of_every_node(lab: &Lab) -> Result<()> {
     ways::create_web(lab, 2, &[])?;
     create_network(lab, "blue", &["--ipv6"])?;
     let caller = create_idle(lab, "caller", &["--network", "blue", "--constraint", "node.hostname==n2"])?;
     for way in Way::all() {
         for to in way.targets(lab) {
-            inside(&caller, || ask(to)).with_context(|| format!("{to} from a task on n2, {way}"))?;
+            caller.inside(|| ask(to)).with_context(|| format!("{to} from a task on n2, {way}"))?;
         }
         figure!("{way}: a task on n2 has answers from every node's port, TCP and UDP");
     }

@@ -42,6 +42,7 @@ mod refusals;
 mod relay;
 mod restarts;
 mod rivals;
+mod stale;
 mod steady;
 mod undo;
 mod watch;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         isolation::forged_frames_reach_nobody_on_encrypted_networks,
         isolation::forged_frames_reach_nobody_while_agents_and_networks_change,
         churn::addresses_used_again_get_nothing_of_their_former_tasks,
+        stale::node_cut_off_from_managers_learns_which_tasks_are_gone,
         names::every_kind_of_record_is_answered,
         names::a_thousand_questions_a_second_are_answered,
         names::dead_resolver_delays_no_name_of_the_cluster,

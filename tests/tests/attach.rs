@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't set itself up has failed")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -153,7 +154,14 @@ fn apply(dataplane: &mut Dataplane) {
     let table = Table::new(cluster);
     let vtep = "198.18.0.11".parse().unwrap();
     let addresses = vec![vtep];
-    let local = Local { node: "n1".into(), vtep, wireguard: None, addresses, endpoints: vec![] };
+    let local = Local {
+        node: "n1".into(),
+        vtep,
+        wireguard: None,
+        addresses,
+        endpoints: vec![],
+        absent: BTreeSet::new(),
+    };
     dataplane.change(&table, &Touched::all(), &local).unwrap_or_else(|error| panic!("{error:?}"));
 }
 

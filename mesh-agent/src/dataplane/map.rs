@@ -4,10 +4,16 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::MapData;
+use aya::maps::{Map, MapData, RingBuf};
 
 use super::error::DataplaneError;
 use crate::sys::bpf;
+
+/// Opens the ring of that name in `folder`. It has one reader: what one has taken another does not see.
+pub fn open_ring(folder: &Path, name: &'static str) -> Result<RingBuf<MapData>, DataplaneError> {
+    let ring = MapData::from_pin(folder.join(name)).and_then(|map| Map::RingBuf(map).try_into());
+    ring.map_err(|source| DataplaneError::Map { name, operation: "opening", source })
+}
 
 /// A pinned map.
 #[derive(Debug)]

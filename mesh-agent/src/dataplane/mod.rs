@@ -16,6 +16,7 @@ pub mod layout;
 pub mod maglev;
 mod map;
 pub mod maps;
+mod nacks;
 pub mod numbers;
 pub mod object;
 pub mod pins;
@@ -34,6 +35,7 @@ use mesh_common::be::{Be16, Be32};
 pub use mesh_common::counter::Counter;
 use mesh_common::map::{Config, Host, tag_of};
 use mesh_common::vxlan::mtu_overhead_bytes;
+use tokio::sync::mpsc;
 
 use self::attach::{Links, TcHook};
 pub use self::counters::read_counters;
@@ -42,7 +44,7 @@ use self::garbage::Collector;
 pub use self::object::Programs;
 use self::pins::Inheritance;
 use self::plan::ALIAS6_NET;
-pub use self::plan::{Local, LocalEndpoint};
+pub use self::plan::{AttachmentKey, Local, LocalEndpoint};
 use self::tables::Tables;
 pub use self::touched::Touched;
 use crate::config::XdpMode;
@@ -181,6 +183,12 @@ impl Dataplane {
         if let Err(error) = self.links.detach_tc(object::FROM_TASK, ifindex) {
             tracing::warn!(ifindex, %error, "can't detach from a task's interface");
         }
+    }
+
+    /// What other nodes say of tasks that are not there. It has one reader, for as long as it is kept. To be called inside
+    /// a tokio runtime.
+    pub fn nacks(&self) -> Result<mpsc::Receiver<AttachmentKey>, DataplaneError> {
+        nacks::follow(&pins::pin_folder(&self.config.pin_dir)?)
     }
 
     /// How each uplink is attached: its name, and `xdp-native`, `xdp-generic` or `tc`.

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
 
+mod absent;
 mod alias;
 mod assign;
 pub(crate) mod attach;
@@ -26,6 +27,7 @@ mod plane;
 mod setup;
 mod tasks;
 
+use absent::Absent;
 use alias::Aliases;
 use attach::Expected;
 use driver::{Drivers, Event};
@@ -36,7 +38,7 @@ use setup::Setup;
 use tasks::LocalTask;
 
 use crate::config::Config;
-use crate::dataplane::{Local, Touched};
+use crate::dataplane::{AttachmentKey, Local, Touched};
 use crate::encryption::{Look, Situation};
 use crate::facts::Describe;
 use crate::links::Watch;
@@ -228,6 +230,9 @@ struct Worker<P> {
     /// Attachments that are to come in the table.
     expected: BTreeMap<TaskId, Expected>,
     aliases: Aliases,
+    /// Other nodes' tasks that are not there.
+    absent: Absent,
+    nacks: mpsc::Receiver<AttachmentKey>,
     settled: watch::Receiver<u64>,
     applied: watch::Sender<Option<u64>>,
     statuses: watch::Sender<Statuses>,
@@ -245,6 +250,7 @@ impl<P: Plane> Worker<P> {
         let setup = Setup::<P>::bring_up(inputs, vxlan_port).await?;
         let NodeInputs { config, membership, runtime, describe, settled, applied, statuses, .. } = inputs;
         let (sender, events) = mpsc::channel(EVENTS);
+        let nacks = setup.plane.nacks().map_err(|error| NodeError::Dataplane(Box::new(error)))?;
         let mut worker = Self {
             config: config.clone(),
             node: membership.node_id.clone(),
@@ -261,6 +267,8 @@ impl<P: Plane> Worker<P> {
             tasks: BTreeMap::new(),
             expected: BTreeMap::new(),
             aliases: Aliases::default(),
+            absent: Absent::default(),
+            nacks,
             settled: settled.clone(),
             applied: applied.clone(),
             statuses: statuses.clone(),
@@ -296,6 +304,8 @@ impl<P: Plane> Worker<P> {
                     self.encrypt(Look::Changes).await;
                 }
                 Some(event) = self.events.recv() => self.event(event).await,
+                Some(key) = self.nacks.recv() => self.take_nack(key),
+                () = at(self.absent.next_expiry()) => self.look_again(),
                 () = at(self.apply_at) => self.apply_now().await,
                 () = at(deadline) => {}
                 () = changed(&mut watch) => self.audit().await,
@@ -328,8 +338,9 @@ impl<P: Plane> Worker<P> {
     fn take_changes(&mut self) -> Option<Arc<Table>> {
         let table = {
             let table = self.tables.borrow_and_update();
-            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-            self.pending.merge(std::mem::take(&mut touched));
+            let touched = std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner));
+            self.absent.forget(&touched);
+            self.pending.merge(touched);
             table.clone()?
         };
         let is_ours = |id: &TaskId| table.tasks.get(id).is_some_and(|task| task.node == self.node);
@@ -393,9 +404,9 @@ impl<P: Plane> Worker<P> {
         });
         let (situation, index) = situation?;
         let encryption = &mut self.setup.encryption;
-        let before = (encryption.own_wireguard_addr(), encryption.ifindices());
+        let before = encryption.own_wireguard_addr();
         encryption.follow(&situation, look).await;
-        let changed = (encryption.own_wireguard_addr(), encryption.ifindices()) != before;
+        let changed = encryption.own_wireguard_addr() != before;
         self.describe.set_wireguard(encryption.identities());
         if changed {
             self.apply_soon();
@@ -415,6 +426,7 @@ impl<P: Plane> Worker<P> {
             wireguard: self.setup.encryption.own_wireguard_addr(),
             addresses: self.setup.facts.node_addresses(),
             endpoints: self.tasks.values().flat_map(|task| task.endpoints.iter().cloned()).collect(),
+            absent: self.absent.keys(),
         };
         let touched = std::mem::take(&mut self.pending);
         self.setup.dns.update(&table, &touched, &local.endpoints);
@@ -426,6 +438,35 @@ impl<P: Plane> Worker<P> {
             self.apply_soon();
         }
         Ok(())
+    }
+
+    /// A node says that a task of its is not there.
+    fn take_nack(&mut self, key: AttachmentKey) {
+        if self.absent.note(key, Instant::now()) {
+            let tasks = self.touch(&BTreeSet::from([key.incarnation]));
+            info!(?tasks, vni = key.vni, "not where the table has it, says its node: it is sent nothing");
+        }
+    }
+
+    /// The tasks that were not there for long enough may be there again.
+    fn look_again(&mut self) {
+        let over = self.absent.expire(Instant::now());
+        let tasks = self.touch(&over);
+        info!(?tasks, "may be where the table has it by now");
+    }
+
+    /// Has the dataplane look at tasks again, and returns which.
+    fn touch(&mut self, incarnations: &BTreeSet<u32>) -> Vec<TaskId> {
+        let tables = self.tables.borrow();
+        let tasks = tables.iter().flat_map(|table| table.tasks.values());
+        let touched: Vec<_> = tasks.filter(|task| incarnations.contains(&task.incarnation)).collect();
+        for task in &touched {
+            self.pending.note_task(task);
+        }
+        let ids = touched.into_iter().map(|task| task.id.clone()).collect();
+        drop(tables);
+        self.apply_soon();
+        ids
     }
 
     async fn audit(&mut self) {

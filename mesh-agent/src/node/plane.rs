@@ -4,8 +4,9 @@ use std::error::Error;
 use std::path::Path;
 
 use mesh_api::table::Table;
+use tokio::sync::mpsc;
 
-use crate::dataplane::{Dataplane, DataplaneConfig, DataplaneError, Local, Touched};
+use crate::dataplane::{AttachmentKey, Dataplane, DataplaneConfig, DataplaneError, Local, Touched};
 
 /// Programs and maps of a node. Calls block, for milliseconds.
 pub(crate) trait Plane: Sized + Send + 'static {
@@ -21,6 +22,8 @@ pub(crate) trait Plane: Sized + Send + 'static {
     fn attach_endpoint(&mut self, ifindex: u32) -> Result<(), Self::Error>;
     /// Forgets the host's side of a task's link, which may be gone.
     fn detach_endpoint(&mut self, ifindex: u32);
+    /// What other nodes say of tasks that are not there, from now on.
+    fn nacks(&self) -> Result<mpsc::Receiver<AttachmentKey>, Self::Error>;
     /// How each uplink is attached: its name, and a word.
     fn modes(&self) -> Vec<(String, &'static str)>;
     /// Removes everything, going on past failures.
@@ -46,6 +49,10 @@ impl Plane for Dataplane {
 
     fn detach_endpoint(&mut self, ifindex: u32) {
         self.detach_endpoint(ifindex);
+    }
+
+    fn nacks(&self) -> Result<mpsc::Receiver<AttachmentKey>, DataplaneError> {
+        self.nacks()
     }
 
     fn modes(&self) -> Vec<(String, &'static str)> {

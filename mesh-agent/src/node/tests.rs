@@ -16,6 +16,7 @@ use crate::dataplane::{DataplaneConfig, LocalEndpoint};
 use crate::links::{HOST_ADDR, Links};
 use crate::sys::testing::{KillTasks, in_netns, program, run, until};
 
+mod absent;
 mod attach;
 mod encryption;
 mod networks;
@@ -27,8 +28,10 @@ static NOTES: Mutex<BTreeMap<std::path::PathBuf, Notes>> = Mutex::new(BTreeMap::
 struct Notes {
     opened: Vec<DataplaneConfig>,
     local: Option<Local>,
+    touched: Option<Touched>,
     attached: Vec<u32>,
     installed: bool,
+    nacks: Option<mpsc::Sender<AttachmentKey>>,
 }
 
 struct Fake {
@@ -53,7 +56,7 @@ impl Plane for Fake {
         Ok(fake)
     }
 
-    fn change(&mut self, _: &Table, _: &Touched, local: &Local) -> Result<(), Self::Error> {
+    fn change(&mut self, _: &Table, touched: &Touched, local: &Local) -> Result<(), Self::Error> {
         self.note(|notes| {
             let attached = |endpoint: &LocalEndpoint| notes.attached.contains(&endpoint.ifindex);
             assert!(
@@ -61,6 +64,7 @@ impl Plane for Fake {
                 "endpoints are attached before they are in the maps"
             );
             notes.local = Some(local.clone());
+            notes.touched = Some(touched.clone());
         });
         Ok(())
     }
@@ -72,6 +76,12 @@ impl Plane for Fake {
 
     fn detach_endpoint(&mut self, ifindex: u32) {
         self.note(|notes| notes.attached.retain(|attached| *attached != ifindex));
+    }
+
+    fn nacks(&self) -> Result<mpsc::Receiver<AttachmentKey>, Self::Error> {
+        let (sender, receiver) = mpsc::channel(8);
+        self.note(|notes| notes.nacks = Some(sender));
+        Ok(receiver)
     }
 
     fn modes(&self) -> Vec<(String, &'static str)> {

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod netns;
 pub mod pidfd;
 pub mod process;
+pub mod ring;
 pub mod test_run;
 #[cfg(test)]
 pub(crate) mod testing;

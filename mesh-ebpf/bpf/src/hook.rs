@@ -10,7 +10,7 @@ use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::vxlan::VNI_MESH_REQUEST;
 use mesh_datapath::family::Family as _;
-use mesh_datapath::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use mesh_datapath::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_NACK};
 use mesh_datapath::hook::is_known_to_host;
 use mesh_datapath::host::from_host;
 use mesh_datapath::overlay::{Arrival, from_backend, from_ingress};
@@ -21,10 +21,10 @@ use mesh_datapath::task::{self, Sent, answer_arp, answer_discovery, from_task};
 use mesh_datapath::translation::{self, Work};
 use mesh_datapath::uplink::{claims_wireguard, from_uplink};
 use mesh_datapath::verdict::{Action, Verdict};
-use mesh_datapath::{answer, arp, mesh, neighbor, refuse};
+use mesh_datapath::{answer, arp, mesh, nack, neighbor, refuse};
 
 use crate::act::carry_out;
-use crate::maps::{Desk as _, Maps, count};
+use crate::maps::{Desk as _, Maps, count, tell_nack};
 use crate::tc::Skb;
 
 /// What these functions return: the desk is ready for the next one; or there is nothing on it to go on with.
@@ -208,6 +208,20 @@ fn host_discovery(skb: *mut __sk_buff) -> i32 {
     carry_out::<Ip6>(&mut packet, verdict)
 }
 
+/// Takes a negative acknowledgement.
+#[inline(never)]
+fn overlay_nack(skb: *mut __sk_buff, arrival: &Arrival) -> i32 {
+    let mut packet = Skb::again(skb);
+    let counter = match nack::hear(&packet, &Maps, arrival) {
+        Ok(nack) => {
+            tell_nack(&nack);
+            Counter::NackHeard
+        }
+        Err(reason) => reason,
+    };
+    refuse(&mut packet, counter)
+}
+
 /// Ends a packet that is of no use.
 #[inline(always)]
 fn refuse(packet: &mut Skb, reason: Counter) -> i32 {
@@ -279,6 +293,7 @@ pub fn arrived(packet: &mut Skb, arrival: &Arrival) -> i32 {
         Ok(ETHERTYPE_IPV6) => run(packet, &IPV6, &entry, |skb| {
             if request { ingress_ipv6(skb, arrival) } else { backend_ipv6(skb, arrival) }
         }),
+        Ok(ETHERTYPE_NACK) => overlay_nack(packet.raw(), arrival),
         Ok(_) => refuse(packet, Counter::DropProtocol),
         Err(_) => refuse(packet, Counter::DropMalformed),
     }

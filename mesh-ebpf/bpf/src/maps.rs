@@ -15,8 +15,9 @@ use mesh_common::counter::{COUNTERS_MAX, Counter};
 use mesh_common::map::{
     AddrKey, Alias, BACKENDS_MAX, BUDGET_PER_S, BUDGETS_MAX, Backend, Budget, Config, ENDPOINTS_MAX,
     EVENTS_BYTES, Endpoint, Example, FLOWS_MAX_DEFAULT, FRAGMENTS_MAX, Flow, FlowKey, FragmentKey,
-    FragmentPorts, IFACES_MAX, Iface, LOCALS_MAX, OPENING_MAX, PEERS_MAX, PLACES_MAX, PORTS_MAX, Peer, Port,
-    PortKey, RULES_MAX, RuleKey, SERVICES_MAX, Sent, Service, TaskKey, TaskSlots, VIPS_MAX,
+    FragmentPorts, IFACES_MAX, Iface, LOCALS_MAX, NACKS_BYTES, Nack, OPENING_MAX, PEERS_MAX, PLACES_MAX,
+    PORTS_MAX, Peer, Port, PortKey, RULES_MAX, RuleKey, SERVICES_MAX, Sent, Service, TaskKey, TaskSlots,
+    VIPS_MAX,
 };
 use mesh_datapath::tables::{AddrTables, Stage, Tables};
 use mesh_datapath::translation::Work;
@@ -46,6 +47,8 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS_MAX, 0);
 static EXAMPLES: Array<Example> = Array::pinned(COUNTERS_MAX, 0);
 #[map(name = "shoal_events")]
 static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
+#[map(name = "shoal_nacks")]
+static NACKS: RingBuf = RingBuf::pinned(NACKS_BYTES, 0);
 #[map(name = "shoal_budgets")]
 static BUDGETS: PerCpuArray<Budget> = PerCpuArray::pinned(BUDGETS_MAX, 0);
 
@@ -381,4 +384,11 @@ pub fn example(counter: Counter, period_ns: u64) -> Option<&'static mut Example>
 pub fn tell(example: &Example) {
     // Nobody reads, and the ring is full.
     let _ = EVENTS.output::<Example>(example, 0);
+}
+
+/// Tells the agent of a negative acknowledgement.
+#[inline(always)]
+pub fn tell_nack(nack: &Nack) {
+    // The agent is behind: the next packet for the task brings another one.
+    let _ = NACKS.output::<Nack>(nack, 0);
 }

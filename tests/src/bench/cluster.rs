@@ -1,5 +1,6 @@
 //! A cluster as large as one likes: its table as the manager would send it, and the facts of the node that is measured.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
@@ -67,6 +68,7 @@ pub fn local() -> Result<Local> {
         wireguard: None,
         addresses: vec![ADDRESS.into(), ADDRESS6.parse()?],
         endpoints: Vec::new(),
+        absent: BTreeSet::new(),
     })
 }
 

@@ -1,10 +1,9 @@
 //! How packets ended: counts, how fast they grow, the last packet of each kind, and packets as they are dropped.
 
 use std::os::fd::AsFd as _;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use aya::maps::{Map, MapData, MapError, RingBuf};
+use aya::maps::{MapData, RingBuf};
 use mesh_common::counter::Counter;
 use mesh_common::map::Example;
 use nix::errno::Errno;
@@ -16,6 +15,7 @@ use super::decode::Decoded;
 use super::{InspectError, Live, interface_name};
 use crate::dataplane::counters::read_counters;
 use crate::dataplane::error::DataplaneError;
+use crate::dataplane::map::open_ring;
 use crate::dataplane::pins::version_folder;
 use crate::sys::clock;
 
@@ -43,7 +43,7 @@ pub struct Event {
     pub packet: Decoded,
 }
 
-pub(super) fn as_ms<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_ms<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     serializer.serialize_u64(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
@@ -163,12 +163,7 @@ impl std::fmt::Debug for Events<'_> {
 impl<'l> Events<'l> {
     /// Those from now on.
     pub fn follow(live: &'l Live) -> Result<Self, InspectError> {
-        let pin = live.pin_dir().join(version_folder()).join(EVENTS);
-        let ring = open_ring(&pin).map_err(|source| DataplaneError::Map {
-            name: EVENTS,
-            operation: "opening",
-            source,
-        })?;
+        let ring = open_ring(&live.pin_dir().join(version_folder()), EVENTS)?;
         Ok(Self { live, ring, since: clock::monotonic().saturating_sub(TICK) })
     }
 
@@ -195,10 +190,6 @@ impl<'l> Events<'l> {
             }
         }
     }
-}
-
-fn open_ring(pin: &Path) -> Result<RingBuf<MapData>, MapError> {
-    Map::RingBuf(MapData::from_pin(pin)?).try_into()
 }
 
 #[cfg(test)]

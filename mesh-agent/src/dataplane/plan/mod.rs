@@ -10,7 +10,7 @@ mod task;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
@@ -38,6 +38,8 @@ pub struct Local {
     pub addresses: Vec<IpAddr>,
     /// The attachments of its running tasks.
     pub endpoints: Vec<LocalEndpoint>,
+    /// Other nodes' attachments that are not there, whatever the table says. What changes of them is to be touched.
+    pub absent: BTreeSet<AttachmentKey>,
 }
 
 /// An attachment of a task of this node.

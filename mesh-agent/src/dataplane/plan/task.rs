@@ -1,6 +1,6 @@
 //! A task's attachments: where they are, and their part in balancing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use mesh_api::id::{NetworkId, NodeId, TaskId};
 use mesh_api::table::{EndpointRecord, NodeState, Table, TaskRecord, TaskState};
@@ -12,6 +12,7 @@ use super::{Attachment, AttachmentKey, Local, Part, Place, is_encrypted};
 pub struct Places<'a> {
     table: &'a Table,
     node: &'a NodeId,
+    absent: &'a BTreeSet<AttachmentKey>,
     /// Host sides of this node's tasks' interfaces.
     ifindexes: HashMap<(&'a TaskId, &'a NetworkId), u32>,
 }
@@ -21,7 +22,7 @@ impl<'a> Places<'a> {
     pub fn new(table: &'a Table, local: &'a Local) -> Self {
         let endpoints = local.endpoints.iter();
         let ifindexes = endpoints.map(|one| ((&one.task, &one.network), one.ifindex)).collect();
-        Self { table, node: &local.node, ifindexes }
+        Self { table, node: &local.node, absent: &local.absent, ifindexes }
     }
 
     /// A task's attachments; none once it has ended. Its service's record may be gone already.
@@ -39,6 +40,10 @@ impl<'a> Places<'a> {
         };
         let planned = task.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
             let network = self.table.networks.get(&endpoint.network)?;
+            let key = AttachmentKey { incarnation: task.incarnation, vni: network.vni };
+            if self.absent.contains(&key) {
+                return None;
+            }
             let attachment = Attachment {
                 addr: endpoint.addr.into(),
                 addr6: network.subnet6.map(|subnet| subnet.addr_of(endpoint.addr).into()),
@@ -52,7 +57,7 @@ impl<'a> Places<'a> {
                 part,
                 first: position == 0,
             };
-            Some((AttachmentKey { incarnation: task.incarnation, vni: network.vni }, attachment))
+            Some((key, attachment))
         });
         planned.collect()
     }

@@ -117,6 +117,7 @@ pub(crate) fn local() -> Local {
         wireguard: None,
         addresses: vec![Ipv4Addr::new(198, 18, 0, 11).into(), "2001:db8::11".parse().unwrap()],
         endpoints: vec![endpoint("ingress", 0, 7, 3), endpoint("back", 1, 8, 4)],
+        absent: BTreeSet::new(),
     }
 }
 
@@ -212,6 +213,16 @@ fn tasks_that_start_ended_or_live_on_a_dead_node_get_nothing() {
     assert_eq!(attachment(&fragment, 1, 4097).unwrap().part, Part::None);
     table.tasks.get_mut(&"t3".into()).unwrap().observed = TaskState::Failed;
     assert_eq!(attachment(&web(&table, &local()), 3, 4097), None);
+}
+
+#[test]
+fn a_task_that_is_not_where_the_table_has_it_gets_nothing_in_that_network() {
+    let key = AttachmentKey { incarnation: 2, vni: 4097 };
+    let local = Local { absent: BTreeSet::from([key]), ..local() };
+    let web = web(&table(), &local);
+    assert_eq!(attachment(&web, 2, 4097), None);
+    assert_eq!(incarnations(&web, cluster(4097)), [1, 3]);
+    assert_eq!(incarnations(&web, cluster(4096)), [1, 2, 3]);
 }
 
 #[test]
