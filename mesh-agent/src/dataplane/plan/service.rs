@@ -35,7 +35,10 @@ pub(super) fn plan_balancers(
             if is_encrypted(table, network, service.vips.iter().map(|vip| &vip.network)) {
                 plan.flags |= SERVICE_ENCRYPTED;
             }
-            balancers.insert(key, plan);
+            // Nothing leads to one without either: a service in DNS round robin, an attachment.
+            if plan.vip4.is_some() || !plan.ports.is_empty() {
+                balancers.insert(key, plan);
+            }
         }
     }
     // Ports in host mode answer on the task's own node, for its first attachment.

@@ -175,6 +175,17 @@ fn a_network_of_both_families_answers_in_both() {
 }
 
 #[test]
+fn a_service_to_which_nothing_leads_takes_no_balancer() {
+    let mut table = table();
+    let service = table.services.get_mut(&"web".into()).unwrap();
+    service.ports.clear();
+    assert_eq!(web(&table, &local()).balancers.len(), 2);
+    table.services.get_mut(&"web".into()).unwrap().endpoint_mode = EndpointMode::Dnsrr;
+    let web = web(&table, &local());
+    assert_eq!((web.balancers.len(), web.attachments.len()), (0, 6));
+}
+
+#[test]
 fn a_port_in_host_mode_leads_to_this_nodes_tasks_alone() {
     let web = web(&table(), &local());
     assert_eq!(web.balancers[&NODE].ports[&port::<Be32>(9090)].get(), 80);
