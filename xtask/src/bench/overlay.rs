@@ -1,5 +1,6 @@
-//! East-west traffic: Shoal's overlay beside the kernel's VXLAN device under a bridge, which is Docker's layout, and beside
-//! the underlay itself. Two hosts each, on the same switch; the same programs at both ends.
+//! East-west traffic: Shoal's overlay beside the kernel's VXLAN device under a bridge, which is Docker's layout, beside the
+//! underlay itself, and beside an encrypted network of its own. Two hosts each, on the same switch; the same programs at
+//! both ends.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -10,7 +11,7 @@ use super::load::{self, Load};
 use super::place::{PREFIX, Place};
 use super::stage::{self, Offloads, Stage, ip_in};
 use super::{Scale, shoal};
-use crate::lab::{self, Lab};
+use crate::lab::{self, Host, Lab};
 
 const IPERF3: u16 = 5201;
 const ECHO: u16 = 7007;
@@ -43,12 +44,11 @@ pub(super) fn run(lab: &Lab, scale: Scale) -> Result<Vec<Case>> {
     let mut stage = Stage::new()?;
     let (kernel, hosts) = set_up_kernels_vxlan(&mut stage)?;
     let n1 = lab.node("n1")?;
-    lab::docker(&n1, &["network", "create", "--driver", "overlay", "bench"])?;
-    let [near, far] = [shoal::idle_task(&n1, "n1", "bench")?, shoal::idle_task(&n1, "n2", "bench")?];
-    let shoal = Path { name: "shoal", client: near.place, server: far.place, address: far.address };
+    let plain = between_tasks(&n1, "shoal", &[])?;
+    let encrypted = between_tasks(&n1, "shoal_encrypted", &["--opt", "encrypted"])?;
     let [h1, h2] = hosts;
     let underlay = Path { name: "underlay", client: h1.clone(), server: h2.clone(), address: HOSTS[1].1 };
-    let paths = [shoal, kernel, underlay];
+    let paths = [plain, kernel, underlay, encrypted];
 
     let nodes = lab.nodes();
     let places: Vec<Place> = nodes.iter().map(Place::of_host).collect();
@@ -89,6 +89,14 @@ pub(super) fn run(lab: &Lab, scale: Scale) -> Result<Vec<Case>> {
     Ok(report(measured.map(|(_, cases)| cases)))
 }
 
+/// The way between two nodes' tasks, in a network of its own.
+fn between_tasks(manager: &Host, name: &'static str, options: &[&str]) -> Result<Path> {
+    lab::docker(manager, &[&["network", "create", "--driver", "overlay"], options, &[name]].concat())?;
+    let near = shoal::idle_task(manager, "n1", name)?;
+    let far = shoal::idle_task(manager, "n2", name)?;
+    Ok(Path { name, client: near.place, server: far.place, address: far.address })
+}
+
 /// The cases of each path, in the order of [`FIGURES`].
 fn cases(offloads: Offloads, paths: &[Path]) -> Vec<[Case; 3]> {
     let prefix = if offloads == Offloads::On { "overlay" } else { "overlay_wire" };
@@ -102,16 +110,17 @@ fn cases(offloads: Offloads, paths: &[Path]) -> Vec<[Case; 3]> {
 fn report(measured: [Vec<[Case; 3]>; 2]) -> Vec<Case> {
     let (mut figures, mut ratios, mut goals) = (Vec::new(), Vec::new(), Vec::new());
     for cases in measured {
-        let [shoal, vxlan, underlay] = cases.as_slice() else { continue };
+        let [shoal, vxlan, underlay, encrypted] = cases.as_slice() else { continue };
         for (index, (_, unit)) in FIGURES.into_iter().enumerate() {
             let over = |other: &Case, name: &str| {
                 shoal[index].over(other, format!("{}_of_{name}", shoal[index].name))
             };
             let of_vxlan = over(&vxlan[index], "vxlan_bridge");
             let goal = if unit == Unit::Us { Goal::AtMost(1.0) } else { Goal::AtLeast(1.3) };
-            ratios.extend([of_vxlan.clone(), over(&underlay[index], "underlay")]);
+            let cost = encrypted[index].over(&shoal[index], format!("{}_of_shoal", encrypted[index].name));
+            ratios.extend([of_vxlan.clone(), over(&underlay[index], "underlay"), cost]);
             goals.push((of_vxlan, goal));
-            figures.extend([shoal, vxlan, underlay].map(|cases| cases[index].clone()));
+            figures.extend([shoal, vxlan, underlay, encrypted].map(|cases| cases[index].clone()));
         }
     }
     show(&figures);

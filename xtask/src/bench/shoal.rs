@@ -54,7 +54,7 @@ pub(super) struct Task {
 
 /// Starts an idle task on a node, in a network.
 pub(super) fn idle_task(manager: &Host, node: &str, network: &str) -> Result<Task> {
-    let name = format!("bench-{node}");
+    let name = format!("{network}-{node}");
     let constraint = format!("node.hostname=={node}");
     let arguments = ["--network", network, "--constraint", &constraint, "shoal/exec", "sleep", "1000000"];
     create(manager, &name, &arguments)?;
