@@ -1,5 +1,7 @@
 //! The TC context as a packet.
 
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key,
 };
@@ -7,10 +9,10 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_update, bpf_skb_load_
 use aya_ebpf::helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 use aya_ebpf::programs::TcContext;
 use mesh_common::addr::Ip6;
-use mesh_common::be::Be32;
+use mesh_common::be::{Be16, Be32};
 use mesh_common::counter::Counter;
-use mesh_common::map::EXAMPLE_PERIOD_NS;
-use mesh_datapath::header::Ethernet;
+use mesh_common::map::{EXAMPLE_PERIOD_NS, PROTO_TCP, PROTO_UDP};
+use mesh_datapath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IP_OFFSET, Ipv4, Ipv6, Tcp};
 use mesh_datapath::overlay::Arrival;
 use mesh_datapath::packet::{Fault, Field, Packet, Rewrite, Store};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -37,12 +39,32 @@ impl Skb {
     pub fn new(ctx: TcContext) -> Self {
         let skb = Self { ctx };
         let readable = (skb.ctx.data_end() - skb.ctx.data()) as u32;
-        let wanted = if skb.ctx.len() < HEADERS_MAX { skb.ctx.len() } else { HEADERS_MAX };
+        let headers = skb.headers_len();
+        let wanted = if skb.ctx.len() < headers { skb.ctx.len() } else { headers };
         if readable < wanted {
             // A failure shows at the first load.
             let _ = skb.ctx.pull_data(wanted);
         }
         skb
+    }
+
+    /// How much of its front is to be readable at once. To make more readable costs a packet that others share, as TCP
+    /// does those that it sends, a new head: for nearly all packets what there is suffices.
+    #[inline(always)]
+    fn headers_len(&self) -> u32 {
+        const PLAIN: u8 = 0x45;
+        let ports = |offset| matches!(self.load::<u8>(offset), Some(PROTO_TCP | PROTO_UDP));
+        match self.load::<Be16>(offset_of!(Ethernet, ethertype)) {
+            Some(ETHERTYPE_IPV4)
+                if self.load(IP_OFFSET) == Some(PLAIN) && ports(IP_OFFSET + offset_of!(Ipv4, protocol)) =>
+            {
+                (IP_OFFSET + Ipv4::LEN + Tcp::LEN) as u32
+            }
+            Some(ETHERTYPE_IPV6) if ports(IP_OFFSET + offset_of!(Ipv6, next_header)) => {
+                (IP_OFFSET + Ipv6::LEN + Tcp::LEN) as u32
+            }
+            _ => HEADERS_MAX,
+        }
     }
 
     /// The packet of a program's context, in another function of the program.
