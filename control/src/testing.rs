@@ -33,6 +33,7 @@ pub(crate) fn description(hostname: &str) -> NodeDescription {
         dataplane: "eth0=xdp-native,eth1=tc".to_owned(),
         routes: Vec::new(),
         wireguard: Vec::new(),
+        addresses: Vec::new(),
     }
 }
 
@@ -207,6 +208,14 @@ impl World {
             NodeDescription { wireguard: wireguard.to_vec(), ..self.node(id).description.clone() };
         let (state, message) = (NodeState::Ready, String::new());
         Action::SetNodeStatus { id: id.into(), state, message, description: Some(description) }
+    }
+
+    /// A node describes itself with these addresses.
+    pub(crate) fn has_addresses(&mut self, id: &str, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|addr| addr.parse().unwrap()).collect();
+        let description = NodeDescription { addresses, ..self.node(id).description.clone() };
+        let (state, message) = (NodeState::Ready, String::new());
+        self.must(Action::SetNodeStatus { id: id.into(), state, message, description: Some(description) });
     }
 
     pub(crate) fn set_node_state(&mut self, id: &str, state: NodeState) {

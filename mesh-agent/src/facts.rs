@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_api::error::chain;
-use mesh_api::session::NodeDescription;
+use mesh_api::session::{ADDRESSES_MAX, NodeDescription};
 use mesh_api::wireguard::WireguardIdentity;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::links::{Links, Watch};
+use crate::links::{LinkError, Links, Watch};
 
 /// How a host that is no node has its dataplane attached.
 const DETACHED: &str = "none";
@@ -34,13 +34,24 @@ pub(crate) struct Describe {
 #[derive(Debug)]
 pub(crate) struct Changing {
     dataplane: String,
-    routes: Vec<IpNet>,
     wireguard: Vec<WireguardIdentity>,
+    surroundings: Surroundings,
+}
+
+/// What the host's interfaces and routes say.
+#[derive(Debug, Default, PartialEq)]
+struct Surroundings {
+    routes: Vec<IpNet>,
+    addresses: Vec<IpAddr>,
 }
 
 impl Describe {
     pub(crate) fn new(hostname: String) -> Self {
-        let changing = Changing { dataplane: DETACHED.to_owned(), routes: Vec::new(), wireguard: Vec::new() };
+        let changing = Changing {
+            dataplane: DETACHED.to_owned(),
+            wireguard: Vec::new(),
+            surroundings: Surroundings::default(),
+        };
         Self { hostname, changing: watch::Sender::new(changing) }
     }
 
@@ -56,13 +67,14 @@ impl Describe {
         self.set(|changing| &mut changing.wireguard, identities);
     }
 
-    /// Tells which subnets the host has routes to, from now until what it returns is dropped.
+    /// Tells which subnets the host has routes to, and which addresses tasks could send under, from now until what it returns
+    /// is dropped.
     pub(crate) async fn follow_routes(&self) -> JoinSet<()> {
         let mut follower = JoinSet::new();
         // What changes after the first look is heard of.
         match Links::open().and_then(|links| Ok((links, Watch::of_routes()?))) {
             Ok((links, watch)) => {
-                self.look_at_routes(&links).await;
+                self.look_around(&links).await;
                 follower.spawn(self.clone().follow(links, watch));
             }
             Err(error) => warn!(error = chain(&error), "routes can't be followed: networks may overlap them"),
@@ -73,14 +85,19 @@ impl Describe {
     async fn follow(self, links: Links, mut watch: Watch) {
         loop {
             let _ = timeout(ROUTES_AUDIT, watch.changed(ROUTES_DEBOUNCE)).await;
-            self.look_at_routes(&links).await;
+            self.look_around(&links).await;
         }
     }
 
-    async fn look_at_routes(&self, links: &Links) {
-        match links.routes().await {
-            Ok(routes) => self.set(|changing| &mut changing.routes, routes),
-            Err(error) => warn!(error = chain(&error), "routes can't be listed"),
+    async fn look_around(&self, links: &Links) {
+        let look = async {
+            let (routes, mut addresses) = (links.routes().await?, links.facts().await?.egress_addresses());
+            addresses.truncate(ADDRESSES_MAX);
+            Ok::<_, LinkError>(Surroundings { routes, addresses })
+        };
+        match look.await {
+            Ok(surroundings) => self.set(|changing| &mut changing.surroundings, surroundings),
+            Err(error) => warn!(error = chain(&error), "routes and addresses can't be listed"),
         }
     }
 
@@ -111,8 +128,9 @@ impl Describe {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: Vec::new(),
             dataplane: changing.dataplane.clone(),
-            routes: changing.routes.clone(),
+            routes: changing.surroundings.routes.clone(),
             wireguard: changing.wireguard.clone(),
+            addresses: changing.surroundings.addresses.clone(),
         }
     }
 }
@@ -176,9 +194,11 @@ mod tests {
                 run(&format!("ip route add 10.{number}.0.0/16 via 192.0.2.2"));
             }
             run("ip route del 10.3.0.0/16");
+            run("ip address add 192.0.2.7/24 dev up0");
             timeout(3 * ROUTES_DEBOUNCE, watch.changed()).await.unwrap().unwrap();
             assert_eq!(told(), ["10.1.0.0/16", "10.2.0.0/16", "192.0.2.0/24"]);
-            assert!(!watch.has_changed().unwrap(), "in one change");
+            let addresses = describe.describe(addr, addr).addresses;
+            assert_eq!(addresses, [addr, "192.0.2.7".parse().unwrap()]);
             drop(follower);
         });
     }

@@ -22,7 +22,7 @@ mod uninstall;
 pub use agent::{Agent, AttachError, DetachError, JoinError, JoinRequest, LeaveError, StartError};
 pub use claim::ClaimError;
 pub use config::{Config, XdpMode};
-pub use encryption::{EncryptionKind, KEY_ROTATION, encryption_links, wireguard_overhead};
+pub use encryption::{EncryptionError, EncryptionKind, KEY_ROTATION, KeyStatus, encryption_status};
 pub use node::NodeError;
 pub use session::{ConnectError, Membership, SessionState};
 pub use uninstall::{Item, Uninstalled, uninstall};

@@ -124,6 +124,7 @@ fn pins_in(folder: &Path, items: &mut BTreeSet<Item>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::links::Egress;
     use crate::sys::testing::{in_netns, run};
 
     #[test]
@@ -163,7 +164,7 @@ mod tests {
             let links = Links::open().unwrap();
             links.ensure_vxlan(4789).await.unwrap();
             links.ensure_host_pair(1450).await.unwrap();
-            links.ensure_rules(4789).await.unwrap();
+            links.ensure_rules(4789, &Egress::default()).await.unwrap();
             run("ip link add sh0123456789a type veth peer name inside");
 
             let claim = NetnsClaim::take().unwrap();

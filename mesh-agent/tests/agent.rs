@@ -389,6 +389,7 @@ fn task(number: u8) -> TaskRecord {
             stop_grace_ns: 5_000_000_000,
             stop_signal: empty(),
             service_name: "web".to_owned(),
+            egress: Vec::new(),
         })),
     }
 }

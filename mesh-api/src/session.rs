@@ -34,6 +34,9 @@ pub const SESSION_TIMEOUT_MS: u64 = 3 * HEARTBEAT_PERIOD_MS;
 /// Most routes that a node describes itself with.
 pub const ROUTES_MAX: usize = 1024;
 
+/// Most addresses that a node describes itself with.
+pub const ADDRESSES_MAX: usize = 1024;
+
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
@@ -225,6 +228,10 @@ pub struct NodeDescription {
     /// first, and take what comes from either. Empty: it has no encrypted way, and gets no task on an encrypted network.
     #[serde(default)]
     pub wireguard: Vec<WireguardIdentity>,
+    /// The addresses on its interfaces that tasks could send under, at most [`ADDRESSES_MAX`]: all but those of the loopback's
+    /// own range, of a link alone, and of Shoal's own devices. It gets tasks with fixed egress addresses by these.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What a node reports of one of its tasks.

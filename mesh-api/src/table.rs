@@ -401,6 +401,10 @@ pub struct TaskSpec {
     pub stop_signal: String,
     /// The service's name, as tasks are told it.
     pub service_name: String,
+    /// What the task sends to the outside under: the first of these of each family that its node has, and where it has none
+    /// of a listed family, nothing. Families that are not listed leave by the node's own addresses.
+    #[serde(default)]
+    pub egress: Vec<IpAddr>,
 }
 
 impl TaskSpec {

@@ -86,7 +86,7 @@ counters! {
     DropSourceRefused = 83, "drop_source_refused", "From a client that the service's rules don't let in.";
     DropUnrelated = 84, "drop_unrelated", "ICMP error about a flow that isn't known, or word of a task's absence from a node that it isn't sent to.";
 
-    DropNoRoute = 90, "drop_no_route", "The host has no route to the destination.";
+    DropNoRoute = 90, "drop_no_route", "The host has no route to the destination, or the node that it is for is none any more.";
     DropRewriteFailed = 91, "drop_rewrite_failed", "The kernel refused to change the packet.";
     DropNotReady = 92, "drop_not_ready", "The agent hasn't configured the programs yet.";
     DropTooBig = 93, "drop_too_big", "Larger than the path to the other node carries, and not to be fragmented.";

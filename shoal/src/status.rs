@@ -1,14 +1,20 @@
 //! `shoal status`: this node at a glance.
 
+use std::net::IpAddr;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use mesh_agent::dataplane::inspect::drops::{Counts, Ended};
 use mesh_agent::dataplane::inspect::programs::Hook;
-use mesh_agent::dataplane::inspect::status::{Counted, Member, PeerStatus, Plane, Status, status};
+use mesh_agent::dataplane::inspect::status::{
+    Counted, EgressStatus, Member, PeerStatus, Plane, Status, status,
+};
 use mesh_agent::dataplane::inspect::{InspectError, Live};
 use mesh_agent::links::{Facts, Links};
+use mesh_agent::{EncryptionError, EncryptionKind, KeyStatus, encryption_status};
+use mesh_api::error::chain;
 use serde::Serialize;
 
 use crate::args::StatusArgs;
@@ -17,6 +23,8 @@ use crate::print;
 
 /// What rates are measured over.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How much of a key is shown, characters.
+const KEY_SHOWN: usize = 8;
 /// How many reasons of drops are shown.
 const PROBLEMS_MAX: usize = 5;
 
@@ -27,6 +35,8 @@ struct Shown {
     kernel: String,
     #[serde(flatten)]
     status: Status,
+    /// The node's keys for encrypted networks, the one that is sent by first.
+    encryption: Vec<KeyStatus>,
     /// Drops with the highest rates, then with the highest counts.
     problems: Vec<Ended>,
 }
@@ -34,24 +44,31 @@ struct Shown {
 /// Prints what this node is and does.
 pub(crate) fn run(args: &StatusArgs) -> Result<()> {
     let (bpffs, state_dir) = (&args.pins.bpffs, &args.state.state_dir);
-    let status = status(state_dir, bpffs, &interfaces()?)?;
+    let (facts, keys) = look(state_dir)?;
+    let mut status = status(state_dir, bpffs, &facts)?;
+    let encryption = keys.unwrap_or_else(|error| {
+        status.troubles.push(chain(&error));
+        Vec::new()
+    });
     let problems = match Live::open(bpffs) {
         Ok(live) => problems(&live)?,
         Err(InspectError::NotRoot) => return Err(InspectError::NotRoot.into()),
         // Said in the status.
         Err(_) => Vec::new(),
     };
-    let shown = Shown { version: facts::version_line(), kernel: facts::kernel_release(), status, problems };
+    let (version, kernel) = (facts::version_line(), facts::kernel_release());
+    let shown = Shown { version, kernel, status, encryption, problems };
     print::line(&if args.json { serde_json::to_string_pretty(&shown)? } else { told(&shown) })?;
     Ok(())
 }
 
-fn interfaces() -> Result<Facts> {
+/// The host's interfaces, and the node's keys.
+fn look(state_dir: &Path) -> Result<(Facts, Result<Vec<KeyStatus>, EncryptionError>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("can't start the runtime")?;
-    Ok(runtime.block_on(async { Links::open()?.facts().await })?)
+    runtime.block_on(async { Ok((Links::open()?.facts().await?, encryption_status(state_dir).await)) })
 }
 
 fn problems(live: &Live) -> Result<Vec<Ended>> {
@@ -65,8 +82,8 @@ fn problems(live: &Live) -> Result<Vec<Ended>> {
 }
 
 fn told(shown: &Shown) -> String {
-    let Shown { version, kernel, status, problems } = shown;
-    let Status { agent_runs, member, abi_version, dataplane, troubles } = status;
+    let Shown { version, kernel, status, encryption, problems } = shown;
+    let Status { agent_runs, member, abi_version, egress, dataplane, troubles } = status;
     let mut lines = vec![
         field("shoal", &format!("{version}, maps of version {abi_version}, kernel {kernel}")),
         field(
@@ -82,7 +99,9 @@ fn told(shown: &Shown) -> String {
         Some(member) => lines.extend(member_lines(member)),
         None => lines.push(field("node", "of no cluster, by its state folder")),
     }
+    lines.extend(encryption_lines(encryption, member.is_some()));
     lines.extend(dataplane.iter().flat_map(plane_lines));
+    lines.extend(egress.iter().map(|status| field("egress", &egress_words(status))));
     if problems.is_empty() && dataplane.is_some() {
         lines.push(field("drops", "none"));
     }
@@ -107,6 +126,27 @@ fn member_lines(member: &Member) -> Vec<String> {
         field("addresses", &format!("advertises {advertise}, VXLAN {vtep}")),
         field("table index", &index),
     ]
+}
+
+fn encryption_lines(keys: &[KeyStatus], is_member: bool) -> Vec<String> {
+    if keys.is_empty() && is_member {
+        return vec![field("encryption", "no keys: what encrypted networks are sent from here is dropped")];
+    }
+    let line = |(index, key)| field(if index == 0 { "encryption" } else { "" }, &key_words(key, index == 0));
+    keys.iter().enumerate().map(line).collect()
+}
+
+fn key_words(key: &KeyStatus, is_first: bool) -> String {
+    let KeyStatus { public_key, made, link, kind, port } = key;
+    let way = match kind {
+        Some(EncryptionKind::Kernel) => format!("{link} of the kernel's WireGuard"),
+        Some(EncryptionKind::UserSpace) => format!("{link} of the agent's own WireGuard"),
+        None => format!("{link} IS MISSING"),
+    };
+    let age = SystemTime::now().duration_since(*made).unwrap_or_default();
+    let key = &public_key.to_string()[..KEY_SHOWN];
+    let state = if is_first { "in use" } else { "listened to beside it" };
+    format!("{way}, UDP port {port}, key {key}… made {} ago, {state}", print::duration(age))
 }
 
 fn plane_lines(plane: &Plane) -> Vec<String> {
@@ -173,6 +213,19 @@ fn peer_words(peer: &PeerStatus) -> String {
     }
 }
 
+fn egress_words(status: &EgressStatus) -> String {
+    let EgressStatus { service, listed, addr } = status;
+    if let Some(addr) = addr {
+        return format!("tasks of {service} send under {addr}");
+    }
+    let family = if listed.iter().all(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" };
+    let listed: Vec<String> = listed.iter().map(ToString::to_string).collect();
+    let listed = listed.join(", ");
+    format!(
+        "tasks of {service} are to send under {listed}, NOT HERE: what they send to the outside by {family} is dropped"
+    )
+}
+
 fn hook_words(hook: &Hook) -> String {
     let Hook { program, interface, ifindex, by, program_id, loaded } = hook;
     let on = interface.clone().unwrap_or_else(|| format!("interface {ifindex}, which is gone"));
@@ -190,8 +243,21 @@ mod tests {
 
     fn shown(dataplane: Option<Plane>) -> Shown {
         let troubles = if dataplane.is_none() { vec!["no dataplane".to_owned()] } else { vec![] };
-        let status = Status { agent_runs: false, member: None, abi_version: 2, dataplane, troubles };
-        Shown { version: "0.1.0".to_owned(), kernel: "6.18".to_owned(), status, problems: vec![] }
+        let egress = vec![
+            EgressStatus {
+                service: "web".to_owned(),
+                listed: vec!["192.0.2.8".parse().unwrap(), "192.0.2.7".parse().unwrap()],
+                addr: Some("192.0.2.7".parse().unwrap()),
+            },
+            EgressStatus {
+                service: "web".to_owned(),
+                listed: vec!["2001:db8::7".parse().unwrap(), "2001:db8::8".parse().unwrap()],
+                addr: None,
+            },
+        ];
+        let status = Status { agent_runs: false, member: None, abi_version: 2, egress, dataplane, troubles };
+        let (version, kernel) = ("0.1.0".to_owned(), "6.18".to_owned());
+        Shown { version, kernel, status, encryption: vec![], problems: vec![] }
     }
 
     #[test]
@@ -199,6 +265,32 @@ mod tests {
         let text = told(&shown(None));
         assert!(text.contains("agent         does not run"), "{text}");
         assert!(text.contains("TROUBLE       no dataplane"), "{text}");
+    }
+
+    #[test]
+    fn keys_are_told_with_where_they_are_used_and_since_when() {
+        let made = SystemTime::now() - Duration::from_hours(3);
+        let public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=".parse().unwrap();
+        let key = |link, kind, port| KeyStatus { public_key, made, link, kind, port };
+        let lines = encryption_lines(
+            &[
+                key("shoal-wg1", Some(EncryptionKind::Kernel), 51821),
+                key("shoal-wg0", Some(EncryptionKind::UserSpace), 51820),
+            ],
+            true,
+        );
+        let expected = [
+            "encryption    shoal-wg1 of the kernel's WireGuard, UDP port 51821, key hSDwCYkw… made 3 h ago, in use",
+            "              shoal-wg0 of the agent's own WireGuard, UDP port 51820, key hSDwCYkw… made 3 h ago, \
+             listened to beside it",
+        ];
+        assert_eq!(lines, expected);
+        let missing = encryption_lines(&[key("shoal-wg0", None, 51820)], true);
+        assert!(missing[0].contains("shoal-wg0 IS MISSING"), "{missing:?}");
+        assert!(encryption_lines(&[], true)[0].contains("no keys"));
+        assert!(encryption_lines(&[], false).is_empty(), "a host of no cluster needs none");
+        let json = serde_json::to_value(key("shoal-wg0", Some(EncryptionKind::UserSpace), 51820)).unwrap();
+        assert_eq!((&json["kind"], &json["port"]), (&"user-space".into(), &51820.into()));
     }
 
     #[test]
@@ -240,6 +332,9 @@ mod tests {
             "MISSING       from_host",
             "local clients cgroup v2 is not mounted",
             "memory        32.0 MiB in 1 maps: shoal_places 32.0 MiB, …",
+            "egress        tasks of web send under 192.0.2.7",
+            "egress        tasks of web are to send under 2001:db8::7, 2001:db8::8, NOT HERE: what they send to the outside by \
+             IPv6 is dropped",
             "drops         none",
         ] {
             assert!(text.lines().any(|told| told == line), "{line}\n{text}");

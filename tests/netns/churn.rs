@@ -18,16 +18,14 @@ use crate::dns::{self, NO_ERROR, NO_SUCH_NAME};
 use crate::engine::{self, Task};
 use crate::figure;
 use crate::lab::{self, BINARY, Lab, Node, until, within};
-use crate::overlay::create_network;
+use crate::overlay::{ENCRYPTED, create_network};
 use crate::receiver;
 
-/// How long it goes on, s, unless `SHOAL_CHURN_S` says so.
-const DURATION_S: u64 = 20;
 /// Tasks made a minute; as many are removed.
 const RATE: u32 = 200;
 /// How many of them there are at a time.
 const ALIVE: u32 = 8;
-/// Small enough that every address is used again and again.
+/// Small enough that addresses are used again: it takes some 10 s until all have been used once.
 const SUBNET: &str = "10.92.0.0/26";
 /// How many addresses tasks and services can have in it: all but the first and the last, and the gateway.
 const ADDRESSES: u8 = 61;
@@ -38,7 +36,11 @@ const ROUND: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn addresses_used_again_get_nothing_of_their_former_tasks(lab: &Lab) -> Result<()> {
-    churn(lab, &[])
+    churn(lab, &[], 20)
+}
+
+pub(crate) fn addresses_used_again_get_nothing_on_an_encrypted_network(lab: &Lab) -> Result<()> {
+    churn(lab, ENCRYPTED, 15)
 }
 
 /// What all senders know: the services that there are, and whether it goes on.
@@ -70,11 +72,11 @@ struct Found {
     tenants: BTreeMap<IpAddr, BTreeSet<String>>,
 }
 
-/// Tasks come and go on a network with these options.
-fn churn(lab: &Lab, options: &[&str]) -> Result<()> {
+/// Tasks come and go on a network with these options, for so many seconds unless `SHOAL_CHURN_S` says otherwise.
+fn churn(lab: &Lab, options: &[&str], duration_s: u64) -> Result<()> {
     let duration = match std::env::var("SHOAL_CHURN_S") {
         Ok(text) => Duration::from_secs(text.parse().context("SHOAL_CHURN_S")?),
-        Err(_) => Duration::from_secs(DURATION_S),
+        Err(_) => Duration::from_secs(duration_s),
     };
     create_network(lab, "churn", &[&["--subnet", SUBNET], options].concat())?;
     let senders = ["--mode", "global", "--endpoint-mode", "dnsrr", "--network", "churn"];
@@ -350,14 +352,10 @@ fn every_address_is_free(lab: &Lab) -> Result<()> {
     engine::docker_ok(manager, &["service", "rm", "sender"])?;
     let count = ADDRESSES.to_string();
     let fill = ["--replicas", &count, "--endpoint-mode", "dnsrr", "--network", "churn"];
-    let tasks = engine::create(
-        lab,
-        "fill",
-        ADDRESSES.into(),
-        &[&fill[..], &["shoal/exec", "sleep", "1000000"]].concat(),
-    )?;
-    let addresses: BTreeSet<Ipv4Addr> = tasks.iter().map(Task::address).collect::<Result<_>>()?;
+    let fill = [&fill[..], &["shoal/exec", "sleep", "1000000"]].concat();
+    let tasks = engine::create(lab, "fill", ADDRESSES.into(), &fill)?;
+    let taken: BTreeSet<Ipv4Addr> = tasks.iter().map(Task::address).collect::<Result<_>>()?;
     figure!("then {} tasks have all {ADDRESSES} addresses of the subnet", tasks.len());
-    ensure!(addresses.len() == usize::from(ADDRESSES), "{addresses:?}");
+    ensure!(taken.len() == usize::from(ADDRESSES), "{taken:?}");
     Ok(())
 }

@@ -219,20 +219,8 @@ pub(crate) fn failing_tasks_are_restarted_and_say_why(lab: &Lab) -> Result<()> {
 }
 
 pub(crate) fn node_leaves_and_joins_again(lab: &Lab) -> Result<()> {
-    let node = &lab.nodes[2];
-    docker_ok(node, &["swarm", "leave"])?;
-    let info = docker_ok(node, &["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
-    ensure!(info.trim() == "inactive", "{info}");
-    until("n3 is down", Duration::from_secs(30), || {
-        let listed = docker_ok(lab.manager(), &["node", "ls"])?;
-        Ok(listed.lines().any(|line| line.contains("n3") && line.contains("Down")).then_some(()))
-    })?;
-    docker_ok(lab.manager(), &["node", "rm", "n3"])?;
-    let token = docker_ok(lab.manager(), &["swarm", "join-token", "--quiet", "worker"])?;
-    let address = format!("{}:2377", lab.manager().address);
-    let joined = docker_ok(node, &["swarm", "join", "--token", token.trim(), &address])?;
-    ensure!(joined.contains("This node joined a swarm as a worker."), "{joined}");
-    lab.until_ready(lab.nodes.len())?;
+    engine::leave(lab, &lab.nodes[2])?;
+    engine::join(lab, &lab.nodes[2])?;
     // Its dataplane is whole again: tasks on it are reached.
     engine::create(lab, "web", 3, &["--replicas", "3", "--publish", "8080:80", "shoal/whoami"])?;
     crate::mesh::until_every_node_answers(lab)

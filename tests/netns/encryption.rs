@@ -1,43 +1,40 @@
-//! Networks that are encrypted between nodes: what the underlay sees of them, and what comes without encryption.
+//! Networks that are encrypted between nodes: how keys change, and what comes without encryption.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use etherparse::PacketBuilder;
 use mesh_agent::dataplane::Counter;
-use mesh_common::addr::{backend_mac, mac_of};
-use mesh_common::be::Be32;
-use mesh_common::vxlan::VNI_MESH_REQUEST;
 
-use crate::capture::Capture;
-use crate::client;
+use crate::cleartext::{
+    Attack, Count, FRAMES, Forgery, by_socket, datagram, every_header, fragments, from_underlay, heard,
+    tagged,
+};
 use crate::curl;
 use crate::engine::{self, Task};
 use crate::figure;
-use crate::intruders::backends;
-use crate::lab::{self, BINARY, Lab, Node, as_client, until, within};
-use crate::mesh::{PORT, any};
-use crate::overlay::{create_idle, create_network};
-use crate::raw::Sender;
-use crate::wire::{Wire, holds};
+use crate::lab::{self, BINARY, Lab, Node, until};
+use crate::mesh::PORT;
+use crate::overlay::{ENCRYPTED, create_idle, create_network};
+use crate::ways::Family;
 
-/// How long the underlay is listened to, s; the variable of the environment that says otherwise.
-const LISTEN_S: u64 = 12;
-const LISTEN_S_BY: &str = "SHOAL_ENCRYPTED_S";
-/// Frames of a kind.
-const FRAMES: u64 = 50;
-/// What forged frames carry.
-const MARK: &[u8] = b"shoal: in cleartext";
+/// The network's subnets.
+const SUBNET: &str = "10.95.0.0/24";
+const SUBNET6: &str = "fd00:95::/64";
+/// That of the network with one task.
+const ALONE: &str = "10.96.0.0/24";
+/// An address of it that nobody has.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 77);
 /// How long a node may take until its keys are changed: 10 s are for what is on its way.
 const CHANGED_LIMIT: Duration = Duration::from_secs(30);
+/// How long an agent may take to put its netfilter rules back.
+const RULES_LIMIT: Duration = Duration::from_secs(15);
 
-/// An encrypted network, `web` on every node of the lab, published, and a task that does nothing.
-fn create(lab: &Lab, options: &[&str]) -> Result<(Vec<Task>, Task)> {
-    create_network(lab, "ledger", &[&["--ipv6"], options].concat())?;
+/// A network with these options, `web` on every node of the lab, published, and a task on the first that does nothing.
+pub(crate) fn create(lab: &Lab, options: &[&str]) -> Result<(Vec<Task>, Task)> {
+    let subnets = ["--ipv6", "--subnet", SUBNET, "--subnet", SUBNET6];
+    create_network(lab, "ledger", &[&subnets, options].concat())?;
     let published = format!("{PORT}:80");
     let arguments = ["--mode", "global", "--network", "ledger", "--publish", &published, "shoal/whoami"];
     let web = engine::create(lab, "web", lab.nodes.len(), &arguments)?;
@@ -46,7 +43,7 @@ fn create(lab: &Lab, options: &[&str]) -> Result<(Vec<Task>, Task)> {
 }
 
 /// Has every node replace its key, and waits until they have.
-fn rotate(lab: &Lab) -> Result<()> {
+pub(crate) fn rotate(lab: &Lab) -> Result<()> {
     let before = lab.nodes.iter().map(addresses).collect::<Result<Vec<_>>>()?;
     let mut rotate = std::process::Command::new(BINARY);
     lab::output(rotate.args(["network", "rotate-keys", "--run-dir"]).arg(lab.manager().run_dir()))?;
@@ -58,7 +55,7 @@ fn rotate(lab: &Lab) -> Result<()> {
 }
 
 /// A node's addresses in WireGuard.
-fn addresses(node: &Node) -> Result<Vec<IpAddr>> {
+pub(crate) fn addresses(node: &Node) -> Result<Vec<IpAddr>> {
     let shown =
         lab::output(node.command("ip").args(["-6", "-oneline", "address", "show", "scope", "global"]))?;
     let of_wireguard = shown.lines().filter(|line| line.contains(" shoal-wg"));
@@ -66,71 +63,8 @@ fn addresses(node: &Node) -> Result<Vec<IpAddr>> {
     words.map(|word| Ok(word.parse()?)).collect()
 }
 
-/// What every node does to the others, seen by the underlay: nothing but WireGuard, whatever happens meanwhile.
-pub(crate) fn underlay_sees_nothing_of_an_encrypted_network(lab: &Lab) -> Result<()> {
-    let (_, caller) = create(lab, &["--opt", "encrypted"])?;
-    let seconds = std::env::var(LISTEN_S_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(LISTEN_S);
-    let captures = lab
-        .nodes
-        .iter()
-        .map(|node| Capture::start(node.command("tcpdump"), "eth0", &["udp", "port", "4789"]));
-    let captures = captures.collect::<Result<Vec<_>>>()?;
-    let over = AtomicBool::new(false);
-    let (asked, answered) = std::thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let (mut asked, mut answered) = (0, 0);
-            while !over.load(Ordering::Relaxed) {
-                asked += 10;
-                // While a node is away, not every request is answered.
-                answered +=
-                    curl::answering(caller.command("curl"), "http://web/", 5).map_or(0, |all| all.len());
-                let targets = lab.nodes.iter().cycle().take(5);
-                for node in targets {
-                    let to = SocketAddrV4::new(node.address, PORT);
-                    answered += usize::from(as_client(|| client::http(any(lab::CLIENT), to, "/")).is_ok());
-                }
-            }
-            (asked, answered)
-        });
-        let events = disturb(lab, Duration::from_secs(seconds));
-        over.store(true, Ordering::Relaxed);
-        let load = load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        events.map(|()| load)
-    })?;
-    let mut seen = String::new();
-    for capture in captures {
-        seen.push_str(&capture.finish(&[])?);
-    }
-    figure!(
-        "{answered} of {asked} requests answered in {seconds} s and more, with keys changed, an agent killed, a node cut off"
-    );
-    ensure!(answered * 2 > asked, "too few answers to say anything: {answered} of {asked}");
-    ensure!(seen.trim().is_empty(), "VXLAN on the underlay: {seen}");
-    curl::answering(caller.command("curl"), "http://web/", 20).map(drop)
-}
-
-/// Changes keys, kills and starts an agent, cuts a node off and heals it; takes as long as it is told to, at least.
-fn disturb(lab: &Lab, least: Duration) -> Result<()> {
-    let started = Instant::now();
-    rotate(lab)?;
-    loop {
-        let (second, third) = (&lab.nodes[1].name, &lab.nodes[2].name);
-        lab.xtask(&["kill", second])?;
-        std::thread::sleep(Duration::from_secs(1));
-        lab.xtask(&["start", second])?;
-        lab.xtask(&["cut", third])?;
-        std::thread::sleep(Duration::from_secs(1));
-        lab.xtask(&["heal", third])?;
-        lab.until_ready(lab.nodes.len())?;
-        if started.elapsed() > least {
-            return Ok(());
-        }
-        rotate(lab)?;
-    }
-}
-
 pub(crate) fn change_of_keys_loses_no_packet(lab: &Lab) -> Result<()> {
-    let (web, caller) = create(lab, &["--opt", "encrypted"])?;
+    let (web, caller) = create(lab, ENCRYPTED)?;
     let far = web.iter().find(|task| task.node != caller.node).context("no task on another node")?;
     let to = far.address()?.to_string();
     let mut ping = caller.command("ping");
@@ -152,214 +86,115 @@ pub(crate) fn change_of_keys_loses_no_packet(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A victim, whom frames are to reach, and the task that they claim to be from.
-struct Forgery {
-    /// The network.
-    vni: u32,
-    /// The victim's incarnation.
-    incarnation: u32,
-    victim: Ipv4Addr,
-    /// A task of another node.
-    source: Ipv4Addr,
-}
-
-impl Forgery {
-    fn new(web: &[Task], victim: &Node, source: &Node) -> Result<Self> {
-        let on = |node: &Node| web.iter().find(|task| task.node == *node).context("no task there")?.address();
-        let (to, from) = (on(victim)?, on(source)?);
-        let known = backends(victim)?.into_iter().find(|backend| backend.addr == Be32::from(to));
-        let known = known.context("the victim is no backend")?;
-        Ok(Self { vni: known.vni, incarnation: known.incarnation, victim: to, source: from })
-    }
-
-    /// VXLAN's payload: a frame from the one to the other, as nodes send each other.
-    fn vxlan(&self) -> Result<Vec<u8>> {
-        let builder =
-            PacketBuilder::ethernet2(mac_of(Be32::from(self.source)), backend_mac(self.incarnation));
-        let builder = builder.ipv4(self.source.octets(), self.victim.octets(), 64).udp(7_777, 7_777);
-        let mut vxlan = vec![8, 0, 0, 0];
-        vxlan.extend((self.vni << 8).to_be_bytes());
-        builder.write(&mut vxlan, MARK)?;
-        Ok(vxlan)
-    }
-
-    /// A mesh request from a client to the victim, likewise.
-    fn request(&self, by: &Node) -> Result<Vec<u8>> {
-        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0], backend_mac(self.incarnation));
-        let builder = builder.ipv4(lab::CLIENT.octets(), by.address.octets(), 60);
-        let builder = builder.tcp(40_000, PORT, 1, 65_000).syn();
-        let mut vxlan = vec![8, 0, 0, 0];
-        vxlan.extend((VNI_MESH_REQUEST << 8).to_be_bytes());
-        builder.write(&mut vxlan, MARK)?;
-        Ok(vxlan)
-    }
-}
-
-/// From the client's host, under another one's address.
-fn from_underlay(source: IpAddr, to: IpAddr, by: IpAddr, payload: &[u8]) -> Result<()> {
-    let mut packet = Vec::new();
-    match (source, to) {
-        (IpAddr::V4(source), IpAddr::V4(to)) => {
-            PacketBuilder::ipv4(source.octets(), to.octets(), 64)
-                .udp(50_000, 4789)
-                .write(&mut packet, payload)?;
-        }
-        (IpAddr::V6(source), IpAddr::V6(to)) => {
-            PacketBuilder::ipv6(source.octets(), to.octets(), 64)
-                .udp(50_000, 4789)
-                .write(&mut packet, payload)?;
-        }
-        _ => anyhow::bail!("two families: {source}, {to}"),
-    }
-    as_client(|| {
-        let sender = Sender::open()?;
-        (0..FRAMES).try_for_each(|_| sender.send(&packet, by).map(drop))
-    })
-}
-
-/// By an ordinary socket in a network namespace; what the kernel refuses to send is not sent.
-fn by_socket(namespace: &str, to: IpAddr, payload: &[u8]) -> Result<()> {
-    within(Path::new(namespace), || {
-        let (any, to) = match to {
-            IpAddr::V4(to) => (IpAddr::from([0; 4]), SocketAddrV4::new(to, 4789).into()),
-            IpAddr::V6(to) => (IpAddr::from([0; 16]), SocketAddrV6::new(to, 4789, 0, 0).into()),
-        };
-        let socket = UdpSocket::bind((any, 0))?;
-        for _ in 0..FRAMES {
-            let to: std::net::SocketAddr = to;
-            let _ = socket.send_to(payload, to);
-        }
-        Ok(())
-    })
-}
-
-/// Who sends forged frames, what counts them if the programs drop them, and how they are sent.
-struct Attack<'a> {
-    who: &'static str,
-    counted: Option<(&'a Node, Counter)>,
-    send: Box<dyn Fn() -> Result<()> + 'a>,
-}
-
-impl<'a> Attack<'a> {
-    fn new(
-        who: &'static str,
-        counted: Option<(&'a Node, Counter)>,
-        send: impl Fn() -> Result<()> + 'a,
-    ) -> Self {
-        Self { who, counted, send: Box::new(send) }
-    }
-}
-
-/// Frames to a task of an encrypted network that went through no WireGuard: from a host of the underlay under a node's
-/// address, from a node, from a process and from a task of one, in both families.
+/// Frames to tasks of encrypted networks that went through no WireGuard: from hosts of the underlay, from nodes, and from
+/// processes and tasks of these, in both families. The victims' node has no netfilter rules when they come.
 pub(crate) fn what_comes_in_cleartext_reaches_no_task(lab: &Lab) -> Result<()> {
-    let (first, second, third) = (&lab.nodes[0], &lab.nodes[1], &lab.nodes[2]);
+    let (first, second) = (&lab.nodes[0], &lab.nodes[1]);
     // Without encryption a node is known by its address alone, and who forges that is believed.
     let (web, _) = create(lab, &[])?;
-    let came = forge(&Forgery::new(&web, second, first)?, &web, second, |forgery| {
-        from_underlay(first.address.into(), second.address.into(), second.address.into(), &forgery.vxlan()?)
-    })?;
-    figure!(
-        "a network that is not encrypted: of {FRAMES} frames under a node's address {came} reached a task"
-    );
-    ensure!(came > FRAMES / 2, "the attack does not work where it should");
-    lab.reset()?;
-    let (web, caller) = create(lab, &["--opt", "encrypted"])?;
-    let forgery = Forgery::new(&web, second, first)?;
-    let own = |node: &Node| addresses(node)?.first().copied().context("no address in WireGuard");
-    let (from_wireguard, in_wireguard) = (own(first)?, own(second)?);
-    let node_of = |node: &Node| format!("/run/netns/shoal-{}", node.name);
-    let task = format!("/proc/{}/ns/net", caller.pid);
-    let (second4, second6) = (IpAddr::from(second.address), IpAddr::from(second.address6));
-    let vxlan = forgery.vxlan()?;
-    let attacks = [
-        Attack::new("a host of the underlay, as a node", Some((second, Counter::DropCleartext)), || {
-            from_underlay(first.address.into(), second4, second4, &vxlan)
-        }),
-        Attack::new(
-            "a host of the underlay, as a node, a request from a client",
-            Some((second, Counter::DropCleartext)),
-            || from_underlay(first.address.into(), second4, second4, &forgery.request(first)?),
-        ),
-        Attack::new(
-            "a host of the underlay, between addresses in WireGuard",
-            Some((second, Counter::DropCleartext)),
-            || from_underlay(from_wireguard, in_wireguard, second6, &vxlan),
-        ),
-        Attack::new(
-            "a host of the underlay, from an address in WireGuard",
-            Some((second, Counter::DropCleartext)),
-            || from_underlay(from_wireguard, second6, second6, &vxlan),
-        ),
-        Attack::new("another node", Some((second, Counter::DropCleartext)), || {
-            by_socket(&node_of(third), second4, &vxlan)
-        }),
-        Attack::new(
-            "a process of the node that the source is on",
-            Some((second, Counter::DropCleartext)),
-            || by_socket(&node_of(first), second4, &vxlan),
-        ),
-        Attack::new("a process of that node, into WireGuard", None, || {
-            by_socket(&node_of(first), in_wireguard, &vxlan)
-        }),
-        Attack::new(
-            "a task of that node, into WireGuard",
-            Some((first, Counter::DropTunnelFromTask)),
-            || by_socket(&task, in_wireguard, &vxlan),
-        ),
-    ];
-    for Attack { who, counted, send } in attacks {
-        let count = || counted.map_or(Ok(0), |(node, counter)| node.count(counter));
-        let before = count()?;
-        let came = forge(&forgery, &web, second, |_| send())?;
-        let counted_now = count()? - before;
-        figure!("{who}: {came} of {FRAMES} reached a task, {counted_now} counted");
-        ensure!(came == 0, "{who}: {came} frames came");
-        ensure!(counted.is_none() || counted_now == FRAMES, "{who}: {counted_now} of {FRAMES} are counted");
+    let forgery = Forgery::new(on(&web, second)?, on(&web, first)?.address()?)?;
+    for family in Family::ALL {
+        let packet = datagram(first.address, second.address, &forgery.vxlan(family)?)?;
+        let came = heard(&forgery.victim, || from_underlay(&vec![packet; FRAMES as usize], second.address))?;
+        figure!(
+            "a network that is not encrypted, {family}: of {FRAMES} frames under a node's address {came} reached a task"
+        );
+        ensure!(came > FRAMES / 2, "the attack does not work where it should");
     }
+    lab.reset()?;
+    let (web, caller) = create(lab, ENCRYPTED)?;
+    let forgery = Forgery::new(on(&web, second)?, on(&web, first)?.address()?)?;
+    for attack in attacks(lab, &forgery, &caller)? {
+        // Whatever drops these frames, it is no firewall.
+        lab::output(second.command("nft").args(["flush", "ruleset"]))?;
+        attack.run(&forgery.victim)?;
+    }
+    let all = every_header(&forgery)?.into_iter();
+    let all =
+        all.map(|payload| datagram(first.address, second.address, &payload)).collect::<Result<Vec<_>>>()?;
+    let came = heard(&forgery.victim, || from_underlay(&all, second.address))?;
+    figure!(
+        "a host of the underlay, as a node, all flags in 5 networks: {came} of {} reached a task",
+        all.len()
+    );
+    ensure!(came == 0, "{came} frames came");
+    create_network(lab, "alone", &[&["--subnet", ALONE], ENCRYPTED].concat())?;
+    let lone = ["--network", "alone", "--constraint", "node.hostname==n2", "shoal/whoami"];
+    let lone = engine::create(lab, "lone", 1, &lone)?;
+    let forgery = Forgery::new(on(&lone, second)?, NOBODY)?;
+    let packet = datagram(first.address, second.address, &forgery.vxlan(Family::V4)?)?;
+    let count = Count::Of(second, Counter::DropForeignSource);
+    let who = "a host of the underlay, as a node, to the one task of a network";
+    lab::output(second.command("nft").args(["flush", "ruleset"]))?;
+    Attack::new(who, count, || from_underlay(&vec![packet.clone(); FRAMES as usize], second.address))
+        .run(&forgery.victim)?;
+    until("the rules are back", RULES_LIMIT, || {
+        let listed = |family| lab::output(second.command("nft").args(["list", "table", family, "shoal"]));
+        Ok((listed("ip").is_ok() && listed("ip6").is_ok()).then_some(()))
+    })?;
     curl::answering(caller.command("curl"), "http://web/", 20).map(drop)
 }
 
-/// How many frames of an attack come to the victim, which listens to all of its interfaces.
-fn forge(
-    forgery: &Forgery,
-    web: &[Task],
-    on: &Node,
-    attack: impl FnOnce(&Forgery) -> Result<()>,
-) -> Result<u64> {
-    let victim = web.iter().find(|task| task.node == *on).context("no victim")?;
-    let namespace = format!("/proc/{}/ns/net", victim.pid);
-    let wires = victim.addresses.iter().map(|addr| Wire::open(Path::new(&namespace), *addr));
-    let wires = wires.collect::<Result<Vec<_>>>()?;
-    attack(forgery)?;
-    std::thread::sleep(Duration::from_millis(300));
-    let heard = wires.iter().map(|wire| wire.heard(|frame| holds(frame, MARK))).sum::<Result<usize>>()?;
-    Ok(heard as u64)
+/// The task on a node.
+fn on<'t>(tasks: &'t [Task], node: &Node) -> Result<&'t Task> {
+    tasks.iter().find(|task| task.node == *node).context("no task there")
 }
 
-/// A node's uplink sees large segments and datagrams of an encrypted network go by, unbroken.
-pub(crate) fn transfers_and_datagrams_pass_encrypted(lab: &Lab) -> Result<()> {
-    create_network(lab, "ledger", &["--ipv6", "--opt", "encrypted"])?;
-    let at = |node| format!("node.hostname=={node}");
-    let server = ["--network", "ledger", "--constraint", &at("n2"), "shoal/exec", "iperf3", "-s"];
-    engine::create(lab, "server", 1, &server)?;
-    let caller = create_idle(lab, "caller", &["--network", "ledger", "--constraint", &at("n1")])?;
-    for family in ["-4", "-6"] {
-        for flow in [&["-n", "40M"][..], &["-n", "40M", "-R"], &["-u", "-l", "8000", "-b", "30M", "-n", "3M"]]
-        {
-            let report = until("iperf3's server takes a run", Duration::from_secs(10), || {
-                let mut iperf3 = caller.command("timeout");
-                let output =
-                    iperf3.args(["20", "iperf3", family, "-J", "-c", "server"]).args(flow).output()?;
-                let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-                Ok(report["error"].is_null().then_some(report))
-            })?;
-            let sum = &report["end"][if flow[0] == "-u" { "sum" } else { "sum_received" }];
-            let megabits = sum["bits_per_second"].as_f64().unwrap_or_default() / 1e6;
-            let lost = sum["lost_percent"].as_f64().unwrap_or_default();
-            figure!("iperf3 {family} {}: {megabits:.0} Mbit/s, {lost:.1} % lost", flow.join(" "));
-            ensure!(megabits > 10.0 && lost < 10.0, "{report}");
-        }
+/// All who forge frames from the first node's task to the second's. `caller`: a task of the first node.
+fn attacks<'a>(lab: &'a Lab, forgery: &Forgery, caller: &Task) -> Result<Vec<Attack<'a>>> {
+    let (first, second, third) = (&lab.nodes[0], &lab.nodes[1], &lab.nodes[2]);
+    let own = |node: &Node| addresses(node)?.first().copied().context("no address in WireGuard");
+    let (from_wireguard, in_wireguard) = (own(first)?, own(second)?);
+    let cleartext = || Count::Of(second, Counter::DropCleartext);
+    let stranger = || Count::Of(second, Counter::DropNotMember);
+    let vxlan = forgery.vxlan(Family::V4)?;
+    let host = |who: &str, count, packet: Vec<u8>, by: IpAddr| {
+        let who = format!("a host of the underlay, {who}");
+        Attack::new(&who, count, move || from_underlay(&vec![packet.clone(); FRAMES as usize], by))
+    };
+    let mut attacks = Vec::new();
+    let (to4, to6) = (IpAddr::from(second.address), IpAddr::from(second.address6));
+    for family in Family::ALL {
+        let packet = datagram(first.address, to4, &forgery.vxlan(family)?)?;
+        attacks.push(host(&format!("as a node, {family}"), cleartext(), packet, to4));
+        let packet = datagram(first.address, to4, &forgery.request(first, family)?)?;
+        attacks.push(host(&format!("as a node, a client's request, {family}"), cleartext(), packet, to4));
     }
-    Ok(())
+    let plain = datagram(first.address, to4, &vxlan)?;
+    let broken: Vec<Vec<u8>> = (1..=FRAMES as u16).flat_map(|id| fragments(&plain, id)).collect();
+    let broken = move || from_underlay(&broken, to4);
+    attacks.push(Attack::new("a host of the underlay, as a node, in fragments", cleartext(), broken));
+    let tagged = tagged(&plain, second)?;
+    attacks.push(Attack::new("a host of the underlay, as a node, tagged", cleartext(), tagged));
+    for (who, count, from, to) in [
+        ("as a node, by IPv6", stranger(), first.address6.into(), to6),
+        ("between addresses in WireGuard", cleartext(), from_wireguard, in_wireguard),
+        ("from an address in WireGuard", cleartext(), from_wireguard, to6),
+    ] {
+        attacks.push(host(who, count, datagram(from, to, &vxlan)?, to6));
+    }
+    let node_of = |node: &Node| format!("/run/netns/shoal-{node}");
+    let task = format!("/proc/{}/ns/net", caller.pid);
+    let (any4, any6) = (IpAddr::from([0; 4]), IpAddr::from([0; 16]));
+    let from_task = || Count::Of(first, Counter::DropTunnelFromTask);
+    for (who, count, namespace, from, to) in [
+        ("another node", cleartext(), node_of(third), any4, to4),
+        ("another node, by IPv6", stranger(), node_of(third), any6, to6),
+        ("a process of the source's node", cleartext(), node_of(first), any4, to4),
+        ("a process of the source's node, by IPv6", stranger(), node_of(first), any6, to6),
+        (
+            "a process of the source's node, into WireGuard",
+            Count::ByRule(first),
+            node_of(first),
+            from_wireguard,
+            in_wireguard,
+        ),
+        ("a task of the source's node", from_task(), task.clone(), any4, to4),
+        ("a task of the source's node, by IPv6", from_task(), task.clone(), any6, to6),
+        ("a task of the source's node, into WireGuard", from_task(), task.clone(), any6, in_wireguard),
+    ] {
+        let vxlan = vxlan.clone();
+        attacks.push(Attack::new(who, count, move || by_socket(&namespace, from, to, &vxlan)));
+    }
+    Ok(attacks)
 }

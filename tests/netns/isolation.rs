@@ -14,7 +14,7 @@ use crate::figure;
 use crate::forgery::{Cast, Forgery};
 use crate::lab::{self, BINARY, Lab, until};
 use crate::members::{self, INTERNAL, Member, NETWORKS, SERVICES};
-use crate::overlay::create_network;
+use crate::overlay::{ENCRYPTED, create_network};
 use crate::rivals::Rivals;
 use crate::ways::Family;
 use crate::wire::{Wire, holds};
@@ -37,11 +37,11 @@ pub(crate) fn forged_frames_reach_nobody_while_agents_and_networks_change(lab: &
 }
 
 pub(crate) fn tasks_reach_exactly_those_on_their_encrypted_networks(lab: &Lab) -> Result<()> {
-    reach(lab, &["--opt", "encrypted"])
+    reach(lab, ENCRYPTED)
 }
 
 pub(crate) fn forged_frames_reach_nobody_on_encrypted_networks(lab: &Lab) -> Result<()> {
-    forge(lab, &["--opt", "encrypted"])
+    forge(lab, ENCRYPTED)
 }
 
 /// The matrix, for networks with these options.

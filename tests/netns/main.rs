@@ -7,11 +7,13 @@ mod attach;
 mod capture;
 mod chance;
 mod churn;
+mod cleartext;
 mod client;
 mod commands;
 mod curl;
 mod dial;
 mod dns;
+mod egress;
 mod encryption;
 mod engine;
 mod errors;
@@ -23,6 +25,7 @@ mod fragments;
 mod gone;
 mod harness;
 mod intruders;
+mod iperf3;
 mod isolation;
 mod lab;
 mod load;
@@ -44,6 +47,7 @@ mod restarts;
 mod rivals;
 mod stale;
 mod steady;
+mod underlay;
 mod undo;
 mod watch;
 mod ways;
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
     }
     // Or the end of a child that one thread has just started interrupts what another waits for: a signal goes to any
     // thread that does not block it, and std blocks all of them while it starts a child.
+    #[expect(clippy::expect_used, reason = "every kernel knows the signal")]
     SigSet::from(Signal::SIGCHLD).thread_block().expect("the signal exists");
     // Sets the kernel as a whole, and takes modules that few kernels have.
     let for_machines_of_their_own =
@@ -84,14 +89,18 @@ fn main() -> ExitCode {
         overlay::big_transfers_between_tasks_on_different_nodes,
         overlay::networks_are_kept_apart,
         overlay::tasks_reach_the_outside_under_their_nodes_address,
+        egress::tasks_with_fixed_addresses_send_under_no_other,
+        egress::flows_that_no_port_is_left_for_are_counted,
         isolation::tasks_reach_exactly_those_on_their_networks,
         isolation::tasks_reach_exactly_those_on_their_encrypted_networks,
         isolation::forged_frames_reach_nobody_and_are_counted,
         isolation::forged_frames_reach_nobody_on_encrypted_networks,
         isolation::forged_frames_reach_nobody_while_agents_and_networks_change,
         churn::addresses_used_again_get_nothing_of_their_former_tasks,
+        churn::addresses_used_again_get_nothing_on_an_encrypted_network,
         stale::node_cut_off_from_managers_learns_which_tasks_are_gone,
         names::every_kind_of_record_is_answered,
+        names::every_kind_of_record_is_answered_on_an_encrypted_network,
         names::a_thousand_questions_a_second_are_answered,
         names::dead_resolver_delays_no_name_of_the_cluster,
         attach::process_is_on_its_network_until_it_ends,
@@ -111,7 +120,9 @@ fn main() -> ExitCode {
         paths::narrower_underlay_is_found_at_run_time,
         paths::segments_that_do_not_fit_are_refused_and_sent_anew,
         mtu::tasks_talk_whatever_the_underlay_carries,
+        mtu::tasks_talk_encrypted_whatever_the_underlay_carries,
         mtu::transfers_go_on_when_the_underlay_narrows,
+        mtu::encrypted_transfers_go_on_when_the_underlay_narrows,
         local::processes_of_a_node_reach_its_ports_by_every_address,
         local::curl_on_a_node_sees_whom_it_dialled,
         local::tasks_reach_the_ports_of_every_node,
@@ -140,10 +151,10 @@ fn main() -> ExitCode {
         intruders::forged_requests_do_not_go_in_circles,
         relay::tunnel_is_no_open_relay,
         relay::nodes_that_point_at_each_other_end_what_comes,
-        encryption::transfers_and_datagrams_pass_encrypted,
         encryption::change_of_keys_loses_no_packet,
         encryption::what_comes_in_cleartext_reaches_no_task,
-        encryption::underlay_sees_nothing_of_an_encrypted_network,
+        underlay::nothing_of_an_encrypted_network_is_seen,
+        underlay::packets_sent_again_reach_no_task,
         errors::errors_about_nobodys_flow_reach_no_task,
         errors::forged_path_mtu_of_a_flow_stays_above_the_floor,
         errors::forged_path_mtu_between_nodes_cuts_nobody_off,

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::client::{self, Answer};
 use crate::figure;
+use crate::iperf3;
 use crate::lab::{self, Lab, as_client, command_in, on_client};
 use crate::ways::{self, Way};
 
@@ -92,27 +93,15 @@ pub(crate) fn downloads_are_intact_and_take_the_way_that_the_service_says(lab: &
     Ok(())
 }
 
-/// What iperf3 reports of a run from the client; an error if it has none.
+/// What iperf3 reports of a run from the client.
 fn iperf3(way: Way, to: SocketAddr, options: &[&str]) -> Result<Value> {
-    let mut command = on_client("timeout");
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
-    command.args(["20", "iperf3", way.family.flag(), "-J", "-c", &ip, "-p", &port]).args(options);
-    let what = format!("{way} by {ip}: iperf3 {}", options.join(" "));
-    // The server takes one run at a time, and may not be done with the one before.
-    lab::until("iperf3's server is free", Duration::from_secs(10), || {
-        let output = command.output()?;
-        let report: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("{what}: {}", String::from_utf8_lossy(&output.stderr)))?;
-        match report["error"].as_str() {
-            Some(error) if error.contains("busy") => Ok(None),
-            Some(error) => bail!("{what}: {error}"),
-            None => Ok(Some(report)),
-        }
-    })
+    let target = [way.family.flag(), "-c", &ip, "-p", &port];
+    iperf3::run(on_client("timeout"), &[&target, options].concat()).with_context(|| way.to_string())
 }
 
 fn create_iperf3(lab: &Lab) -> Result<()> {
-    ways::create(lab, 1, 5201, &ON_N1, &["shoal/exec", "iperf3", "-s"])?;
+    ways::create(lab, 1, iperf3::PORT, &ON_N1, &iperf3::SERVER)?;
     for way in Way::all() {
         for to in way.targets(lab) {
             lab::until(&format!("{to} is open"), Duration::from_secs(10), || {
@@ -129,9 +118,7 @@ pub(crate) fn iperf3_runs_up_and_down_on_every_way(lab: &Lab) -> Result<()> {
         for node in &lab.nodes[..2] {
             let mut rates = Vec::new();
             for direction in [&["-n", "30M"][..], &["-n", "30M", "-R"]] {
-                let report = iperf3(way, way.to(node), direction)?;
-                let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-                rates.push(bits.unwrap_or_default() / 1e6);
+                rates.push(iperf3::megabits(&iperf3(way, way.to(node), direction)?)?);
             }
             figure!("{way} by {node}: {:.0} Mbit/s up, {:.0} Mbit/s down", rates[0], rates[1]);
             ensure!(rates.iter().all(|rate| *rate > 20.0), "{way} by {node}: {rates:?} Mbit/s");
@@ -152,9 +139,7 @@ pub(crate) fn fragmented_datagrams_pass_on_every_way(lab: &Lab) -> Result<()> {
                 // A socket fails once when it is told of a smaller path MTU (IPv6), and iperf3 gives up on that.
                 let told = |error: &anyhow::Error| format!("{error:#}").contains("Message too long");
                 let report = run().or_else(|error| if told(&error) { run() } else { Err(error) })?;
-                let sum = &report["end"]["sum"];
-                let lost = sum["lost_percent"].as_f64().context("no count of lost datagrams")?;
-                let packets = sum["packets"].as_u64().context("no count of datagrams")?;
+                let (packets, lost) = iperf3::lost(&report)?;
                 figure!("{way} by {node}, {direction:?}: {packets} of 8000 bytes, {lost:.1} % lost");
                 ensure!(packets > 100 && lost < 10.0, "{way} by {node}: {report}");
             }

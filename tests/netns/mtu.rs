@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::engine::{self, Task};
+use crate::engine::Task;
 use crate::figure;
+use crate::iperf3;
 use crate::lab::{self, Lab, command_in, until};
-use crate::overlay::{create_idle, create_network};
+use crate::overlay::{ENCRYPTED, create_idle, create_network};
 use crate::undo::Undo;
 use crate::ways::Family;
 
@@ -19,6 +20,8 @@ const NARROW: u32 = 1400;
 const JUMBO: u32 = 9000;
 /// What VXLAN takes of it over IPv4.
 const ENCAPSULATION: u32 = 50;
+/// What WireGuard takes of it over IPv4, and VXLAN within, which goes over IPv6 there.
+const ENCRYPTION: u32 = 60 + 70;
 /// Links that carry less have no IPv6 (RFC 8200, section 5).
 const IPV6_LEAST: u32 = 1280;
 /// How long agents may take to see that links have changed.
@@ -26,51 +29,42 @@ const FOLLOWED: Duration = Duration::from_secs(10);
 /// Of datagrams: what a starved machine may lose. A path that does not carry them loses all.
 const LOST_MAX_PERCENT: f64 = 20.0;
 /// How long a transfer goes on whose path changes, and how much of that it may stand still, s.
-const TRANSFER_S: u32 = 12;
-const STALL_MAX_S: f64 = 8.0;
+const TRANSFER_S: u32 = 10;
+const STALL_MAX_S: f64 = 7.0;
 const INTERVAL_S: f64 = 0.1;
 
 pub(crate) fn tasks_talk_whatever_the_underlay_carries(lab: &Lab) -> Result<()> {
     talk(lab, &[], ENCAPSULATION)
 }
 
+pub(crate) fn tasks_talk_encrypted_whatever_the_underlay_carries(lab: &Lab) -> Result<()> {
+    talk(lab, ENCRYPTED, ENCRYPTION)
+}
+
 pub(crate) fn transfers_go_on_when_the_underlay_narrows(lab: &Lab) -> Result<()> {
-    narrow(lab, &[], ENCAPSULATION)
+    narrow(lab, &[], ENCAPSULATION, &Family::ALL)
+}
+
+pub(crate) fn encrypted_transfers_go_on_when_the_underlay_narrows(lab: &Lab) -> Result<()> {
+    narrow(lab, ENCRYPTED, ENCRYPTION, &[Family::V6])
 }
 
 /// A server of iperf3 on n1 and a caller on n2, on a dual-stack network with these options.
 pub(crate) fn create(lab: &Lab, options: &[&str], families: &[Family]) -> Result<Task> {
     create_network(lab, "blue", &[&["--ipv6"], options].concat())?;
-    let on = |node| ["--network", "blue", "--constraint", node];
-    let server = [&on("node.hostname==n1")[..], &["shoal/exec", "iperf3", "-s"]].concat();
-    engine::create(lab, "server", 1, &server)?;
-    let caller = create_idle(lab, "caller", &on("node.hostname==n2"))?;
-    for family in families {
-        until(&format!("the server listens, {family}"), Duration::from_secs(5), || {
-            Ok(iperf3(&caller, *family, &["-n", "1K"]).ok())
-        })?;
-    }
+    iperf3::serve(lab, "blue", "n1")?;
+    let caller = create_idle(lab, "caller", &["--network", "blue", "--constraint", "node.hostname==n2"])?;
+    families.iter().try_for_each(|family| iperf3::until_served(&caller, *family))?;
     Ok(caller)
-}
-
-/// A run against the task `server`.
-fn iperf3(caller: &Task, family: Family, words: &[&str]) -> Result<Value> {
-    let mut command = caller.command("timeout");
-    command.args(["40", "iperf3", family.flag(), "-J", "-c", "server"]).args(words);
-    let report: Value = serde_json::from_slice(&command.output()?.stdout)?;
-    ensure!(report["error"].is_null(), "iperf3 {}: {}", words.join(" "), report["error"]);
-    Ok(report)
 }
 
 /// Bulk to the server `server` and from it, and datagrams of 8 KB.
 pub(crate) fn transfer(caller: &Task, family: Family) -> Result<()> {
     let mut told = Vec::new();
     for flow in [&["-n", "50M"][..], &["-n", "50M", "-R"], &["-u", "-l", "8000", "-b", "50M", "-n", "4M"]] {
-        let report = iperf3(caller, family, flow)?;
-        let end = &report["end"];
-        let sum = if flow[0] == "-u" { &end["sum"] } else { &end["sum_received"] };
-        let megabits = sum["bits_per_second"].as_f64().context("no rate")? / 1e6;
-        let lost = sum["lost_percent"].as_f64().unwrap_or_default();
+        let report = iperf3::ask(caller, family, flow)?;
+        let megabits = iperf3::megabits(&report)?;
+        let lost = if flow[0] == "-u" { iperf3::lost(&report)?.1 } else { 0.0 };
         told.push(format!("{megabits:.0} Mbit/s, {lost:.1} % lost"));
         ensure!(megabits > 20.0 && lost < LOST_MAX_PERCENT, "iperf3 {}: {report}", flow.join(" "));
     }
@@ -134,15 +128,16 @@ fn talk(lab: &Lab, options: &[&str], taken: u32) -> Result<()> {
 }
 
 /// The path narrows under a transfer, as far as leaves the tasks IPv6, and all that comes later fits.
-fn narrow(lab: &Lab, options: &[&str], taken: u32) -> Result<()> {
+fn narrow(lab: &Lab, options: &[&str], taken: u32, families: &[Family]) -> Result<()> {
     let narrow = NARROW.max(IPV6_LEAST + taken);
-    let caller = create(lab, options, &Family::ALL)?;
-    for family in Family::ALL {
+    let caller = create(lab, options, families)?;
+    for family in families.iter().copied() {
         let (undo, report) = std::thread::scope(|scope| {
             let (seconds, interval) = (TRANSFER_S.to_string(), INTERVAL_S.to_string());
             let caller = &caller;
             // Slow enough that agents on the same CPUs get their share.
-            let transfer = move || iperf3(caller, family, &["-t", &seconds, "-i", &interval, "-b", "200M"]);
+            let transfer =
+                move || iperf3::ask(caller, family, &["-t", &seconds, "-i", &interval, "-b", "200M"]);
             let transfer = scope.spawn(transfer);
             std::thread::sleep(Duration::from_secs(2));
             let undo = resize(lab, narrow)?;

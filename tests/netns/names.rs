@@ -13,7 +13,7 @@ use crate::dns::{self, A, AAAA, NO_ERROR, PTR};
 use crate::engine::{self, Task};
 use crate::figure;
 use crate::lab::{self, Lab, as_host, command_in, until, within};
-use crate::overlay::{create_idle, create_network};
+use crate::overlay::{ENCRYPTED, create_idle, create_network};
 use crate::undo::Undo;
 
 const SUBNET: &str = "10.93.0.0/24";
@@ -137,6 +137,10 @@ fn addresses(tasks: &[Task]) -> Result<Vec<Ipv4Addr>> {
 
 pub(crate) fn every_kind_of_record_is_answered(lab: &Lab) -> Result<()> {
     records(lab, &[])
+}
+
+pub(crate) fn every_kind_of_record_is_answered_on_an_encrypted_network(lab: &Lab) -> Result<()> {
+    records(lab, ENCRYPTED)
 }
 
 /// Every row of docs/dns.md, on networks with these options.

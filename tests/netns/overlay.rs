@@ -11,10 +11,14 @@ use crate::client;
 use crate::curl::{self, curl_within};
 use crate::engine::{self, Task};
 use crate::figure;
+use crate::iperf3;
 use crate::lab::{self, CLIENT, Lab, on_client, until};
+use crate::ways::Family;
 
 /// For what is expected to fail: how long a task tries, s.
 const PATIENCE_S: u8 = 1;
+/// What makes a network an encrypted one.
+pub(crate) const ENCRYPTED: &[&str] = &["--opt", "encrypted"];
 
 pub(crate) fn create_network(lab: &Lab, name: &str, arguments: &[&str]) -> Result<()> {
     let create = ["network", "create", "--driver", "overlay"];
@@ -112,18 +116,13 @@ pub(crate) fn vip_and_gateway_answer_ping(lab: &Lab) -> Result<()> {
 
 pub(crate) fn big_transfers_between_tasks_on_different_nodes(lab: &Lab) -> Result<()> {
     create_network(lab, "blue", &[])?;
-    let place = |node: &'static str| ["--network", "blue", "--constraint", node];
-    let server = ["shoal/exec", "iperf3", "--server"];
-    let server = [&place("node.hostname==n1")[..], &server].concat();
-    engine::create(lab, "server", 1, &server)?;
+    iperf3::serve(lab, "blue", "n1")?;
     for (name, node) in [("same", "node.hostname==n1"), ("other", "node.hostname==n2")] {
-        let caller = create_idle(lab, name, &place(node))?;
-        for (direction, flags) in [("to", &[][..]), ("from", &["--reverse"])] {
-            let mut command = caller.command("timeout");
-            command.args(["30", "iperf3", "--client", "server", "--time", "1", "--json"]).args(flags);
-            let report: serde_json::Value = serde_json::from_str(&lab::output(&mut command)?)?;
-            let megabits =
-                report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default() / 1e6;
+        let caller = create_idle(lab, name, &["--network", "blue", "--constraint", node])?;
+        iperf3::until_served(&caller, Family::V4)?;
+        for (direction, flags) in [("to", &[][..]), ("from", &["-R"])] {
+            let report = iperf3::ask(&caller, Family::V4, &[&["-t", "1"], flags].concat())?;
+            let megabits = iperf3::megabits(&report)?;
             figure!("{name} node, {direction} the server: {megabits:.0} Mbit/s");
             ensure!(megabits > 50.0, "{report}");
         }

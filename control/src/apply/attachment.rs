@@ -58,6 +58,7 @@ pub(super) fn attach(
             addr: Some(addr),
             aliases: aliases.clone(),
         }],
+        egress: Vec::new(),
         incarnation: next_incarnation(draft),
         desired: TaskState::Running,
         status: TaskStatus {

@@ -40,6 +40,7 @@ pub(super) fn create(draft: &mut Draft, service: &Service, fresh: Fresh) {
         template,
         spec_version: service.spec_version,
         host_ports: service.endpoint.ports.iter().filter(host).cloned().collect(),
+        egress: labels::egress(&service.spec.labels),
         endpoints: endpoints.collect(),
         incarnation: next_incarnation(draft),
         desired,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use mesh_api::id::NodeId;
-use mesh_api::session::{NodeDescription, ROUTES_MAX};
+use mesh_api::session::{ADDRESSES_MAX, NodeDescription, ROUTES_MAX};
 use mesh_api::table::{EndpointMode, PublishMode};
 use mesh_api::wireguard::{WIREGUARD_IDENTITIES_MAX, WireguardIdentity};
 
@@ -127,6 +127,11 @@ pub(super) fn description(node: &NodeDescription) -> Result<(), Refusal> {
     if node.routes.len() > ROUTES_MAX {
         let problem = format!("{} are more than the {ROUTES_MAX} that a node can name", node.routes.len());
         return Err(Refusal::invalid("routes", problem));
+    }
+    if node.addresses.len() > ADDRESSES_MAX {
+        let problem =
+            format!("{} are more than the {ADDRESSES_MAX} that a node can name", node.addresses.len());
+        return Err(Refusal::invalid("addresses", problem));
     }
     let long_label = |(key, value): &(String, String)| key.len() + value.len() > 1024;
     if node.labels.len() > LABELS_MAX || node.labels.iter().any(long_label) {

@@ -150,6 +150,7 @@ fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
         dataplane,
         routes: _,
         wireguard: _,
+        addresses: _,
     } = &node.description;
     let manager_status = (node.spec.role == Role::Manager).then(|| {
         let known = managers.iter().find(|manager| manager.ip() == *addr);

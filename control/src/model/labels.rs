@@ -17,6 +17,8 @@ const RETURN: &str = "shoal.return";
 const AFFINITY: &str = "shoal.affinity";
 const ALLOW: &str = "shoal.allow";
 const DENY: &str = "shoal.deny";
+/// Which addresses a service's tasks send to the outside under.
+pub const EGRESS: &str = "shoal.egress";
 const PUBLISH_ADDRESSES: &str = "shoal.publish.addresses";
 /// Which nodes a service's ports answer on: the one label whose meaning changes with the nodes.
 pub const PUBLISH_NODES: &str = "shoal.publish.nodes";
@@ -26,6 +28,8 @@ const WEIGHT: &str = "shoal.weight";
 
 /// Most ranges in one label: a bound on what one service takes of the nodes' tables.
 const RANGES_MAX: usize = 256;
+/// Most fixed egress addresses of a service: each of its tasks is given all of them.
+const EGRESS_MAX: usize = 64;
 /// Shortest and longest slow start, ns: a second and an hour.
 const SLOW_START_NS: std::ops::RangeInclusive<u64> = 1_000_000_000..=3_600_000_000_000;
 
@@ -58,7 +62,9 @@ impl Owner {
     /// The labels that it may have.
     fn known(self) -> &'static [&'static str] {
         match self {
-            Self::Service => &[AFFINITY, ALLOW, DENY, PUBLISH_ADDRESSES, PUBLISH_NODES, RETURN, SLOW_START],
+            Self::Service => {
+                &[AFFINITY, ALLOW, DENY, EGRESS, PUBLISH_ADDRESSES, PUBLISH_NODES, RETURN, SLOW_START]
+            }
             Self::Container | Self::Network => &[],
             Self::Node => &[WEIGHT],
             Self::Cluster => &[RETURN],
@@ -121,6 +127,9 @@ pub struct ServiceOptions {
     pub publish_nodes: Option<Vec<Constraint>>,
     /// How long a task's share of new flows grows, ns; 0: it begins with all of it.
     pub slow_start_ns: u64,
+    /// What its tasks send to the outside under: the first of each family that their node has. Families that are not listed
+    /// leave by the node's own addresses.
+    pub egress: Vec<IpAddr>,
 }
 
 type Labels = BTreeMap<String, String>;
@@ -140,7 +149,13 @@ pub fn service(labels: &Labels) -> Result<ServiceOptions, LabelError> {
         publish_addresses: ranges(labels, PUBLISH_ADDRESSES)?,
         publish_nodes: publish_nodes(labels)?,
         slow_start_ns: slow_start(labels)?,
+        egress: read_egress(labels)?,
     })
+}
+
+/// The fixed egress addresses of a service. What its labels can't be was refused when they came in.
+pub fn egress(labels: &Labels) -> Vec<IpAddr> {
+    read_egress(labels).unwrap_or_default()
 }
 
 /// The share of new flows that tasks of a node get by its labels: 1 to [`WEIGHT_MAX`].
@@ -221,6 +236,47 @@ fn ranges(labels: &Labels, label: &'static str) -> Result<Vec<IpNet>, LabelError
     Ok(nets)
 }
 
+fn read_egress(labels: &Labels) -> Result<Vec<IpAddr>, LabelError> {
+    const EXPECTED: &str = "addresses of nodes such as 192.0.2.7,2001:db8::7, separated by commas";
+    let Some(text) = value(labels, EGRESS) else { return Ok(Vec::new()) };
+    let mut addresses = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let problem =
+            |problem: &str| wrong(labels, EGRESS, &format!(", and '{part}' is {problem}"), EXPECTED);
+        let addr: IpAddr = part.parse().map_err(|_| problem("not an address"))?;
+        if let Some(what) = never_sent_under(addr) {
+            return Err(problem(what));
+        }
+        if !addresses.contains(&addr) {
+            addresses.push(addr);
+        }
+    }
+    if addresses.len() > EGRESS_MAX {
+        let problem = format!(", {} addresses", addresses.len());
+        return Err(wrong(labels, EGRESS, &problem, "up to 64 addresses"));
+    }
+    Ok(addresses)
+}
+
+/// What an address is that nothing on the outside can answer to; `None` for all others.
+fn never_sent_under(addr: IpAddr) -> Option<&'static str> {
+    let is_local = match addr {
+        IpAddr::V4(addr) if addr.is_broadcast() || addr.octets()[0] == 0 => return Some("no host's address"),
+        IpAddr::V4(addr) => addr.is_link_local(),
+        IpAddr::V6(addr) if addr.to_ipv4_mapped().is_some() => return Some("IPv4 written as IPv6"),
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    };
+    if addr.is_unspecified() || addr.is_multicast() {
+        Some("no host's address")
+    } else if addr.is_loopback() {
+        Some("a loopback address")
+    } else if is_local {
+        Some("an address of one link alone")
+    } else {
+        None
+    }
+}
+
 fn publish_nodes(labels: &Labels) -> Result<Option<Vec<Constraint>>, LabelError> {
     const EXPECTED: &str = "constraints such as node.role==worker,node.labels.edge==yes, separated by commas";
     let Some(text) = value(labels, PUBLISH_NODES) else { return Ok(None) };
@@ -281,6 +337,7 @@ mod tests {
             ("shoal.publish.addresses", "192.0.2.0/24"),
             ("shoal.publish.nodes", "node.labels.edge==yes, node.hostname != n2"),
             ("shoal.slow-start", "1m30s"),
+            ("shoal.egress", "192.0.2.7, 2001:db8::7,192.0.2.8,192.0.2.7"),
         ]))
         .unwrap();
         assert_eq!(options.return_path, Some(ReturnPath::Direct));
@@ -299,6 +356,8 @@ mod tests {
         );
         assert_eq!(options.publish_addresses, ["192.0.2.0/24".parse().unwrap()]);
         assert_eq!(options.slow_start_ns, 90_000_000_000);
+        let addresses: Vec<String> = options.egress.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["192.0.2.7", "2001:db8::7", "192.0.2.8"]);
         let constraints = options.publish_nodes.unwrap();
         let mut node = testing::node("n1");
         assert!(!constraints.iter().all(|constraint| constraint.holds(&node)));
@@ -326,6 +385,7 @@ mod tests {
         let long = vec!["10.0.0.1"; 300];
         let many: Vec<String> = (0..300).map(|at| format!("10.0.{}.{}", at / 200, at % 200)).collect();
         assert!(service(&labels(&[("shoal.allow", &long.join(","))])).is_ok(), "one range, often");
+        let addresses: Vec<String> = (1..=65).map(|at| format!("192.0.2.{at}")).collect();
         for (label, value, expected) in [
             ("shoal.return", "dirct", "label shoal.return holds 'dirct': expected direct or tunnel"),
             ("shoal.affinity", "", "label shoal.affinity holds '': expected client-ip or none"),
@@ -340,6 +400,20 @@ mod tests {
             ("shoal.slow-start", "soon", "label shoal.slow-start holds 'soon': expected a duration"),
             ("shoal.slow-start", "999ms", "expected a duration from 1s to 1h"),
             ("shoal.slow-start", "61m", "expected a duration from 1s to 1h"),
+            ("shoal.egress", "", "holds '', and '' is not an address: expected addresses of nodes such as"),
+            ("shoal.egress", "192.0.2.7/32", "and '192.0.2.7/32' is not an address"),
+            ("shoal.egress", "192.0.2.7,eth0", "and 'eth0' is not an address"),
+            ("shoal.egress", "0.0.0.0", "and '0.0.0.0' is no host's address"),
+            ("shoal.egress", "::", "and '::' is no host's address"),
+            ("shoal.egress", "255.255.255.255", "is no host's address"),
+            ("shoal.egress", "224.0.0.1", "is no host's address"),
+            ("shoal.egress", "ff02::1", "is no host's address"),
+            ("shoal.egress", "127.0.0.1", "is a loopback address"),
+            ("shoal.egress", "::1", "is a loopback address"),
+            ("shoal.egress", "169.254.1.1", "is an address of one link alone"),
+            ("shoal.egress", "fe80::1", "is an address of one link alone"),
+            ("shoal.egress", "::ffff:192.0.2.7", "is IPv4 written as IPv6"),
+            ("shoal.egress", &addresses.join(","), "65 addresses: expected up to 64"),
             (
                 "shoal.afinity",
                 "client-ip",

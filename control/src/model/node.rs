@@ -1,6 +1,7 @@
 //! A host in the cluster.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_api::id::NodeId;
@@ -95,6 +96,15 @@ impl Node {
     /// It has an encrypted way to the others.
     pub fn encrypts(&self) -> bool {
         !self.description.wireguard.is_empty()
+    }
+
+    /// It has an address of each family among these: what a task that is to send under them can do so by.
+    pub fn can_send_under(&self, addresses: &[IpAddr]) -> bool {
+        let has = |wanted: &IpAddr| self.description.addresses.contains(wanted);
+        [IpAddr::is_ipv4, IpAddr::is_ipv6].into_iter().all(|is_of_family| {
+            let mut listed = addresses.iter().filter(|addr| is_of_family(addr)).peekable();
+            listed.peek().is_none() || listed.any(has)
+        })
     }
 
     /// It may get tasks.

@@ -3,7 +3,7 @@
 //! An attachment is a task as well: of what runs on its node already, so that it has no service, and is never moved or
 //! started again. Its name is where others have their service's.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
@@ -68,6 +68,9 @@ pub struct Task {
     pub spec_version: u64,
     /// The service's published ports in host mode of then.
     pub host_ports: Vec<PortConfig>,
+    /// The service's fixed egress addresses of then, in order.
+    #[serde(default)]
+    pub egress: Vec<IpAddr>,
     /// Its attachments, the ingress network's first where it has one.
     pub endpoints: Vec<TaskEndpoint>,
     /// A number no other task of the cluster has had; never 0.

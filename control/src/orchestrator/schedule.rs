@@ -72,6 +72,7 @@ impl Load {
 enum Misfit {
     NotAvailable,
     Encryption,
+    Egress,
     Constraints,
     HostPort,
     MaxReplicas,
@@ -83,6 +84,7 @@ impl Misfit {
         match self {
             Self::NotAvailable => format!("{nodes} not available for new tasks"),
             Self::Encryption => format!("encryption of its networks not available on {nodes}"),
+            Self::Egress => format!("egress address (label shoal.egress) not available on {nodes}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes}"),
             Self::HostPort => format!("host-mode port already in use on {nodes}"),
             Self::MaxReplicas => format!("max replicas per node limit exceed on {nodes}"),
@@ -185,6 +187,8 @@ fn misfit(
         Some(Misfit::NotAvailable)
     } else if encrypted && !node.encrypts() {
         Some(Misfit::Encryption)
+    } else if !node.can_send_under(&task.egress) {
+        Some(Misfit::Egress)
     } else if !constraints.is_some_and(|all| all.iter().all(|constraint| constraint.holds(node))) {
         Some(Misfit::Constraints)
     } else if task.host_ports.iter().any(|port| load.host_ports.contains(&(port.protocol, port.published))) {

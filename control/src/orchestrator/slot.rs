@@ -9,7 +9,7 @@ use mesh_api::table::TaskState;
 use super::restart::policy_replaces;
 use crate::apply::task_networks;
 use crate::model::constraint::parse_all;
-use crate::model::{Placement, Service, SlotKey, State, Task, TaskTemplate};
+use crate::model::{Placement, Service, SlotKey, State, Task, TaskTemplate, labels};
 
 /// The tasks in one place, without those to be removed.
 #[derive(Debug)]
@@ -90,7 +90,8 @@ pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool 
     let TaskTemplate { container, resources, restart: _, placement, networks, force_update, other } =
         &*task.template;
     let spec = &service.spec.task;
-    let same = *container == spec.container
+    let same = task.egress == labels::egress(&service.spec.labels)
+        && *container == spec.container
         && *resources == spec.resources
         && *networks == spec.networks
         && *force_update == spec.force_update

@@ -579,3 +579,48 @@ fn scaling_down_by_thousands_takes_no_time() {
     assert_eq!(wanted.len(), 1);
     assert!(wanted[0].node.is_some(), "those without a place go first");
 }
+
+#[test]
+fn fixed_egress_addresses_choose_nodes_and_other_ones_replace_tasks() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    world.has_addresses("n1", &["192.0.2.7", "2001:db8::7"]);
+    world.has_addresses("n2", &["192.0.2.8", "192.0.2.9"]);
+    let label = |addresses: &str| ("shoal.egress".to_owned(), addresses.to_owned());
+    let nodes = |world: &World, id: &ServiceId| -> Vec<String> {
+        world.running(id).iter().map(|task| task.node.clone().unwrap().to_string()).collect()
+    };
+    let mut spec = service("web", 2);
+    spec.labels.extend([label("192.0.2.9,192.0.2.7,2001:db8::7")]);
+    let web = world.create_service(spec);
+    world.settle();
+    assert_eq!(nodes(&world, &web), ["n1", "n1"], "one address of each family");
+    let egress = world.running(&web)[0].egress.clone();
+    assert_eq!(egress[0], "192.0.2.9".parse::<std::net::IpAddr>().unwrap(), "in the label's order");
+
+    // Those that run stay, whatever becomes of the address; others wait.
+    world.has_addresses("n1", &["2001:db8::7"]);
+    world.update_service(&web, |spec| spec.mode = Mode::Replicated { replicas: 3 });
+    world.settle();
+    assert_eq!(nodes(&world, &web), ["n1", "n1"]);
+    let waiting = world.state.tasks_of_service(&web).find(|task| task.status.state == TaskState::Pending);
+    let missing = "no suitable node (egress address (label shoal.egress) not available on 3 nodes)";
+    assert_eq!(waiting.unwrap().status.err, missing);
+    world.has_addresses("n3", &["192.0.2.7", "2001:db8::7"]);
+    world.settle();
+    assert_eq!(world.per_node(&web), [2, 1]);
+
+    // Tasks keep what they were made with: for other addresses there are others, a few at a time.
+    let before = world.running(&web);
+    world.update_service(&web, |spec| spec.labels.extend([label("192.0.2.8")]));
+    world.run_for(60 * SECOND);
+    assert_eq!(nodes(&world, &web), ["n2"; 3]);
+    assert!(world.running(&web).iter().all(|task| before.iter().all(|former| former.id != task.id)));
+    assert_eq!(world.update_state(&web), Some(UpdateState::Completed));
+    let before = world.running(&web);
+    world.update_service(&web, |spec| spec.labels.extend([("tier".to_owned(), "front".to_owned())]));
+    world.run_for(60 * SECOND);
+    assert_eq!(world.running(&web), before, "other labels replace none");
+    world.update_service(&web, |spec| drop(spec.labels.remove("shoal.egress")));
+    world.run_for(60 * SECOND);
+    assert_eq!(world.per_node(&web), [1, 1, 1]);
+}

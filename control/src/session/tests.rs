@@ -504,6 +504,22 @@ fn a_networks_record_has_its_mtu_and_every_subnet() {
 }
 
 #[test]
+fn a_tasks_node_is_told_what_it_is_to_send_under_and_no_other() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.has_addresses("n1", &["192.0.2.7"]);
+    let mut web = service("web", 1);
+    web.labels.insert("shoal.egress".to_owned(), "192.0.2.8,192.0.2.7".to_owned());
+    world.create_service(web);
+    while world.orchestrate().0 {}
+    let specs = |viewer: &str| -> Vec<_> {
+        let table = view::table(&world.state, &viewer.into()).unwrap();
+        table.tasks.into_values().map(|task| task.spec.map(|spec| spec.egress)).collect()
+    };
+    let listed = ["192.0.2.8", "192.0.2.7"].map(|addr| addr.parse().unwrap()).to_vec();
+    assert_eq!((specs("n1"), specs("n2")), (vec![Some(listed)], vec![None]));
+}
+
+#[test]
 fn deltas_lead_to_the_same_table_as_a_snapshot() {
     let mut world = World::new(&["n1", "n2"]);
     world.create_network("app");

@@ -271,8 +271,15 @@ fn is_visible(task: &Task) -> bool {
 }
 
 fn balancing_record(state: &State, options: ServiceOptions) -> BalancingRecord {
-    let ServiceOptions { return_path, affinity, sources, publish_addresses, publish_nodes, slow_start_ns: _ } =
-        options;
+    let ServiceOptions {
+        return_path,
+        affinity,
+        sources,
+        publish_addresses,
+        publish_nodes,
+        slow_start_ns: _,
+        egress: _,
+    } = options;
     let hold = |constraints: &[Constraint], node: &Node| constraints.iter().all(|it| it.holds(node));
     let nodes = |constraints: Vec<Constraint>| {
         state.nodes.values().filter(|node| hold(&constraints, node)).map(|node| node.id.clone()).collect()
@@ -313,6 +320,7 @@ fn task_record(state: &State, task: &Task, viewer: &NodeId) -> Option<TaskRecord
         template: _,
         spec_version: _,
         host_ports: _,
+        egress: _,
         endpoints,
         incarnation,
         desired,
@@ -362,5 +370,6 @@ fn task_spec(task: &Task) -> TaskSpec {
         stop_grace_ns: container.stop_grace_ns.unwrap_or(DEFAULT_STOP_GRACE_NS),
         stop_signal: container.stop_signal,
         service_name: task.service_name.clone(),
+        egress: task.egress.clone(),
     }
 }

@@ -13,9 +13,9 @@ mod upgrade;
 use std::io;
 use std::path::PathBuf;
 
-/// The format of what is on disk. Earlier ones are read as well; a version that knows only those would send cleartext where
-/// this one encrypts.
-pub const FORMAT: u32 = 4;
+/// The format of what is on disk. Earlier ones are read as well; a version that knows only those would let tasks send under
+/// other addresses than their services' own, or send cleartext where this one encrypts.
+pub const FORMAT: u32 = 5;
 
 /// Why the store can't be opened, read or written.
 #[derive(Debug, thiserror::Error)]

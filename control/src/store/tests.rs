@@ -256,6 +256,10 @@ const FORMAT_2_SNAPSHOT: &[u8] = include_bytes!("testdata/format2-snapshot.json"
 const FORMAT_3_LOG: &str = include_str!("testdata/format3-log.jsonl");
 const FORMAT_3_SNAPSHOT: &[u8] = include_bytes!("testdata/format3-snapshot.json");
 
+/// What a world of format 4 left, likewise.
+const FORMAT_4_LOG: &str = include_str!("testdata/format4-log.jsonl");
+const FORMAT_4_SNAPSHOT: &[u8] = include_bytes!("testdata/format4-snapshot.json");
+
 fn log_of(commands: &str) -> MemoryKv {
     let kv = MemoryKv::default();
     for (command, index) in commands.lines().zip(1_u64..) {
@@ -349,19 +353,52 @@ fn what_format_3_left_means_the_same() {
 fn what_a_later_version_wrote_is_refused_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let kv = MemoryKv::default();
-    kv.commit(vec![Op::Put("F".into(), 5_u32.to_be_bytes().to_vec())]).unwrap();
+    kv.commit(vec![Op::Put("F".into(), 6_u32.to_be_bytes().to_vec())]).unwrap();
     let error = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap_err();
     assert!(
-        error.to_string().contains("has format 5") && error.to_string().contains("start the version"),
+        error.to_string().contains("has format 6") && error.to_string().contains("start the version"),
         "{error}"
     );
 
-    let body = br#"{"format":5,"state":"in another shape"}"#;
+    let body = br#"{"format":6,"state":"in another shape"}"#;
     let digest = super::snapshot::hex(&Sha256::digest(body));
     let file = [digest.as_bytes(), b"\n", body].concat();
     std::fs::write(dir.path().join("snapshot-00000000000000000010.json"), file).unwrap();
     let error = Journal::recover(dir.path(), Box::<MemoryKv>::default(), 1000).unwrap_err();
-    assert!(matches!(error, StoreError::Format { format: 5, .. }), "{error}");
+    assert!(matches!(error, StoreError::Format { format: 6, .. }), "{error}");
+}
+
+#[test]
+fn what_format_4_left_means_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let kv = log_of(FORMAT_4_LOG);
+    kv.commit(vec![Op::Put("F".into(), 4_u32.to_be_bytes().to_vec())]).unwrap();
+    let (journal, state) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
+    assert_eq!(kv.len(), 1, "a snapshot took the entries' place, and the format is noted");
+    assert_eq!(kv.get(b"F").unwrap(), Some(FORMAT.to_be_bytes().to_vec()));
+    drop(journal);
+    assert!(state.network_by_name("secret").unwrap().is_encrypted());
+    assert_eq!(state.cluster.as_ref().unwrap().key_epoch, 1);
+    assert_eq!(state.tasks.len(), 3);
+    assert!(
+        state.tasks.values().all(|task| task.egress.is_empty()),
+        "tasks leave by their nodes' own addresses"
+    );
+    assert!(state.nodes.values().all(|node| node.description.addresses.is_empty()));
+
+    // Whatever comes after is of this format, and read back.
+    let (journal, _) = Journal::recover(dir.path(), Box::new(kv.clone()), 1000).unwrap();
+    let mut spec = service("fixed", 1);
+    spec.labels.insert("shoal.egress".into(), "192.0.2.7".into());
+    let create = entry(state.index + 1, Action::CreateService { id: "fixed".into(), spec: Box::new(spec) });
+    journal.append(std::slice::from_ref(&create)).unwrap();
+    let (_, with_service) = Journal::recover(dir.path(), Box::new(kv), 1000).unwrap();
+    assert!(with_service.service_by_name("fixed").is_some());
+
+    let snapshots = tempfile::tempdir().unwrap();
+    std::fs::write(snapshots.path().join("snapshot-00000000000000000011.json"), FORMAT_4_SNAPSHOT).unwrap();
+    let (_, of_snapshot) = Journal::recover(snapshots.path(), Box::<MemoryKv>::default(), 1000).unwrap();
+    assert_eq!(of_snapshot, state, "the log and its snapshot lead to the same state");
 }
 
 #[test]

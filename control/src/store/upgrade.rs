@@ -1,6 +1,7 @@
 //! What earlier formats left on disk, as this version means it. In format 1, the ingress network had no IPv6 subnet, and
 //! labels that begin with `shoal.` were an operator's own. In formats 1 and 2, a freed address could be given out again
-//! at once. In formats 1 to 3, no network was encrypted; what they left means the same today.
+//! at once. In formats 1 to 3, no network was encrypted, and up to 4, no service had egress addresses; what they left means
+//! the same today.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -89,6 +89,11 @@ impl Identity {
         slot_of(self.kept.generation)
     }
 
+    /// When it was made.
+    pub(super) fn made(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.kept.made_s)
+    }
+
     /// Whether another identity is to take its place: it is older than `interval`, or the operator asked for new ones
     /// since it was made. One that a clock put in the future is as old as it will be.
     pub(super) fn is_due(&self, key_epoch: u64, now: SystemTime, interval: Duration) -> bool {

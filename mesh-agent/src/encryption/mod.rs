@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use mesh_api::error::chain;
 use mesh_api::id::NodeId;
 use mesh_api::table::Table;
-use mesh_api::wireguard::WireguardIdentity;
+use mesh_api::wireguard::{WireguardIdentity, WireguardKey};
+use serde::Serialize;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -32,7 +33,8 @@ use peers::{Peers, difference, peers};
 use rotation::{Rotation, Seen, Step};
 use userspace::UserSpaceDevice;
 
-use crate::links::{IPV6_MTU_MIN, LinkError, Links, WIREGUARD_LINKS, WireguardWay, sysctl};
+use crate::dataplane::inspect::drops::as_ms;
+use crate::links::{IPV6_MTU_MIN, LinkError, Links, WIREGUARD_LINKS, WireguardWay, sysctl, vxlan_overhead};
 
 /// How long a key is used unless the configuration says otherwise.
 pub const KEY_ROTATION: Duration = Duration::from_hours(12);
@@ -45,7 +47,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const MTU_MAX: u32 = 65_475;
 
 /// Where WireGuard runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EncryptionKind {
     /// In the kernel.
     Kernel,
@@ -63,37 +66,87 @@ impl EncryptionKind {
     }
 }
 
-/// The WireGuard links that are on this host, and where each runs. Asks the kernel of the calling thread's network
-/// namespace, whether an agent runs or not; to be called inside a tokio runtime.
-pub async fn encryption_links() -> Result<Vec<(&'static str, EncryptionKind)>, LinkError> {
+/// One of a node's keys for encrypted networks, and the link that it is used by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyStatus {
+    /// The public key.
+    pub public_key: WireguardKey,
+    /// When it was made, ms since the epoch in JSON.
+    #[serde(serialize_with = "as_ms")]
+    pub made: SystemTime,
+    /// The link.
+    pub link: &'static str,
+    /// Where WireGuard runs for it; `None` where there is no such link.
+    pub kind: Option<EncryptionKind>,
+    /// The UDP port that is listened to.
+    pub port: u16,
+}
+
+/// The keys that the state folder has, the one that is sent by first, and the links of this host. Asks the kernel of the
+/// calling thread's network namespace, whether an agent runs or not; to be called inside a tokio runtime.
+pub async fn encryption_status(state_dir: &Path) -> Result<Vec<KeyStatus>, EncryptionError> {
+    let keyring = Keyring::load(state_dir);
+    let keyring = keyring.map_err(|source| EncryptionError::Keys { dir: state_dir.to_owned(), source })?;
     let links = Links::open()?;
-    let mut found = Vec::new();
-    for (slot, name) in WIREGUARD_LINKS.into_iter().enumerate() {
+    let mut keys = Vec::new();
+    for identity in keyring.identities() {
+        let WireguardIdentity { public_key, port } = identity.told();
+        let (slot, made) = (identity.slot(), identity.made());
         let kind = |is_kernel_s| if is_kernel_s { EncryptionKind::Kernel } else { EncryptionKind::UserSpace };
-        found.extend(links.wireguard(slot).await?.map(|(_, is_kernel_s)| (name, kind(is_kernel_s))));
+        let kind = links.wireguard(slot).await?.map(|(_, is_kernel_s)| kind(is_kernel_s));
+        keys.push(KeyStatus { public_key, made, link: WIREGUARD_LINKS[slot], kind, port });
     }
-    Ok(found)
+    Ok(keys)
 }
 
 /// What WireGuard adds to a packet on an underlay of `vtep`'s family: outer IP and UDP headers and its own, bytes.
-pub const fn wireguard_overhead(vtep: IpAddr) -> u32 {
+const fn wireguard_overhead(vtep: IpAddr) -> u32 {
     match vtep {
         IpAddr::V4(_) => 60,
         IpAddr::V6(_) => 80,
     }
 }
 
+/// How much less than in other networks a task's link carries in an encrypted one, on an underlay of `vtep`'s family,
+/// bytes: what WireGuard adds, and that VXLAN goes over IPv6 within.
+const fn overhead_on(vtep: IpAddr) -> u32 {
+    wireguard_overhead(vtep) + vxlan_overhead(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) - vxlan_overhead(vtep)
+}
+
+/// The same, which does not depend on the underlay: an IPv6 header, UDP's, and WireGuard's own.
+pub(crate) const ENCRYPTION_OVERHEAD: u32 = overhead_on(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+const _: () = assert!(ENCRYPTION_OVERHEAD == overhead_on(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
+
 /// Why a node has no encrypted way, or not all of it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum EncryptionError {
+pub enum EncryptionError {
+    /// The kernel has no IPv6.
     #[error("the kernel has no IPv6, which encrypted networks are carried in")]
     NoIpv6,
+    /// The file of the keys can't be read or written.
     #[error("cannot keep the WireGuard keys in the state folder {}", dir.display())]
-    Keys { dir: PathBuf, source: io::Error },
+    Keys {
+        /// The state folder.
+        dir: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A link can't be looked at or changed.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// A device is not as it should be.
     #[error("cannot {operation} the WireGuard device {link}, which listens on UDP port {port}")]
-    Device { operation: &'static str, link: &'static str, port: u16, source: io::Error },
+    Device {
+        /// What failed.
+        operation: &'static str,
+        /// Its link.
+        link: &'static str,
+        /// Its UDP port.
+        port: u16,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Another rule of routing comes first.
     #[error("what is to be encrypted does not go by {0}: see `ip -6 rule` for a rule before Shoal's")]
     Astray(&'static str),
 }
@@ -123,9 +176,8 @@ pub(crate) struct Situation {
 impl Situation {
     /// By the table and what has settled of it, on uplinks of this MTU, bytes, where the node does VXLAN from `data_path`.
     pub(crate) fn new(table: &Table, own: &NodeId, settled: u64, uplink_mtu: u32, data_path: IpAddr) -> Self {
-        let mtu = uplink_mtu.saturating_sub(wireguard_overhead(data_path));
         Self {
-            mtu: mtu.clamp(IPV6_MTU_MIN, MTU_MAX),
+            mtu: device_mtu(uplink_mtu, data_path),
             peers: peers(table, own),
             key_epoch: table.cluster.key_epoch,
             shown: table.nodes.get(own).map(|node| node.wireguard.clone()).unwrap_or_default(),
@@ -135,6 +187,11 @@ impl Situation {
             today: SystemTime::now(),
         }
     }
+}
+
+/// The MTU of a device on uplinks of this MTU, bytes, where the node does VXLAN from `data_path`.
+fn device_mtu(uplink_mtu: u32, data_path: IpAddr) -> u32 {
+    uplink_mtu.saturating_sub(wireguard_overhead(data_path)).clamp(IPV6_MTU_MIN, MTU_MAX)
 }
 
 /// How closely the host is looked at.
@@ -247,17 +304,25 @@ impl Encryption {
         self.identities().first().map(WireguardIdentity::address)
     }
 
-    /// Indices of the links that are up.
-    pub(crate) fn ifindices(&self) -> Vec<u32> {
-        self.standing.values().map(|standing| standing.way.index).collect()
-    }
-
     /// Ends and removes everything, the keys as well; goes on past failures and returns them all.
     pub(crate) async fn remove(self) -> Vec<EncryptionError> {
         for standing in self.standing.into_values() {
             standing.device.close().await;
         }
         remove(&self.links, &self.state_dir).await
+    }
+
+    /// Has the devices fit uplinks of this MTU, bytes, where the node does VXLAN from `data_path`. What fails is tried again,
+    /// and told, when they [follow](Self::follow).
+    pub(crate) async fn fit(&mut self, uplink_mtu: u32, data_path: IpAddr) {
+        let mtu = device_mtu(uplink_mtu, data_path);
+        for standing in self.standing.values_mut().filter(|standing| standing.way.mtu != mtu) {
+            let way = WireguardWay { mtu, ..standing.way };
+            if self.links.lead(way).await.is_ok() {
+                standing.device.set_mtu(mtu);
+                standing.way = way;
+            }
+        }
     }
 
     async fn try_follow(&mut self, situation: &Situation, look: Look) -> Vec<EncryptionError> {

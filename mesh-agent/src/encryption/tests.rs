@@ -374,3 +374,30 @@ fn a_routing_rule_that_leads_elsewhere_is_told_until_it_is_gone() {
         assert!(pair.pings(0, 56).await);
     });
 }
+
+#[test]
+fn the_status_tells_a_node_s_keys_and_where_they_are_used() {
+    with_pair(V4, |mut pair| async move {
+        pair.settle().await;
+        let look = async |pair: &Pair| {
+            let look = |host: Rc<Host>| async move {
+                let encryption = host.encryption.lock().await;
+                let kind =
+                    encryption.as_ref().unwrap().standing.get(&1).map(|standing| standing.device.kind());
+                (encryption_status(host.folder.path()).await.unwrap(), kind)
+            };
+            pair.hosts[0].on(look).await
+        };
+        let (keys, kind) = look(&pair).await;
+        let [WireguardIdentity { public_key, port }] = pair.told(0)[..] else { panic!("{keys:?}") };
+        let made = keys[0].made;
+        assert!(kind.is_some() && made.elapsed().unwrap() < Duration::from_mins(1));
+        assert_eq!(keys, [KeyStatus { public_key, made, link: "shoal-wg1", kind, port }]);
+
+        pair.hosts[0].run("ip link del shoal-wg1").await;
+        assert_eq!(
+            look(&pair).await.0,
+            [KeyStatus { public_key, made, link: "shoal-wg1", kind: None, port }]
+        );
+    });
+}

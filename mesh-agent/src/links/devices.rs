@@ -7,8 +7,8 @@ use rtnetlink::{LinkUnspec, LinkVeth, LinkVxlan};
 use tracing::info;
 
 use super::{
-    Facts, HOST_ADDR, HOST_ADDR6, HOST_LINK, HOST_LINK_LOCAL, HOST_PEER_LINK, HOST_PREFIX, HOST_PREFIX6,
-    LinkError, Links, VXLAN_LINK, has_ipv6, is_up, mac, mtu_of, nft, sysctl,
+    Egress, Facts, HOST_ADDR, HOST_ADDR6, HOST_LINK, HOST_LINK_LOCAL, HOST_PEER_LINK, HOST_PREFIX,
+    HOST_PREFIX6, LinkError, Links, VXLAN_LINK, has_ipv6, is_up, mac, mtu_of, nft, sysctl,
 };
 
 /// The VXLAN device's MTU: what it sends is bounded by the underlay, and by the tasks' own MTU before that.
@@ -92,14 +92,15 @@ impl Links {
         Ok(pair)
     }
 
-    /// Installs Shoal's netfilter tables: masquerade for the tasks' way out, no connection tracking for VXLAN.
-    pub async fn ensure_rules(&self, vxlan_port: u16) -> Result<(), LinkError> {
-        nft::install(vxlan_port).await
+    /// Installs Shoal's netfilter tables: the tasks' way out, masqueraded or under the addresses of `egress`, and no connection
+    /// tracking for VXLAN.
+    pub async fn ensure_rules(&self, vxlan_port: u16, egress: &Egress) -> Result<(), LinkError> {
+        nft::install(vxlan_port, egress).await
     }
 
-    /// Whether Shoal's netfilter tables are there.
-    pub async fn rules_are_there(&self) -> Result<bool, LinkError> {
-        nft::is_installed().await
+    /// Whether Shoal's netfilter tables are there, and have tasks send as `egress` says.
+    pub async fn rules_are_there(&self, egress: &Egress) -> Result<bool, LinkError> {
+        nft::is_installed(egress).await
     }
 
     /// The names of Shoal's netfilter tables that are there.

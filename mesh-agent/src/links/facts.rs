@@ -97,6 +97,20 @@ impl Facts {
         addresses.dedup();
         addresses
     }
+
+    /// The addresses that tasks could send to the outside under: all but Shoal's own, those of the loopback's range, and
+    /// those of a link alone. An address that the network leads to this host may be on its loopback.
+    pub fn egress_addresses(&self) -> Vec<IpAddr> {
+        let links = self.links.iter().filter(|link| !link.is_ours());
+        let mut addresses: Vec<_> = links.flat_map(|link| link.addresses.iter().copied()).collect();
+        addresses.retain(|addr| match addr {
+            IpAddr::V4(addr) => !addr.is_loopback() && !addr.is_link_local(),
+            IpAddr::V6(addr) => !addr.is_loopback() && !addr.is_unicast_link_local(),
+        });
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
 }
 
 impl Links {
@@ -177,6 +191,16 @@ mod tests {
         assert_eq!(
             facts().node_addresses(),
             parsed(&["192.0.2.1", "192.0.2.9", "198.51.100.1", "2001:db8::1"])
+        );
+    }
+
+    #[test]
+    fn tasks_can_send_under_addresses_of_the_loopback_that_are_not_of_its_range() {
+        let mut facts = facts();
+        facts.links[0].addresses.extend(parsed(&["203.0.113.7", "2001:db8::7", "169.254.1.1"]));
+        assert_eq!(
+            facts.egress_addresses(),
+            parsed(&["192.0.2.1", "192.0.2.9", "198.51.100.1", "203.0.113.7", "2001:db8::1", "2001:db8::7"])
         );
     }
 

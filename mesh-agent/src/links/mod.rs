@@ -15,6 +15,7 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use crate::sys::netns::Netns;
 
 mod devices;
+mod egress;
 mod endpoint;
 mod facts;
 mod nft;
@@ -24,11 +25,15 @@ mod watch;
 mod wireguard;
 
 pub use devices::{HostPair, VXLAN_MTU};
+pub use egress::Egress;
 pub use endpoint::{DefaultRoute, EndpointLink, SubnetRoute, TaskAddress, TaskNetwork, host_link_name, mac};
 pub use facts::{Facts, LinkFact};
+pub use nft::{Loss, losses};
 pub use watch::Watch;
 pub use wireguard::{WIREGUARD_LINKS, WIREGUARD_TABLES, WireguardWay};
 
+/// The name of Shoal's netfilter tables.
+const RULES_TABLE: &str = "shoal";
 /// The VXLAN device's name.
 pub const VXLAN_LINK: &str = "shoal-vxlan";
 /// The host's side of the host's own pair.

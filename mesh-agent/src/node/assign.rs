@@ -6,6 +6,7 @@ use mesh_api::id::NetworkId;
 use mesh_api::table::{NetworkRecord, Subnet6Record, SubnetRecord, Table, TaskRecord, TaskSpec};
 
 use crate::dns::resolv_conf::for_task;
+use crate::encryption::ENCRYPTION_OVERHEAD;
 use crate::links::{
     DefaultRoute, EndpointLink, IPV6_MTU_MIN, SubnetRoute, TaskAddress, TaskNetwork, host_link_name,
 };
@@ -65,14 +66,10 @@ pub(super) struct LinkPlan {
     pub(super) ipv6: bool,
 }
 
-/// What WireGuard takes of a packet beside VXLAN, bytes: 40 for its own headers and UDP's, and as much for the IPv6 header
-/// within, on which VXLAN goes on top of the underlay's.
-const ENCRYPTION_BYTES: u32 = 80;
-
 impl LinkPlan {
     /// How they are made in a network.
     pub(super) fn within(self, network: &NetworkRecord) -> Self {
-        let most = if network.encrypted { self.mtu.saturating_sub(ENCRYPTION_BYTES) } else { self.mtu };
+        let most = if network.encrypted { self.mtu.saturating_sub(ENCRYPTION_OVERHEAD) } else { self.mtu };
         let mtu = network.mtu.map_or(most, |bound| bound.min(most));
         Self { mtu, ipv6: self.ipv6 && mtu >= IPV6_MTU_MIN }
     }
@@ -204,6 +201,7 @@ pub(super) mod tests {
             stop_grace_ns: 2_000_000_000,
             stop_signal: String::new(),
             service_name: "web".to_owned(),
+            egress: Vec::new(),
         };
         TaskRecord {
             id: id.into(),

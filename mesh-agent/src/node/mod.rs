@@ -288,6 +288,7 @@ impl<P: Plane> Worker<P> {
     async fn run(mut self, inputs: NodeInputs, mut commands: mpsc::Receiver<Command>) {
         let mut settled = inputs.settled;
         let mut watch = Watch::open().map_err(|error| warn!(%error, "interfaces are only polled")).ok();
+        let mut rules = Watch::of_rules().map_err(|error| warn!(%error, "rules are only polled")).ok();
         let mut audit = interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.tables.mark_changed();
@@ -309,6 +310,7 @@ impl<P: Plane> Worker<P> {
                 () = at(self.apply_at) => self.apply_now().await,
                 () = at(deadline) => {}
                 () = changed(&mut watch) => self.audit().await,
+                () = changed(&mut rules) => self.audit_rules().await,
                 _ = audit.tick() => self.audit().await,
                 command = commands.recv() => match command {
                     Some(Command::TearDown(reply)) => self.begin_tear_down(reply),
@@ -482,10 +484,17 @@ impl<P: Plane> Worker<P> {
                 warn!(error = &error as &dyn std::error::Error, "the node's devices can't be kept right");
             }
         }
+        self.follow_egress().await;
         self.audit_links().await;
         self.encrypt(Look::All).await;
         // Also what failed before is tried again here.
         self.apply_now().await;
+    }
+
+    async fn audit_rules(&mut self) {
+        if let Err(error) = self.setup.audit_rules().await {
+            warn!(error = chain(&error), "the netfilter rules can't be kept right");
+        }
     }
 
     fn report(&self, status: TaskStatus) {

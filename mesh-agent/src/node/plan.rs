@@ -125,6 +125,7 @@ mod tests {
             stop_grace_ns: 0,
             stop_signal: String::new(),
             service_name: String::new(),
+            egress: Vec::new(),
         };
         TaskRecord {
             id: id.into(),

@@ -19,8 +19,9 @@ use crate::dataplane::{DataplaneConfig, Uplink};
 use crate::dns::Dns;
 use crate::encryption::{self, Encryption};
 use crate::links::{
-    Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, LinkFact, Links, has_ipv6, vxlan_overhead,
+    Egress, Facts, HOST_ADDR, HOST_PREFIX, HostPair, LinkError, LinkFact, Links, has_ipv6, vxlan_overhead,
 };
+use crate::runtime::Found;
 use crate::session::Membership;
 
 /// Where the host's resolvers are named.
@@ -28,7 +29,8 @@ pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The least MTU that an overlay can work with: what IPv4 asks of every host (RFC 791).
 const MTU_MIN: u32 = 576;
 
-/// How often the netfilter rules are looked at: whoever reloads the host's firewall may flush ours with it.
+/// How often the netfilter rules are looked at when nothing tells of a change: whoever reloads the host's firewall may flush
+/// ours with it.
 const RULES_AUDIT: Duration = Duration::from_secs(5);
 
 /// How often the host is looked at while its uplinks are waited for.
@@ -87,6 +89,8 @@ pub(super) struct Setup<P> {
     /// MTU of tasks' links, bytes.
     pub(super) mtu: u32,
     vxlan_port: u16,
+    /// What the netfilter rules have tasks send under.
+    egress: Egress,
     rules_seen: Instant,
 }
 
@@ -94,11 +98,14 @@ impl<P: Plane> Setup<P> {
     /// Makes the devices and rules, opens the dataplane and starts the name server. Uplinks that are not there yet, or
     /// have no address, are waited for: at a boot the agent may be there before them.
     pub(super) async fn bring_up(inputs: &NodeInputs, vxlan_port: u16) -> Result<Self, NodeError> {
-        let NodeInputs { config, membership, tables, patience, .. } = inputs;
+        let NodeInputs { config, membership, runtime, tables, patience, .. } = inputs;
         let links = Links::open()?;
         let (facts, uplinks) = wait_for_uplinks(&links, &config.uplinks, membership, *patience).await?;
         let mtu = overlay_mtu(&uplinks, membership.data_path)?;
-        let (vxlan, pair) = devices(&links, vxlan_port, mtu).await?;
+        // Rules that an earlier run left hold for its tasks, all along.
+        let found = runtime.find()?;
+        let egress = Egress::new(found.iter().flat_map(Found::senders), &facts);
+        let (vxlan, pair) = devices(&links, vxlan_port, mtu, &egress).await?;
         let plane_config = plane_config(config, uplinks, vxlan, pair);
         let plane = open::<P>(&plane_config)?;
         let address = SocketAddr::from((HOST_ADDR, 53));
@@ -110,7 +117,8 @@ impl<P: Plane> Setup<P> {
         }
         let encryption = Encryption::open(links.clone(), &config.state_dir, config.key_rotation);
         let rules_seen = Instant::now();
-        Ok(Self { links, facts, plane, plane_config, dns, encryption, mtu, vxlan_port, rules_seen })
+        warn_of_missing(&Egress::default(), &egress);
+        Ok(Self { links, facts, plane, plane_config, dns, encryption, mtu, vxlan_port, egress, rules_seen })
     }
 
     /// Looks at the host again, and repairs what drifted or is no more what the cluster has (`vxlan_port`); true if the dataplane was opened anew, or the node's
@@ -142,15 +150,11 @@ impl<P: Plane> Setup<P> {
             (self.plane_config.vxlan_ifindex, self.pair())
         } else {
             info!("repairing the node's network devices");
-            devices(&self.links, vxlan_port, mtu).await?
+            devices(&self.links, vxlan_port, mtu, &self.egress).await?
         };
         self.vxlan_port = vxlan_port;
         if self.rules_seen.elapsed() >= RULES_AUDIT {
-            self.rules_seen = Instant::now();
-            if !self.links.rules_are_there().await? {
-                warn!("Shoal's netfilter tables were removed or changed; installing them again");
-                self.links.ensure_rules(vxlan_port).await?;
-            }
+            self.audit_rules().await?;
         }
         let resized = mtu != self.mtu;
         self.mtu = mtu;
@@ -158,12 +162,34 @@ impl<P: Plane> Setup<P> {
         let same = wanted.uplinks == self.plane_config.uplinks
             && wanted.vxlan_ifindex == self.plane_config.vxlan_ifindex
             && self.pair() == pair;
+        // First of all: to load the programs takes its time, and what is too big meanwhile is lost.
+        self.encryption.fit(smallest_mtu(&wanted.uplinks), membership.data_path).await;
         if !same {
             info!(uplinks = ?wanted.uplinks, "attaching the dataplane to changed interfaces");
             self.plane = open::<P>(&wanted)?;
             self.plane_config = wanted;
         }
         Ok(moved || resized || !same)
+    }
+
+    /// Looks at the netfilter rules, and installs them again if somebody changed them.
+    pub(super) async fn audit_rules(&mut self) -> Result<(), LinkError> {
+        self.rules_seen = Instant::now();
+        if !self.links.rules_are_there(&self.egress).await? {
+            warn!("Shoal's netfilter tables were removed or changed; installing them again");
+            self.links.ensure_rules(self.vxlan_port, &self.egress).await?;
+        }
+        Ok(())
+    }
+
+    /// Has tasks send to the outside as `egress` says.
+    pub(super) async fn send_under(&mut self, egress: Egress) -> Result<(), LinkError> {
+        if egress != self.egress {
+            self.links.ensure_rules(self.vxlan_port, &egress).await?;
+            warn_of_missing(&self.egress, &egress);
+            self.egress = egress;
+        }
+        Ok(())
     }
 
     /// How tasks' links are made.
@@ -230,11 +256,32 @@ fn open<P: Plane>(config: &DataplaneConfig) -> Result<P, NodeError> {
     P::open(config.clone()).map_err(|error| NodeError::Dataplane(Box::new(error)))
 }
 
-async fn devices(links: &Links, vxlan_port: u16, mtu: u32) -> Result<(u32, HostPair), LinkError> {
+async fn devices(
+    links: &Links,
+    vxlan_port: u16,
+    mtu: u32,
+    egress: &Egress,
+) -> Result<(u32, HostPair), LinkError> {
     let vxlan = links.ensure_vxlan(vxlan_port).await?;
     let pair = links.ensure_host_pair(mtu).await?;
-    links.ensure_rules(vxlan_port).await?;
+    links.ensure_rules(vxlan_port, egress).await?;
     Ok((vxlan, pair))
+}
+
+/// Says which addresses that tasks are to send under are not here, or are again.
+fn warn_of_missing(before: &Egress, after: &Egress) {
+    let (lost, found) = (after.missing(), before.missing());
+    for addresses in lost.difference(&found) {
+        warn!(
+            ?addresses,
+            "no interface has an egress address of these: what tasks send under them is dropped"
+        );
+    }
+    for listed in found.difference(&lost) {
+        if let Some(addr) = after.in_use(listed) {
+            info!(%addr, "an interface has the egress address again");
+        }
+    }
 }
 
 fn plane_config(config: &Config, uplinks: Vec<Uplink>, vxlan: u32, pair: HostPair) -> DataplaneConfig {

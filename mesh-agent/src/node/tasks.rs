@@ -1,6 +1,6 @@
 //! The tasks of this node in the loop's hands: started, drained, stopped, found again, cleared away.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use mesh_api::error::chain;
 use mesh_api::id::TaskId;
@@ -17,7 +17,7 @@ use super::plane::Plane;
 use super::setup::{NodeError, RESOLV_CONF};
 use super::{Worker, status};
 use crate::dataplane::LocalEndpoint;
-use crate::links::{Links, TaskNetwork};
+use crate::links::{Egress, Links, TaskNetwork};
 use crate::runtime::layout::Exit;
 use crate::runtime::{Found, Running};
 
@@ -40,6 +40,8 @@ pub(super) struct LocalTask {
     pub(super) attached: Vec<u32>,
     /// Aliases that it holds.
     pub(super) aliases: Vec<Ipv4Addr>,
+    /// What it sends to the outside under, where its service has fixed addresses.
+    egress: Vec<IpAddr>,
     /// Where its links lead, while it runs.
     pub(super) inside: Option<Inside>,
     /// Who waits for it.
@@ -59,6 +61,7 @@ impl LocalTask {
             endpoints: Vec::new(),
             attached: Vec::new(),
             aliases: Vec::new(),
+            egress: Vec::new(),
             inside: None,
             callers: Callers::default(),
             wired: Some(Wired::default()),
@@ -118,6 +121,7 @@ impl<P: Plane> Worker<P> {
         let mut task = LocalTask::new(Phase::Starting, sender);
         let links = &assignment.wiring.links;
         task.wire(&assignment.wiring);
+        task.egress.clone_from(&assignment.spec.egress);
         while task.aliases.len() < links.len() {
             let Some(alias) = self.aliases.take() else {
                 for alias in task.aliases {
@@ -177,7 +181,9 @@ impl<P: Plane> Worker<P> {
                 if let Some(task) = self.tasks.get_mut(&task) {
                     task.attached.push(ifindex);
                 }
-                let _ = done.send(attached.is_ok());
+                // Before its first packet. An alias of a task with fixed addresses may have become another's, too.
+                let rules = self.follow_egress().await;
+                let _ = done.send(attached.is_ok() && rules);
             }
             Event::Endpoints { task, endpoints, done } => {
                 if let Some(task) = self.tasks.get_mut(&task) {
@@ -196,6 +202,19 @@ impl<P: Plane> Worker<P> {
             }
             Event::Ended { task, end } => self.end(&task, end).await,
         }
+    }
+
+    /// Has tasks send under the fixed addresses of their services; false if the rules don't follow.
+    pub(super) async fn follow_egress(&mut self) -> bool {
+        let tasks = self.tasks.values();
+        let senders =
+            tasks.flat_map(|task| task.aliases.iter().map(|alias| (*alias, task.egress.as_slice())));
+        let egress = Egress::new(senders, &self.setup.facts);
+        let followed = self.setup.send_under(egress).await;
+        if let Err(error) = &followed {
+            warn!(error = chain(error), "the netfilter rules can't follow the tasks' egress addresses");
+        }
+        followed.is_ok()
     }
 
     fn running(&mut self, id: &TaskId, inside: Inside, since_ns: u64) {
@@ -228,6 +247,7 @@ impl<P: Plane> Worker<P> {
         for alias in aliases {
             self.aliases.release(alias);
         }
+        self.follow_egress().await;
         self.forget_attachment(id);
         callers.ended(&end);
         self.report_end(id, end);
@@ -289,6 +309,9 @@ impl<P: Plane> Worker<P> {
                     let plan = StopPlan::new(&file.stop_signal, file.stop_grace_ns);
                     let whole = endpoints.len() == aliases.len();
                     self.adopt_running(&id, running, plan, endpoints, aliases);
+                    if let Some(task) = self.tasks.get_mut(&id) {
+                        task.egress = file.egress;
+                    }
                     if !whole {
                         self.cut_off(&id);
                     }
@@ -302,6 +325,7 @@ impl<P: Plane> Worker<P> {
                 }
             }
         }
+        self.follow_egress().await;
         self.audit_links().await;
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::sys::testing::{KillTasks, in_netns, program, run, until};
 
 mod absent;
 mod attach;
+mod egress;
 mod encryption;
 mod networks;
 
@@ -28,7 +29,7 @@ static NOTES: Mutex<BTreeMap<std::path::PathBuf, Notes>> = Mutex::new(BTreeMap::
 struct Notes {
     opened: Vec<DataplaneConfig>,
     local: Option<Local>,
-    touched: Option<Touched>,
+    touched: Vec<Touched>,
     attached: Vec<u32>,
     installed: bool,
     nacks: Option<mpsc::Sender<AttachmentKey>>,
@@ -64,7 +65,7 @@ impl Plane for Fake {
                 "endpoints are attached before they are in the maps"
             );
             notes.local = Some(local.clone());
-            notes.touched = Some(touched.clone());
+            notes.touched.push(touched.clone());
         });
         Ok(())
     }

@@ -63,6 +63,7 @@ mod tests {
             stop_grace_ns: 0,
             stop_signal: String::new(),
             service_name: String::new(),
+            egress: Vec::new(),
         }
     }
 

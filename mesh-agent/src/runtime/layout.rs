@@ -10,7 +10,7 @@
 //! | `init.log` | shim | its own complaints |
 //! | `resolv.conf`, `hosts`, `hostname` | agent | mounted over the task's /etc |
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use mesh_api::id::{NetworkId, TaskId};
@@ -65,6 +65,9 @@ pub struct TaskFile {
     pub stop_signal: String,
     /// Its endpoints.
     pub endpoints: Vec<EndpointFile>,
+    /// What it sends to the outside under, as [`mesh_api::table::TaskSpec::egress`] says.
+    #[serde(default)]
+    pub egress: Vec<IpAddr>,
 }
 
 /// That the program started: `started.json`.

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr as _;
@@ -133,6 +133,14 @@ pub struct Found {
     pub state: Result<Running, Exit>,
 }
 
+impl Found {
+    /// While it runs, the aliases of its endpoints with what it sends to the outside under.
+    pub fn senders(&self) -> impl Iterator<Item = (Ipv4Addr, &[IpAddr])> {
+        let endpoints = self.file.endpoints.iter().filter(|_| self.state.is_ok());
+        endpoints.map(|endpoint| (endpoint.alias, self.file.egress.as_slice()))
+    }
+}
+
 impl Runtime {
     /// A runtime that keeps its tasks' folders in `root`, and beside it the files of attachments, and starts
     /// `program internal task-init` for each task.
@@ -209,6 +217,7 @@ impl Runtime {
             stop_grace_ns: spec.stop_grace_ns,
             stop_signal: spec.stop_signal.clone(),
             endpoints,
+            egress: spec.egress.clone(),
         };
         write_json(&prepared.layout.task(), &file)?;
         match prepared.line().await? {

@@ -27,6 +27,7 @@ fn spec(image: &str, args: &[&str]) -> TaskSpec {
         stop_grace_ns: 0,
         stop_signal: String::new(),
         service_name: "web".to_owned(),
+        egress: Vec::new(),
     }
 }
 

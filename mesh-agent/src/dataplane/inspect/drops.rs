@@ -17,6 +17,7 @@ use crate::dataplane::counters::read_counters;
 use crate::dataplane::error::DataplaneError;
 use crate::dataplane::map::open_ring;
 use crate::dataplane::pins::version_folder;
+use crate::links::{Loss, losses};
 use crate::sys::clock;
 
 /// The ring of events, under its pin.
@@ -57,7 +58,7 @@ pub struct Ended {
     pub description: &'static str,
     /// Whether the packets are lost.
     pub drop: bool,
-    /// How many, since the dataplane was set up.
+    /// How many, since the dataplane was set up; of what the host's own stack dropped, see [`losses`].
     pub packets: u64,
     /// How many a second, since the look before.
     pub rate: f64,
@@ -71,13 +72,17 @@ pub struct Ended {
 pub struct Counts {
     at: Instant,
     counted: Vec<(Counter, u64)>,
+    /// What the host's own stack dropped.
+    lost: Vec<(Loss, u64)>,
 }
 
 impl Counts {
-    /// The counts now.
-    pub fn now(live: &Live) -> Result<Self, DataplaneError> {
+    /// The counts now. Of what the host's own stack dropped there are none where the calling thread is in another network
+    /// namespace than the node.
+    pub fn now(live: &Live) -> Result<Self, InspectError> {
         let at = Instant::now();
-        Ok(Self { at, counted: read_counters(live.pin_dir())? })
+        let lost = if live.is_here() { losses()? } else { Vec::new() };
+        Ok(Self { at, counted: read_counters(live.pin_dir())?, lost })
     }
 
     /// The packets of each way to end, and how many more there are a second than at `before`; those that nothing ended by
@@ -86,18 +91,29 @@ impl Counts {
         let period_s = self.at.duration_since(before.at).as_secs_f64();
         let clock = Clocks::now(live)?;
         let counted = self.counted.iter().zip(&before.counted).filter(|((_, packets), _)| *packets > 0);
-        counted
-            .map(|((counter, packets), (_, before))| {
-                Ok(Ended {
-                    name: counter.name(),
-                    description: counter.description(),
-                    drop: counter.is_drop(),
-                    packets: *packets,
-                    rate: rate(packets.saturating_sub(*before), period_s),
-                    example: live.example(*counter, &clock)?,
-                })
+        let by_programs = counted.map(|((counter, packets), (_, before))| {
+            Ok(Ended {
+                name: counter.name(),
+                description: counter.description(),
+                drop: counter.is_drop(),
+                packets: *packets,
+                rate: rate(packets.saturating_sub(*before), period_s),
+                example: live.example(*counter, &clock)?,
             })
-            .collect()
+        });
+        let by_host = self.lost.iter().filter(|(_, packets)| *packets > 0).map(|(loss, packets)| {
+            let former =
+                before.lost.iter().find(|(former, _)| former == loss).map_or(0, |(_, packets)| *packets);
+            Ok(Ended {
+                name: loss.name(),
+                description: loss.description(),
+                drop: true,
+                packets: *packets,
+                rate: rate(packets.saturating_sub(former), period_s),
+                example: None,
+            })
+        });
+        by_programs.chain(by_host).collect()
     }
 }
 

@@ -35,6 +35,7 @@ use super::error::DataplaneError;
 use super::map::PinnedMap;
 use super::maps::{NAMES4, NAMES6};
 use super::pins::version_folder;
+use crate::links::LinkError;
 use crate::sys::bpf::Prefix;
 use crate::sys::netns;
 
@@ -47,6 +48,9 @@ pub enum InspectError {
     /// A map.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// The host's netfilter rules.
+    #[error(transparent)]
+    Link(#[from] LinkError),
     /// The agent has pinned its maps, but has not written any.
     #[error("the dataplane under {path} has no table yet: its agent has not heard from a manager")]
     NotConfigured {

@@ -1,6 +1,6 @@
 //! This node at a glance: from its state folder, its pins and the kernel, whether or not its agent runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -39,6 +39,8 @@ pub struct Status {
     pub member: Option<Member>,
     /// Version of the maps' layout that this binary speaks.
     pub abi_version: u32,
+    /// What this node's tasks send to the outside under, of services with fixed egress addresses.
+    pub egress: Vec<EgressStatus>,
     /// The dataplane; `None` where none is set up.
     pub dataplane: Option<Plane>,
     /// What keeps this from being all, in words.
@@ -62,6 +64,17 @@ pub struct Member {
     pub vtep: IpAddr,
     /// Index of the last table that it got.
     pub table_index: Option<u64>,
+}
+
+/// What tasks of a service with fixed egress addresses send under on this node, in one family.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct EgressStatus {
+    /// The service's name.
+    pub service: String,
+    /// The addresses listed, in order.
+    pub listed: Vec<IpAddr>,
+    /// The first of them that the node has; `None` if what the tasks send is dropped.
+    pub addr: Option<IpAddr>,
 }
 
 /// A live dataplane.
@@ -175,7 +188,22 @@ pub fn status(state_dir: &Path, pin_dir: &Path, facts: &Facts) -> Result<Status,
     }
     let dataplane = live.map(|live| plane(&live, table.as_ref(), facts)).transpose()?;
     let agent_runs = claim::is_taken();
-    Ok(Status { agent_runs, member, abi_version: ABI_VERSION, dataplane, troubles })
+    let egress = table.iter().flat_map(|table| egress(table, facts)).collect();
+    Ok(Status { agent_runs, member, abi_version: ABI_VERSION, egress, dataplane, troubles })
+}
+
+/// What the tasks that a node's table has specifications of, its own, send under.
+fn egress(table: &Table, facts: &Facts) -> BTreeSet<EgressStatus> {
+    let here = facts.egress_addresses();
+    let specs = table.tasks.values().filter_map(|task| task.spec.as_deref());
+    let by_family = specs.flat_map(|spec| {
+        [IpAddr::is_ipv4, IpAddr::is_ipv6].map(|is_of_family| {
+            let listed: Vec<IpAddr> = spec.egress.iter().filter(|addr| is_of_family(addr)).copied().collect();
+            let addr = listed.iter().find(|addr| here.contains(addr)).copied();
+            EgressStatus { service: spec.service_name.clone(), listed, addr }
+        })
+    });
+    by_family.filter(|status| !status.listed.is_empty()).collect()
 }
 
 /// The nodes of a node's last table by name, id and VXLAN address: to tell this node from others.
