@@ -14,9 +14,11 @@ use shoal_tests::packet::family::Family;
 use shoal_tests::packet::fixtures::{self, Mesh};
 use shoal_tests::packet::host;
 use shoal_tests::packet::kernel::{Kernel, KernelOutcome};
-use shoal_tests::packet::world::{APP, APP_ON_N2, BACK_IFINDEX, NOWHERE, WEB_IFINDEX, World};
+use shoal_tests::packet::world::{APP, APP_ON_N2, BACK_IFINDEX, N2, NOWHERE, WEB_IFINDEX, World};
 use shoal_tests::packet::{End, Fixture, Hook, Outcome, frames};
 
+/// A peer's slot that no node has.
+const EMPTY_SLOT: u32 = 77;
 /// The kernel's own limit is a million; these are what the programs need, and a quarter more.
 const VERIFIED_INSTRUCTIONS_MAX: [(&str, u32); 13] = [
     ("uplink_xdp", 72_000),
@@ -122,10 +124,11 @@ fn a_packet_that_cannot_be_written_is_dropped_and_counted() {
 }
 
 #[test]
-fn a_reply_without_a_route_to_its_client_is_dropped_and_counted() {
+fn a_reply_without_a_route_is_dropped_and_counted() {
     let Some(mut kernel) = kernel() else { return };
-    for f in Family::BOTH {
-        let flow = Mesh::tcp(f).of((NOWHERE, 40_000));
+    // To its client, or to its ingress node, whose slot nobody has.
+    let flows = |f| [Mesh::tcp(f).of((NOWHERE, 40_000)), Mesh::tcp(f).by(EMPTY_SLOT, N2)];
+    for (f, flow) in Family::BOTH.into_iter().flat_map(|f| flows(f).map(|flow| (f, flow))) {
         let fixture = Fixture {
             name: format!("a reply without a route ({})", f.name()),
             hook: Hook::Task(WEB_IFINDEX),

@@ -3,7 +3,7 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
-use mesh_common::addr::Address as _;
+use mesh_common::addr::{Address as _, Ip6};
 use mesh_common::counter::Counter;
 use mesh_common::map::WIREGUARD_MARK;
 use mesh_datapath::family::Family;
@@ -63,7 +63,8 @@ fn tunnel(packet: &mut Skb, vni: u32, slot: u32, tos: u8) -> Result<i32, Counter
     let config = Maps.config().ok_or(Counter::DropNotReady)?;
     // Keeps the path's MTU known. The kernel finds the next hop itself.
     let _ = next_hop::resolve(packet.ctx.as_ptr(), packet.ifindex(), slot);
-    let peer = Maps.peer(slot).ok_or(Counter::DropNotReady)?;
+    // A flow may outlive its ingress node's slot for a moment.
+    let peer = Maps.peer(slot).filter(|peer| peer.vtep != Ip6::default()).ok_or(Counter::DropNoRoute)?;
     let local = config.vtep_towards(peer);
     packet.set_tunnel(vni, local, peer.vtep, tos).map_err(|_| Counter::DropRewriteFailed)?;
     if peer.vtep.is_wireguard() {
