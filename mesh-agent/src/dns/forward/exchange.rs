@@ -186,6 +186,33 @@ mod tests {
         assert_eq!(answer.unwrap().unwrap().metadata.response_code, ResponseCode::NoError);
     }
 
+    /// From the resolver's own address to the very port, under every other id but the right one.
+    #[tokio::test]
+    async fn none_of_a_hundred_thousand_forged_answers_is_believed() {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let server = udp.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut asked, mut client) = heard(&udp).await;
+            let mut forged = asked.clone().into_response();
+            forged.metadata.response_code = ResponseCode::NXDomain;
+            for number in 0..100_000_u32 {
+                forged.metadata.id = asked.metadata.id.wrapping_add((number % 65_535 + 1) as u16);
+                udp.send_to(&forged.to_vec().unwrap(), client).await.unwrap();
+                if number % 32 == 0 {
+                    // Its socket holds some hundred.
+                    tokio::task::yield_now().await;
+                }
+            }
+            loop {
+                udp.send_to(&asked.into_response().to_vec().unwrap(), client).await.unwrap();
+                // If there was no room for the true one either.
+                (asked, client) = heard(&udp).await;
+            }
+        });
+        let answer = exchange(server, &question("example.com.")).await.unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+    }
+
     #[tokio::test]
     async fn questions_leave_from_ports_at_random_and_under_ids_at_random() {
         let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
