@@ -46,7 +46,7 @@ pub(crate) fn forged_frames_reach_nobody_on_encrypted_networks(lab: &Lab) -> Res
 
 /// The matrix, for networks with these options.
 fn reach(lab: &Lab, options: &[&str]) -> Result<()> {
-    let members = members::create(lab, options)?;
+    let members = members::create(lab, lab.nodes.len(), options)?;
     let twin = ["network", "create", "--driver", "overlay", "--subnet", &members::subnet(0), "twin"];
     let refused = engine::docker(lab.manager(), &twin)?;
     ensure!(!refused.status.success(), "two networks have the subnet {}", members::subnet(0));
@@ -228,7 +228,7 @@ fn forge(lab: &Lab, options: &[&str]) -> Result<()> {
         let try_out = |forgery: &Forgery| Ok((*forgery, rivals.fall_for(*forgery)?));
         Forgery::ALL.iter().map(try_out).collect::<Result<Vec<_>>>()?
     };
-    let members = members::create(lab, options)?;
+    let members = members::create(lab, lab.nodes.len(), options)?;
     let wires = members.iter().map(Member::wires).collect::<Result<Vec<_>>>()?;
     let attackers = attackers(&members, &wires)?;
     for family in Family::ALL {
@@ -320,10 +320,11 @@ struct Heard {
     honest: (usize, usize),
 }
 
-/// Forged frames a thousand times a second, in networks with these options, while agents are killed, stopped and started,
-/// and networks and services come and go.
+/// Forged frames a thousand times a second, in networks with these options, while a node joins, agents are killed, stopped and
+/// started, and networks and services come and go.
 fn change(lab: &Lab, options: &[&str]) -> Result<()> {
-    let members = members::create(lab, options)?;
+    engine::leave(lab, &lab.nodes[2])?;
+    let members = members::create(lab, lab.nodes.len() - 1, options)?;
     let wires = members.iter().map(Member::wires).collect::<Result<Vec<_>>>()?;
     let attackers = attackers(&members, &wires)?;
     let ends = AtomicBool::new(false);
@@ -349,6 +350,10 @@ fn change(lab: &Lab, options: &[&str]) -> Result<()> {
 
 fn change_all(lab: &Lab) -> Result<()> {
     let manager = lab.manager();
+    engine::join(lab, &lab.nodes[2])?;
+    for (name, _) in SERVICES {
+        engine::until_running(lab, name, lab.nodes.len())?;
+    }
     for (node, how) in [(&lab.nodes[1], "kill"), (&lab.nodes[2], "stop"), (&lab.nodes[0], "kill")] {
         lab.xtask(&[how, &node.name])?;
         lab.xtask(&["start", &node.name])?;

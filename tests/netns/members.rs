@@ -63,8 +63,9 @@ impl Member {
     }
 }
 
-/// Makes [`NETWORKS`] with `options` on top, and [`SERVICES`] that run `shoal/whoami` on them.
-pub(crate) fn create(lab: &Lab, options: &[&str]) -> Result<Vec<Member>> {
+/// Makes [`NETWORKS`] with `options` on top, and [`SERVICES`] that run `shoal/whoami` on them, on so many nodes as the swarm
+/// has.
+pub(crate) fn create(lab: &Lab, nodes: usize, options: &[&str]) -> Result<Vec<Member>> {
     let mut made = Vec::new();
     for (network, name) in NETWORKS.iter().enumerate() {
         let (v4, v6) = (subnet(network), format!("fd00:91:{network}::/64"));
@@ -76,13 +77,12 @@ pub(crate) fn create(lab: &Lab, options: &[&str]) -> Result<Vec<Member>> {
         )?;
         made.push(Network::read(lab, name)?);
     }
-    let count = lab.nodes.len();
     let mut members = Vec::new();
     for (service, (name, networks)) in SERVICES.iter().enumerate() {
         let on = networks.iter().flat_map(|network| ["--network", NETWORKS[*network]]);
         let arguments: Vec<&str> =
             ["--mode", "global"].into_iter().chain(on).chain(["shoal/whoami"]).collect();
-        for task in engine::create(lab, name, count, &arguments)? {
+        for task in engine::create(lab, name, nodes, &arguments)? {
             let spots =
                 task.addresses.iter().map(|v4| spot(&task, *v4, &made)).collect::<Result<Vec<_>>>()?;
             let member = Member { task, service, spots };
@@ -93,7 +93,7 @@ pub(crate) fn create(lab: &Lab, options: &[&str]) -> Result<Vec<Member>> {
     }
     for (network, name) in NETWORKS.iter().enumerate() {
         let tasks = members.iter().filter(|member| member.is_on(network)).count();
-        ensure!(tasks == 2 * count, "{tasks} tasks on {name}");
+        ensure!(tasks == 2 * nodes, "{tasks} tasks on {name}");
     }
     Ok(members)
 }
