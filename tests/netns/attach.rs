@@ -30,9 +30,15 @@ impl Foreign {
         server.args(["--net", "python3", "-m", "http.server", "80"]);
         let child = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let foreign = Self(child);
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net"));
         until("the server listens", LIMIT, || {
-            let sockets = lab::output(foreign.command("ss").args(["--no-header", "--listening", "--tcp"]))?;
-            Ok((sockets.lines().count() == 1).then_some(()))
+            // Before it has left this one, it is asked about in here.
+            if namespace(&foreign.pid())? == namespace("self")? {
+                return Ok(None);
+            }
+            let mut listening = foreign.command("ss");
+            listening.args(["--no-header", "--listening", "--tcp", "sport = :80"]);
+            Ok((lab::output(&mut listening)?.lines().count() == 1).then_some(()))
         })?;
         Ok(foreign)
     }
@@ -133,10 +139,9 @@ fn resolve(task: &Task, name: &str) -> Result<BTreeSet<Ipv4Addr>> {
     printed.lines().map(|line| line.parse().with_context(|| format!("dig {name}: {line}"))).collect()
 }
 
-/// Whether a page is fetched.
-fn fetches(program: Command, url: &str) -> Result<bool> {
-    let mut curl = curl_within(program, PATIENCE_S);
-    Ok(curl.args(["--output", "/dev/null", url]).stderr(Stdio::null()).status()?.success())
+/// Fetches a page.
+fn fetch(program: Command, url: &str) -> Result<()> {
+    lab::output(curl_within(program, PATIENCE_S).args(["--output", "/dev/null", url])).map(drop)
 }
 
 pub(crate) fn process_is_on_its_network_until_it_ends(lab: &Lab) -> Result<()> {
@@ -167,7 +172,7 @@ pub(crate) fn process_is_on_its_network_until_it_ends(lab: &Lab) -> Result<()> {
             ensure!(found == BTreeSet::from([addr]), "{name} on {} is {found:?}", caller.node);
         }
         for url in ["http://db/".to_owned(), format!("http://{addr}/")] {
-            ensure!(fetches(caller.command("curl"), &url)?, "{url} from {}", caller.node);
+            fetch(caller.command("curl"), &url).with_context(|| format!("from {}", caller.node))?;
         }
         let named = lab::output(caller.command("dig").args(["+short", "-x", &addr.to_string()]))?;
         ensure!(named.trim() == "db.blue.", "{addr} is called {named}");
@@ -189,7 +194,8 @@ pub(crate) fn process_is_on_its_network_until_it_ends(lab: &Lab) -> Result<()> {
     }
     // Another network's tasks don't reach it, nor it them.
     ensure!(resolve(&stranger, "db")?.is_empty(), "a name of another network");
-    ensure!(!fetches(stranger.command("curl"), &format!("http://{addr}/"))?, "reached from another network");
+    let reached = fetch(stranger.command("curl"), &format!("http://{addr}/"));
+    ensure!(reached.is_err(), "reached from another network");
     let to = stranger.address()?.to_string();
     ensure!(
         !foreign.command("ping").args(["-c", "1", "-W", "1", &to]).stdout(Stdio::null()).status()?.success()
@@ -197,12 +203,12 @@ pub(crate) fn process_is_on_its_network_until_it_ends(lab: &Lab) -> Result<()> {
 
     // Its agent may be killed: it goes on meanwhile, and the next one takes it on.
     lab.xtask(&["kill", &node.name])?;
-    ensure!(fetches(callers[0].command("curl"), &format!("http://{addr}/"))?, "without its agent");
+    fetch(callers[0].command("curl"), &format!("http://{addr}/")).context("without its agent")?;
     // The killed one's last thread may hold its folder for a moment.
     until("another agent starts", LIMIT, || Ok(lab.xtask(&["start", &node.name]).ok()))?;
     lab.until_ready(lab.nodes.len())?;
     ensure!(attachments(node)? == [made], "{:?}", attachments(node)?);
-    ensure!(fetches(callers[2].command("curl"), "http://db/")?, "with another agent");
+    fetch(callers[2].command("curl"), "http://db/").context("with another agent")?;
 
     foreign.end()?;
     until("it is gone from its node", LIMIT, || Ok(attachments(node)?.is_empty().then_some(())))?;

@@ -15,7 +15,9 @@ impl Foreign {
     async fn start() -> Self {
         let child = Process::new("unshare").args(["--net", "sleep", "600"]).spawn().unwrap();
         let target = AttachTarget::Process(child.id());
-        until("it has its namespace", || Guest::find(&target).is_ok()).await;
+        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
+        let (pid, own) = (child.id().to_string(), namespace("thread-self"));
+        until("it has its namespace", || namespace(&pid) != own && Guest::find(&target).is_ok()).await;
         Self(child)
     }
 
