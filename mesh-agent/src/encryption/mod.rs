@@ -344,10 +344,13 @@ impl Encryption {
             self.swept = errors.is_empty();
         }
         for (place, identity) in identities.iter().enumerate() {
-            let before = self.peers_of(identity);
+            let (device, met) = (self.link_of(identity), self.peers_of(identity));
             let upheld = match self.uphold(identity, situation, look).await {
-                // The others send to the first; it is the one that the node sends from.
-                Ok(()) if place == 0 => self.greet(identity, &before).await,
+                // The others send to the first; it is the one that the node sends from. Another device has met nobody yet.
+                Ok(()) if place == 0 => {
+                    let before = if self.link_of(identity) == device { met } else { Peers::new() };
+                    self.greet(identity, &before).await
+                }
                 other => other,
             };
             errors.extend(upheld.err());
@@ -356,6 +359,11 @@ impl Encryption {
             errors.extend(self.rotate(&identities, situation).await.err());
         }
         errors
+    }
+
+    /// The index of an identity's link.
+    fn link_of(&self, identity: &Identity) -> Option<u32> {
+        self.standing.get(&identity.slot()).map(|standing| standing.way.index)
     }
 
     fn peers_of(&self, identity: &Identity) -> Peers {

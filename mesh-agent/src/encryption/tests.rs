@@ -96,6 +96,18 @@ fn who_has_another_key_or_has_left_is_not_heard() {
     });
 }
 
+/// Its peer has a session that it has lost, and would only give that up after 15 s.
+#[test]
+fn a_device_that_was_lost_is_reached_again_at_once() {
+    with_pair(V4, |mut pair| async move {
+        pair.settle().await;
+        assert!(pair.pings(1, 56).await);
+        pair.hosts[0].run("ip link del shoal-wg1").await;
+        pair.follow_table(0, &pair.table, Look::All, MTU).await;
+        assert!(pair.pings(1, 56).await);
+    });
+}
+
 #[test]
 fn a_peer_that_does_not_change_keeps_its_session_and_one_that_moved_is_found() {
     with_pair(V4, |mut pair| async move {
