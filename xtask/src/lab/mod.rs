@@ -164,18 +164,14 @@ pub(crate) fn build() -> Result<PathBuf> {
 pub(crate) fn up(options: &Up) -> Result<Lab> {
     require_root()?;
     setup::ensure()?;
-    if Lab::recorded()?.is_some() {
-        bail!("a lab is up: see cargo xtask lab status, or cargo xtask lab down");
-    }
+    refuse_a_second()?;
     let binary = match &options.binary {
         Some(binary) => binary.clone(),
         None => build()?,
     };
     sys::catch_interrupts();
     let _lock = lock()?;
-    if Lab::recorded()?.is_some() {
-        bail!("another lab has come up meanwhile: see cargo xtask lab status");
-    }
+    refuse_a_second()?;
     if down::is_any_left() {
         println!("lab: removing what an earlier one left");
         down()?;
@@ -194,6 +190,14 @@ pub(crate) fn up(options: &Up) -> Result<Lab> {
     }
     println!("lab: {} nodes up in {:.1} s", lab.nodes, started.elapsed().as_secs_f32());
     Ok(lab)
+}
+
+/// Fails where a lab is up. One in which nothing runs any more, say after the machine started anew, is none.
+fn refuse_a_second() -> Result<()> {
+    if Lab::recorded()?.is_some() && !processes::all().is_empty() {
+        bail!("a lab is up: see cargo xtask lab status, or cargo xtask lab down");
+    }
+    Ok(())
 }
 
 fn bring_up(lab: &Lab, binary: &Path, swarm: bool) -> Result<()> {
