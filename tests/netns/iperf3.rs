@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::engine::{self, Task};
-use crate::lab::{Lab, until};
+use crate::lab::{Lab, slowness, until};
 use crate::ways::Family;
 
 /// What has a task run a server.
@@ -15,7 +15,7 @@ pub(crate) const SERVER: [&str; 3] = ["shoal/exec", "iperf3", "-s"];
 /// The port that it listens on.
 pub(crate) const PORT: u16 = 5201;
 /// How long a run may take, s.
-const LIMIT_S: &str = "40";
+const LIMIT_S: u32 = 40;
 /// How long a server may be busy with the run before.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long it may take until it listens.
@@ -23,7 +23,7 @@ const STARTED: Duration = Duration::from_secs(5);
 
 /// What a client with these options reports. `timeout` is the command of that name where the client is to run.
 pub(crate) fn run(mut timeout: Command, options: &[&str]) -> Result<Value> {
-    timeout.args([LIMIT_S, "iperf3", "-J"]).args(options);
+    timeout.arg((LIMIT_S * slowness()).to_string()).args(["iperf3", "-J"]).args(options);
     let what = format!("iperf3 {}", options.join(" "));
     // The server takes one run at a time, and may not be done with the one before.
     until("iperf3's server is free", BUSY, || {

@@ -30,6 +30,8 @@ pub(crate) const ROUTED_CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xc7, 0, 0, 0,
 pub(crate) const BINARY: &str = "/run/shoal/bin/shoal";
 /// How long it may take until a case has left nothing behind.
 const RESET_LIMIT: Duration = Duration::from_secs(30);
+/// The variable of the environment that says how many times slower than usual this machine is.
+const SLOWNESS: &str = "SHOAL_SLOWNESS";
 
 /// A lab with a swarm: n1 is its manager.
 pub(crate) struct Lab {
@@ -233,6 +235,7 @@ pub(crate) fn until<T>(
     limit: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let limit = limit * slowness();
     let started = Instant::now();
     loop {
         if let Some(found) = condition()? {
@@ -241,4 +244,10 @@ pub(crate) fn until<T>(
         ensure!(started.elapsed() < limit, "{what}: not within {} s", limit.as_secs_f32());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// How many times slower than usual this machine is: so much longer may things take. 1, unless who runs the cases says more:
+/// QEMU emulates the processor of a guest.
+pub(crate) fn slowness() -> u32 {
+    std::env::var(SLOWNESS).ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }

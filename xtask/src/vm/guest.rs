@@ -21,6 +21,9 @@ pub(super) const FAILED: &str = "@failed ";
 /// For the figures of the verifier, and for why something was skipped.
 const LIBTEST: [&str; 2] = ["--show-output", "--color=never"];
 
+/// How many times slower than usual cases may be here: what emulation takes.
+const SLOWNESS: &str = "4";
+
 /// Runs the suites of the plan in a file.
 pub(super) fn run(plan: &Path) -> Result<()> {
     let plan = std::fs::read(plan).with_context(|| plan.display().to_string())?;
@@ -78,6 +81,7 @@ fn run_suite(suite: &Suite, programs: &Programs) -> Result<()> {
 fn on_lab(lab: &Lab, cases: &[String], programs: &Programs) -> Result<()> {
     let mut command = Command::new(&programs.netns);
     command.arg("--exact").args(cases).env("SHOAL_XTASK", std::env::current_exe()?);
+    command.env("SHOAL_SLOWNESS", SLOWNESS);
     let passed = inherit(&mut command);
     if passed.is_err() {
         lab::print_log_ends(lab, 30);

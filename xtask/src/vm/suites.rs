@@ -53,9 +53,9 @@ pub(super) enum Work {
 impl Suite {
     /// How long it may take where nothing else runs and the processor runs the guest's instructions.
     pub(super) fn limit(&self) -> Duration {
-        match self.work {
+        match &self.work {
             Work::Packet | Work::Attach { .. } => Duration::from_secs(30),
-            Work::Veths { .. } => Duration::from_mins(3),
+            Work::Veths { cases } => Duration::from_mins(1) + Duration::from_secs(30) * cases.len() as u32,
             Work::Nics { .. } => Duration::from_mins(2),
         }
     }
@@ -83,14 +83,22 @@ const CASES: [&str; 7] = [
     "overlay6::names_lead_to_every_task",
 ];
 /// The one takes minutes where QEMU emulates both the interfaces and the processor, the other puts a host on the switch.
-const CASES_OF_VETHS: [&str; 6] = [
+const CASES_OF_VETHS: [&str; 2] = [
     "mesh::http_reaches_every_task_by_every_node_with_the_clients_address",
     "relay::tunnel_is_no_open_relay",
-    // By the kernel's own WireGuard, which the machine that runs the tests may not have.
+];
+/// All of encrypted networks, by the kernel's own WireGuard, which the machine that runs the tests may not have.
+const CASES_OF_WIREGUARD: [&str; 10] = [
     "encryption::change_of_keys_loses_no_packet",
     "encryption::what_comes_in_cleartext_reaches_no_task",
+    "underlay::nothing_of_an_encrypted_network_is_seen",
     "underlay::packets_sent_again_reach_no_task",
     "isolation::tasks_reach_exactly_those_on_their_encrypted_networks",
+    "isolation::forged_frames_reach_nobody_on_encrypted_networks",
+    "names::every_kind_of_record_is_answered_on_an_encrypted_network",
+    "mtu::tasks_talk_encrypted_whatever_the_underlay_carries",
+    "mtu::encrypted_transfers_go_on_when_the_underlay_narrows",
+    "churn::addresses_used_again_get_nothing_on_an_encrypted_network",
 ];
 /// What lowers a limit of the whole kernel, and attacks what the host's kernel may not have: IPVS.
 const CASES_OF_PEERS: [&str; 1] = ["flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh"];
@@ -107,6 +115,7 @@ pub(super) fn of(series: Series, filter: &str) -> VecDeque<Suite> {
         (format!("attach by {hooks}"), Work::Attach { without }),
         (format!("lab by {hook}"), Work::Veths { cases: [named(&CASES_OF_VETHS), named(&CASES)].concat() }),
         ("lab by native XDP on virtio-net".to_owned(), Work::Nics { cases: named(&CASES) }),
+        ("WireGuard of the kernel".to_owned(), Work::Veths { cases: named(&CASES_OF_WIREGUARD) }),
         ("attacks on peers: nftables, IPVS".to_owned(), Work::Veths { cases: named(&CASES_OF_PEERS) }),
     ];
     all.into_iter()
