@@ -43,7 +43,8 @@ impl Elements {
         }
     }
 
-    /// Commands that lead from `found` to these in `table`.
+    /// Commands that lead from `found` to these in `table`. All of these are added, since somebody may have removed the table
+    /// after it was listed; nft takes an element that is there already as it is, and refuses what is not as `found` says.
     pub(super) fn commands_from(&self, found: &Self, table: &str) -> String {
         let fixed = |all: &Self| all.fixed.iter().map(ToString::to_string).collect();
         let egress =
@@ -64,10 +65,8 @@ fn difference(table: &str, set: &str, found: &BTreeSet<String>, wanted: &BTreeSe
         [] => String::new(),
         elements => format!("{verb} element {table} {set} {{ {} }}\n", elements.join(", ")),
     };
-    let only = |these: &BTreeSet<String>, not: &BTreeSet<String>, verb| {
-        command(verb, these.difference(not).map(String::as_str).collect())
-    };
-    only(found, wanted, "delete") + &only(wanted, found, "add")
+    let gone = found.difference(wanted).map(String::as_str).collect();
+    command("delete", gone) + &command("add", wanted.iter().map(String::as_str).collect())
 }
 
 /// The elements of a set or a map as `nft` prints them.
@@ -111,18 +110,21 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_is_not_touched() {
+    fn all_that_is_wanted_is_added_and_only_what_is_not_is_deleted() {
         let found =
             elements(&[("169.254.64.3", &["192.0.2.7", "192.0.2.8"]), ("169.254.64.4", &["192.0.2.7"])]);
         let wanted = elements(&[("169.254.64.3", &["192.0.2.8"]), ("169.254.64.5", &[])]);
         assert_eq!(
             wanted.commands_from(&found, "ip shoal"),
             "delete element ip shoal fixed { 169.254.64.4 }\n\
-             add element ip shoal fixed { 169.254.64.5 }\n\
+             add element ip shoal fixed { 169.254.64.3, 169.254.64.5 }\n\
              delete element ip shoal egress { 169.254.64.3 : 192.0.2.7, 169.254.64.4 : 192.0.2.7 }\n\
              add element ip shoal egress { 169.254.64.3 : 192.0.2.8 }\n\
-             delete element ip shoal sources { 169.254.64.3 . 192.0.2.7, 169.254.64.4 . 192.0.2.7 }\n"
+             delete element ip shoal sources { 169.254.64.3 . 192.0.2.7, 169.254.64.4 . 192.0.2.7 }\n\
+             add element ip shoal sources { 169.254.64.3 . 192.0.2.8 }\n"
         );
-        assert_eq!(wanted.commands_from(&wanted, "ip shoal"), "");
+        let whole = wanted.commands_from(&Elements::default(), "ip shoal");
+        assert_eq!(wanted.commands_from(&wanted, "ip shoal"), whole);
+        assert_eq!(Elements::default().commands_from(&Elements::default(), "ip shoal"), "");
     }
 }
