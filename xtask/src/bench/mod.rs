@@ -11,6 +11,7 @@ mod programs;
 mod shoal;
 mod stage;
 mod ways;
+mod wireguard;
 
 use std::path::{Path, PathBuf};
 

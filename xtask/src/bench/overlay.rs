@@ -1,5 +1,5 @@
 //! East-west traffic: Shoal's overlay beside the kernel's VXLAN device under a bridge, which is Docker's layout, beside the
-//! underlay itself, and beside an encrypted network of its own. Two hosts each, on the same switch; the same programs at
+//! underlay itself; and an encrypted network beside WireGuard alone. Two hosts each, on the same switch; the same programs at
 //! both ends.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,6 +10,7 @@ use super::figures::{Case, Goal, Unit, show, show_goals};
 use super::load::{self, Load};
 use super::place::{PREFIX, Place};
 use super::stage::{self, Offloads, Stage, ip_in};
+use super::wireguard::{self, Device};
 use super::{Scale, shoal};
 use crate::lab::{self, Host, Lab};
 
@@ -48,7 +49,9 @@ pub(super) fn run(lab: &Lab, scale: Scale) -> Result<Vec<Case>> {
     let encrypted = between_tasks(&n1, "shoal_encrypted", &["--opt", "encrypted"])?;
     let [h1, h2] = hosts;
     let underlay = Path { name: "underlay", client: h1.clone(), server: h2.clone(), address: HOSTS[1].1 };
-    let paths = [plain, kernel, underlay, encrypted];
+    let (device, inside) = wireguard::join(&mut stage, [(&h1, HOSTS[0].1), (&h2, HOSTS[1].1)])?;
+    let wireguard = Path { name: "wireguard", client: h1.clone(), server: h2.clone(), address: inside };
+    let paths = [plain, kernel, underlay, encrypted, wireguard];
 
     let nodes = lab.nodes();
     let places: Vec<Place> = nodes.iter().map(Place::of_host).collect();
@@ -58,9 +61,12 @@ pub(super) fn run(lab: &Lab, scale: Scale) -> Result<Vec<Case>> {
     links.extend([(&h1, ports[0].as_str()), (&h2, ports[1].as_str())]);
 
     let mut loads = Vec::new();
-    for path in &paths {
-        stage.serve(&mut load::iperf3_server(&path.server, IPERF3))?;
-        stage.serve(&mut load::echo_server(&path.server, ECHO)?)?;
+    for (index, path) in paths.iter().enumerate() {
+        // Two ways may lead to one server.
+        if !paths[..index].iter().any(|other| other.server == path.server) {
+            stage.serve(&mut load::iperf3_server(&path.server, IPERF3))?;
+            stage.serve(&mut load::echo_server(&path.server, ECHO)?)?;
+        }
         let load = Load::new(path.client.clone(), scale.seconds, &stage)?;
         load.await_iperf3(path.name, SocketAddrV4::new(path.address, IPERF3))?;
         loads.push(load);
@@ -68,7 +74,8 @@ pub(super) fn run(lab: &Lab, scale: Scale) -> Result<Vec<Case>> {
     println!(
         "overlay: task -> n1 -> switch -> n2 -> task; {} rounds, the ways in turns; wire: segmentation and checksums are \
          done before a link\n  iperf3       iperf3 -t {seconds} -c ADDRESS, one stream\n  rtt          64 bytes to and fro \
-         on one TCP connection for {seconds} s",
+         on one TCP connection for {seconds} s\n  \
+         wireguard    alone between two hosts, by {device}",
         scale.rounds,
         seconds = scale.seconds
     );
@@ -86,7 +93,7 @@ pub(super) fn run(lab: &Lab, scale: Scale) -> Result<Vec<Case>> {
             }
         }
     }
-    Ok(report(measured.map(|(_, cases)| cases)))
+    Ok(report(measured.map(|(_, cases)| cases), device))
 }
 
 /// The way between two nodes' tasks, in a network of its own.
@@ -107,20 +114,27 @@ fn cases(offloads: Offloads, paths: &[Path]) -> Vec<[Case; 3]> {
 }
 
 /// Shows figures, ratios and goals; gives figures and ratios.
-fn report(measured: [Vec<[Case; 3]>; 2]) -> Vec<Case> {
+fn report(measured: [Vec<[Case; 3]>; 2], device: Device) -> Vec<Case> {
     let (mut figures, mut ratios, mut goals) = (Vec::new(), Vec::new(), Vec::new());
     for cases in measured {
-        let [shoal, vxlan, underlay, encrypted] = cases.as_slice() else { continue };
+        let [shoal, vxlan, underlay, encrypted, wireguard] = cases.as_slice() else { continue };
         for (index, (_, unit)) in FIGURES.into_iter().enumerate() {
             let over = |other: &Case, name: &str| {
                 shoal[index].over(other, format!("{}_of_{name}", shoal[index].name))
             };
             let of_vxlan = over(&vxlan[index], "vxlan_bridge");
             let goal = if unit == Unit::Us { Goal::AtMost(1.0) } else { Goal::AtLeast(1.3) };
-            let cost = encrypted[index].over(&shoal[index], format!("{}_of_shoal", encrypted[index].name));
-            ratios.extend([of_vxlan.clone(), over(&underlay[index], "underlay"), cost]);
+            let encrypted_over = |other: &Case, name: &str| {
+                encrypted[index].over(other, format!("{}_of_{name}", encrypted[index].name))
+            };
+            let cost = encrypted_over(&shoal[index], "shoal");
+            let of_wireguard = encrypted_over(&wireguard[index], "wireguard");
+            ratios.extend([of_vxlan.clone(), over(&underlay[index], "underlay"), cost, of_wireguard.clone()]);
             goals.push((of_vxlan, goal));
-            figures.extend([shoal, vxlan, underlay, encrypted].map(|cases| cases[index].clone()));
+            if unit == Unit::GbitS {
+                goals.push((of_wireguard, Goal::AtLeast(device.goal())));
+            }
+            figures.extend([shoal, vxlan, underlay, encrypted, wireguard].map(|cases| cases[index].clone()));
         }
     }
     show(&figures);

@@ -9,7 +9,7 @@ use crate::lab::Host;
 pub(super) const PREFIX: &str = "shb-";
 
 /// A network namespace.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     netns: PathBuf,
 }

@@ -30,7 +30,11 @@ const PROGRAMS: [Program; 16] = [
 ];
 
 /// What only benchmarks call: the mesh's peers.
-const PEERS: [Program; 1] = [Program { name: "haproxy", package: "haproxy" }];
+const PEERS: [Program; 3] = [
+    Program { name: "haproxy", package: "haproxy" },
+    Program { name: "wg", package: "wireguard-tools" },
+    Program { name: "wireguard-go", package: "wireguard-go" },
+];
 
 /// The programs that this machine lacks, by whatever means it got the others.
 pub(super) fn missing() -> Vec<&'static Program> {
