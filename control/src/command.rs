@@ -5,9 +5,11 @@ use ipnet::Ipv4Net;
 use mesh_api::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_api::session::{AttachmentSpec, NodeDescription, TaskStatus};
 use mesh_api::table::{NodeState, Role, TaskState};
+use mesh_api::tls::KeyId;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ClusterSpec, IpamConfig, JoinSecrets, NetworkSpec, NodeSpec, ServiceSpec};
+use crate::pki::{Authority, Rotation};
 
 /// An action, and when it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,15 @@ pub enum Action {
         worker_secret: Option<[u8; 16]>,
         /// The manager token's secret part, if it changes.
         manager_secret: Option<[u8; 16]>,
+        /// The next root, if it changes: made for the present one.
+        rotation: Option<Box<Rotation>>,
+    },
+    /// Every node has a certificate from the next root: it takes the present one's place, and join tokens name it.
+    FinishRotation {
+        /// The next root.
+        root: KeyId,
+        /// The secret parts of the join tokens from here on.
+        join_secrets: JoinSecrets,
     },
     /// A host becomes a node.
     AddNode {
@@ -50,8 +61,15 @@ pub enum Action {
         role: Role,
         /// The host.
         description: NodeDescription,
-        /// SHA-256 of its secret.
-        secret_sha256: [u8; 32],
+        /// The root that its certificate comes from.
+        issuer: KeyId,
+    },
+    /// A node has another certificate.
+    SetNodeIssuer {
+        /// The node.
+        id: NodeId,
+        /// The root that the certificate comes from.
+        issuer: KeyId,
     },
     /// What the managers know of a node's life changed.
     SetNodeStatus {
@@ -162,8 +180,8 @@ pub enum Action {
 pub struct Genesis {
     /// The cluster's id.
     pub id: ClusterId,
-    /// Its identity in join tokens.
-    pub digest: [u8; 32],
+    /// Its certificate authority.
+    pub ca: Authority,
     /// The secret parts of the join tokens.
     pub join_secrets: JoinSecrets,
     /// Seed of the flow hash.

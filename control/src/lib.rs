@@ -1,5 +1,5 @@
 //! The cluster, as a manager keeps it: the replicated state and the pure `apply` that is the only way to change it,
-//! the journal that makes changes durable, the orchestrator and scheduler, the agents' sessions, the Docker API.
+//! raft, which has the managers agree on its changes, the orchestrator and scheduler, the agents' sessions, the Docker API.
 //!
 //! This crate knows neither the dataplane nor how a task runs; agents do, and they meet in `mesh-api`.
 
@@ -9,8 +9,11 @@ pub mod cluster;
 pub mod command;
 pub mod docker;
 pub mod leader;
+pub mod managers;
 pub mod model;
 pub mod orchestrator;
+pub mod pki;
+pub mod raft;
 pub mod refusal;
 pub mod session;
 pub mod store;

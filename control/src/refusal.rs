@@ -1,7 +1,10 @@
 //! Why a command is refused, in SwarmKit's words, with SwarmKit's codes.
 
+use std::borrow::Cow;
+
 use ipnet::IpNet;
 use mesh_api::id::{NetworkId, NodeId, ServiceId};
+use serde::{Deserialize, Serialize};
 
 use crate::model::labels::LabelError;
 
@@ -22,8 +25,8 @@ pub enum Code {
     Unimplemented,
 }
 
-/// Why a command is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a command is refused. It travels from the leader to whoever proposed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The cluster has not been initialised, or already has.
     #[error("the cluster's first command must be its initialisation, and only that")]
@@ -47,7 +50,7 @@ pub enum Refusal {
     #[error("name conflicts with an existing object: {kind} {name} already exists")]
     NameTaken {
         /// `service`, `network`.
-        kind: &'static str,
+        kind: Cow<'static, str>,
         /// The name.
         name: String,
     },
@@ -55,7 +58,7 @@ pub enum Refusal {
     #[error("{field}: {problem}")]
     Conflict {
         /// The field, in the API's words.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// Who has it, and what to do.
         problem: String,
     },
@@ -66,7 +69,7 @@ pub enum Refusal {
     #[error("{field}: {problem}")]
     Invalid {
         /// The field, in the API's words.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What is wrong with it.
         problem: String,
     },
@@ -74,7 +77,7 @@ pub enum Refusal {
     #[error("{field}: {problem}")]
     Label {
         /// The field that holds it, in the API's words.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What is wrong with it.
         problem: LabelError,
     },
@@ -96,9 +99,9 @@ pub enum Refusal {
         /// The port.
         port: u16,
         /// `tcp`, `udp`.
-        protocol: &'static str,
+        protocol: Cow<'static, str>,
         /// Who needs it.
-        owner: &'static str,
+        owner: Cow<'static, str>,
     },
     /// No automatic port is left.
     #[error("no published port is free between 30000 and 32767")]
@@ -182,7 +185,7 @@ pub enum Refusal {
     NoPreviousSpec(ServiceId),
     /// Shoal does not do this (yet), and must not pretend to.
     #[error("{0}")]
-    Unsupported(&'static str),
+    Unsupported(Cow<'static, str>),
 }
 
 fn as_published(host: bool) -> &'static str {
@@ -192,17 +195,17 @@ fn as_published(host: bool) -> &'static str {
 impl Refusal {
     /// Shoal's name for a field with a wrong value.
     pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
-        Self::Invalid { field, problem: problem.into() }
+        Self::Invalid { field: field.into(), problem: problem.into() }
     }
 
     /// A field with what is another's.
     pub(crate) fn conflict(field: &'static str, problem: impl Into<String>) -> Self {
-        Self::Conflict { field, problem: problem.into() }
+        Self::Conflict { field: field.into(), problem: problem.into() }
     }
 
     /// A label of Shoal's own in `field` that can't be.
     pub(crate) fn label(field: &'static str) -> impl FnOnce(LabelError) -> Self {
-        move |problem| Self::Label { field, problem }
+        move |problem| Self::Label { field: field.into(), problem }
     }
 
     /// SwarmKit's code for the refusal.

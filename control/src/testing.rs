@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::LazyLock;
+use std::time::SystemTime;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 use mesh_api::session::{self, AttachmentSpec, NodeDescription};
 use mesh_api::table::{NodeState, Protocol, PublishMode, Role, Subnet6Record, TaskState};
+use mesh_api::tls::KeyId;
 use mesh_api::wireguard::WireguardIdentity;
 
 use crate::apply::{Reply, apply, awaits};
@@ -15,6 +18,7 @@ use crate::model::{
     Availability, ClusterSpec, EndpointSpec, JoinSecrets, Lookup, Meta, Mode, NetworkAttachment, NetworkSpec,
     Node, NodeSpec, NodeStatus, PortConfig, ServiceSpec, State, Task, TaskTemplate, UpdateConfig, WARM,
 };
+use crate::pki::Authority;
 use crate::refusal::Refusal;
 
 /// A description of a host.
@@ -34,6 +38,7 @@ pub(crate) fn description(hostname: &str) -> NodeDescription {
         routes: Vec::new(),
         wireguard: Vec::new(),
         addresses: Vec::new(),
+        manager: None,
     }
 }
 
@@ -55,15 +60,18 @@ pub(crate) fn node(id: &str) -> Node {
         },
         description: description(id),
         status: NodeStatus { state: NodeState::Ready, message: String::new(), since_ns: 0 },
-        secret_sha256: [0; 32],
+        issuer: KeyId::default(),
     }
 }
+
+/// The certificate authority of clusters that begin with [`genesis`].
+pub(crate) static CA: LazyLock<Authority> = LazyLock::new(|| Authority::generate(SystemTime::now()).unwrap());
 
 /// A cluster's beginning.
 pub(crate) fn genesis() -> Genesis {
     Genesis {
         id: "cluster".into(),
-        digest: [1; 32],
+        ca: CA.clone(),
         join_secrets: JoinSecrets { worker: [2; 16], manager: [3; 16] },
         hash_seed: 7,
         ingress: "ingress-id".into(),
@@ -147,8 +155,23 @@ impl World {
             id: id.into(),
             role: Role::Worker,
             description: description(id),
-            secret_sha256: [0; 32],
+            issuer: KeyId::default(),
         });
+    }
+
+    /// Begins a change of the root certificate; the next one's key.
+    pub(crate) fn rotate(&mut self, now: SystemTime) -> KeyId {
+        let cluster = self.state.cluster.clone().unwrap();
+        let rotation = cluster.ca.next(now).unwrap();
+        let id = rotation.root.id;
+        self.must(Action::UpdateCluster {
+            version: cluster.meta.version,
+            spec: cluster.spec.clone(),
+            worker_secret: None,
+            manager_secret: None,
+            rotation: Some(Box::new(rotation)),
+        });
+        id
     }
 
     #[track_caller]

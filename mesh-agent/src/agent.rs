@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mesh_api::session::{AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_VERSION};
+use mesh_api::session::{ManagerDescription, NodeDescription};
 use mesh_api::table::Table;
+use mesh_api::tls::{Credential, IdentityError, KeyRequest, Roots, RootsError, Shared};
 use mesh_api::token::JoinToken;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinSet;
@@ -25,9 +26,7 @@ use crate::encryption;
 use crate::facts::Describe;
 use crate::node::{Node, NodeError, NodeInputs};
 use crate::runtime::Runtime;
-use crate::session::{
-    ConnectError, Connection, Credentials, Membership, Session, SessionState, Store, connect,
-};
+use crate::session::{ConnectError, Credentials, Joined, Membership, Session, SessionState, Store, join};
 
 /// How long a join waits for the first table and for the dataplane to hold it: a slow machine needs half of it for the kernel
 /// to verify the programs.
@@ -81,6 +80,12 @@ pub enum JoinError {
     /// No manager takes it.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// Its own key, or the certificate that it was given, can't be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The roots that it was given can't be used.
+    #[error("the manager sent no root certificates")]
+    Roots(#[from] RootsError),
     /// The membership can't be remembered.
     #[error("cannot write the membership to the state folder {}", dir.display())]
     State {
@@ -115,6 +120,7 @@ pub struct Agent {
     _claim: NetnsClaim,
     config: Config,
     store: Store,
+    shared: Shared,
     runtime: Runtime,
     describe: Describe,
     /// Keeps the routes of the description.
@@ -134,16 +140,25 @@ struct Active {
 
 impl Agent {
     /// Comes up with what the state folder says: in no cluster, or a node with its last table, whose dataplane is up
-    /// before the managers are asked.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    /// before the managers are asked. What the node proves itself with is kept in `shared`, for as long as it is one.
+    pub async fn start(config: Config, shared: Shared) -> Result<Self, StartError> {
         let claim = NetnsClaim::take()?;
         let store = Store::new(&config.state_dir);
         let runtime = Runtime::new(store.tasks(), PathBuf::from("/proc/self/exe"));
         let describe = Describe::new(config.hostname.clone());
         let routes = describe.follow_routes().await;
         let (active, current) = (AsyncMutex::new(()), Mutex::new(None));
-        let agent =
-            Self { _claim: claim, config, store, runtime, describe, _routes: routes, active, current };
+        let agent = Self {
+            _claim: claim,
+            config,
+            store,
+            shared,
+            runtime,
+            describe,
+            _routes: routes,
+            active,
+            current,
+        };
         let wrap = |source| StartError::State { dir: agent.config.state_dir.clone(), source };
         let Some(credentials) = agent.store.load_credentials().map_err(wrap)? else {
             info!("in no cluster");
@@ -153,7 +168,7 @@ impl Agent {
         info!(node = %credentials.membership.node_id, index = table.as_ref().map(|table| table.index), "node of a cluster");
         agent.describe.set_wireguard(encryption::remembered(&agent.config.state_dir));
         let has_table = table.is_some();
-        let (active, ready) = agent.activate(credentials, table, None, UPLINK_PATIENCE);
+        let (active, ready) = agent.activate(credentials, table, false, UPLINK_PATIENCE);
         // Without a table there is nothing to wait for until the managers answer.
         if has_table {
             // The loop answers before it does anything else, unless the runtime is shutting down.
@@ -163,17 +178,34 @@ impl Agent {
         Ok(agent)
     }
 
+    /// What the node of the state folder proves itself with, for who needs it before the agent is up; empty where the host
+    /// is in no cluster.
+    pub fn credential(state_dir: &Path) -> Result<Shared, StartError> {
+        let credentials = Store::new(state_dir).load_credentials();
+        let wrap = |source| StartError::State { dir: state_dir.to_owned(), source };
+        let shared = Shared::default();
+        shared.set(credentials.map_err(wrap)?.map(|credentials| credentials.credential));
+        Ok(shared)
+    }
+
     fn activate(
         &self,
         credentials: Credentials,
         table: Option<Arc<Table>>,
-        connection: Option<Connection>,
+        is_fresh: bool,
         patience: Duration,
     ) -> (Active, tokio::sync::oneshot::Receiver<Result<(), NodeError>>) {
         let membership = credentials.membership.clone();
+        self.shared.set(Some(Arc::clone(&credentials.credential)));
         let credentials = Arc::new(Mutex::new(credentials));
-        let (store, describe) = (self.store.clone(), self.describe.clone());
-        let session = Session::start(store, Arc::clone(&credentials), describe, table, connection);
+        let session = Session::start(
+            self.store.clone(),
+            Arc::clone(&credentials),
+            self.shared.clone(),
+            self.describe.clone(),
+            table,
+            is_fresh,
+        );
         let inputs = NodeInputs::of_session(
             self.config.clone(),
             membership,
@@ -194,16 +226,31 @@ impl Agent {
             return Err(JoinError::AlreadyMember);
         }
         let JoinRequest { remotes, token, advertise, data_path } = request;
-        let (protocol, token) = (PROTOCOL_VERSION, token.to_string());
+        let key = KeyRequest::new()?;
         let node = self.description(advertise, data_path);
-        let connection = connect(&remotes, node, |node| AgentMessage::Join { protocol, token, node }).await?;
-        let ManagerMessage::Joined { cluster_id, node_id, secret, role } = connection.greeting.clone() else {
-            return Err(ConnectError::Unexpected { remote: connection.remote }.into());
-        };
+        let joined = join(&remotes, &token, key.csr(), node).await?;
+        let Joined { cluster_id, node_id, role, chain, roots } = joined;
+        let credential = Credential { identity: key.identity(&chain)?, roots: Roots::from_pem(&roots)? };
+        credential.check()?;
         let membership = Membership { cluster_id, node_id, role, advertise, data_path, remotes };
-        let credentials = Credentials { membership: membership.clone(), secret };
+        self.enter(membership.clone(), credential).await?;
+        Ok(membership)
+    }
+
+    /// Becomes the first node of a cluster that was made on this host, which knows of the node and has given it
+    /// `credential`; returns once the dataplane holds the first table.
+    pub async fn found(&self, membership: Membership, credential: Credential) -> Result<(), JoinError> {
+        let _joining = self.active.lock().await;
+        if self.membership().is_some() {
+            return Err(JoinError::AlreadyMember);
+        }
+        self.enter(membership, credential).await
+    }
+
+    async fn enter(&self, membership: Membership, credential: Credential) -> Result<(), JoinError> {
+        let credentials = Credentials { membership: membership.clone(), credential: Arc::new(credential) };
         let saved = self.store.save_credentials(&credentials);
-        let (active, ready) = self.activate(credentials, None, Some(connection), Duration::ZERO);
+        let (active, ready) = self.activate(credentials, None, true, Duration::ZERO);
         let result = match saved {
             Err(source) => Err(JoinError::State { dir: self.config.state_dir.clone(), source }),
             Ok(()) => match timeout(JOIN_TIMEOUT, ready).await {
@@ -215,7 +262,7 @@ impl Agent {
             Ok(()) => {
                 info!(node = %membership.node_id, cluster = %membership.cluster_id, "joined");
                 self.set(Some(active));
-                Ok(membership)
+                Ok(())
             }
             Err(error) => {
                 for leftover in self.deactivate(active).await {
@@ -241,6 +288,7 @@ impl Agent {
         session.leave().await;
         let mut leftovers = node.tear_down().await;
         leftovers.extend(self.store.forget().iter().map(ToString::to_string));
+        self.shared.set(None);
         self.describe.set_dataplane(&[]);
         self.describe.set_wireguard(Vec::new());
         leftovers
@@ -252,6 +300,11 @@ impl Agent {
             let credentials = active.credentials.lock().unwrap_or_else(PoisonError::into_inner);
             credentials.membership.clone()
         })
+    }
+
+    /// What the node proves itself with, shared.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// The last table, while the host is a node and has had one.
@@ -272,6 +325,11 @@ impl Agent {
     /// The host, as it describes itself when it advertises `advertise` and does VXLAN from `data_path`.
     pub fn description(&self, advertise: IpAddr, data_path: IpAddr) -> NodeDescription {
         self.describe.describe(advertise, data_path)
+    }
+
+    /// Sets which manager runs on the host, which the node's description then says.
+    pub fn set_manager(&self, manager: Option<ManagerDescription>) {
+        self.describe.set_manager(manager);
     }
 
     /// Ends the agent; tasks and dataplane go on.

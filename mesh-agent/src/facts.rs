@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_api::error::chain;
-use mesh_api::session::{ADDRESSES_MAX, NodeDescription};
+use mesh_api::session::{ADDRESSES_MAX, ManagerDescription, NodeDescription};
 use mesh_api::wireguard::WireguardIdentity;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -35,6 +35,7 @@ pub(crate) struct Describe {
 pub(crate) struct Changing {
     dataplane: String,
     wireguard: Vec<WireguardIdentity>,
+    manager: Option<ManagerDescription>,
     surroundings: Surroundings,
 }
 
@@ -50,6 +51,7 @@ impl Describe {
         let changing = Changing {
             dataplane: DETACHED.to_owned(),
             wireguard: Vec::new(),
+            manager: None,
             surroundings: Surroundings::default(),
         };
         Self { hostname, changing: watch::Sender::new(changing) }
@@ -65,6 +67,11 @@ impl Describe {
     /// Sets what others reach the host by inside of WireGuard.
     pub(crate) fn set_wireguard(&self, identities: Vec<WireguardIdentity>) {
         self.set(|changing| &mut changing.wireguard, identities);
+    }
+
+    /// Sets which manager runs on the host.
+    pub(crate) fn set_manager(&self, manager: Option<ManagerDescription>) {
+        self.set(|changing| &mut changing.manager, manager);
     }
 
     /// Tells which subnets the host has routes to, and which addresses tasks could send under, from now until what it returns
@@ -131,6 +138,7 @@ impl Describe {
             routes: changing.surroundings.routes.clone(),
             wireguard: changing.wireguard.clone(),
             addresses: changing.surroundings.addresses.clone(),
+            manager: changing.manager.clone(),
         }
     }
 }

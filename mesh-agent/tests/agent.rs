@@ -22,17 +22,20 @@ use mesh_agent::sys::process::spawn_as_init;
 use mesh_agent::{Agent, ClaimError, Config, Item, JoinRequest, StartError, XdpMode, uninstall};
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
 use mesh_api::id::{NodeId, TaskId};
-use mesh_api::session::{AgentMessage, ManagerMessage};
+use mesh_api::session::{AgentMessage, JoinAnswer, JoinRequest as MemberRequest, ManagerMessage};
 use mesh_api::table::{
     BalancingRecord, ClusterRecord, EndpointMode, EndpointRecord, NetworkRecord, NodeRecord, NodeState,
     PortRecord, Protocol, PublishMode, ReturnPath, Role, ServiceRecord, Subnet6Record, SubnetRecord, Table,
     TaskRecord, TaskSpec, TaskState, VipRecord, WEIGHT_MAX,
 };
+use mesh_api::tls::testing::{Ca, Wanted};
+use mesh_api::tls::{self, Alpn, Credential, Shared};
 use mesh_api::token::JoinToken;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 /// The scenario's names; how XDP runs on the uplinks in each, and the underlay's address family.
 const TESTS: [(&str, &str, &str); 3] = [
@@ -192,6 +195,7 @@ struct Manager {
     /// How each node's dataplane is attached, as it said last.
     attached: Arc<Mutex<BTreeMap<NodeId, String>>>,
     settled: watch::Sender<u64>,
+    ca: Arc<Ca>,
 }
 
 impl Manager {
@@ -215,29 +219,24 @@ impl Manager {
     }
 
     async fn session(self, stream: TcpStream) {
-        let (read, write) = stream.into_split();
+        let Credential { identity, roots } = self.ca.credential(&Wanted::new("m", Role::Manager, "c"));
+        let config = tls::server_config(&identity, &roots, &Alpn::ALL).unwrap();
+        // An agent that ends may be dialling.
+        let Ok(stream) = TlsAcceptor::from(config).accept(stream).await else { return };
+        let peer = tls::peer_of(stream.get_ref().1.peer_certificates()).unwrap();
+        let (read, write) = tokio::io::split(stream);
+        let Some(peer) = peer else {
+            let request = FrameReader::new(read, AGENT_FRAME_BYTES_MAX).next().await.unwrap().unwrap();
+            return FrameWriter::new(write).send(&self.join(request)).await.unwrap();
+        };
         let mut reader = FrameReader::<_, AgentMessage>::new(read, AGENT_FRAME_BYTES_MAX);
         let mut writer = FrameWriter::<_, ManagerMessage>::new(write);
-        let (id, greeting) = match reader.next().await.unwrap().unwrap() {
-            AgentMessage::Join { node, .. } => {
-                let id = NodeId::from(format!("node-{}", node.hostname));
-                let record = NodeRecord {
-                    id: id.clone(),
-                    hostname: node.hostname,
-                    role: Role::Worker,
-                    vtep: node.vtep,
-                    state: NodeState::Ready,
-                    wireguard: Vec::new(),
-                };
-                self.change(|table| drop(table.nodes.insert(id.clone(), record)));
-                let (cluster_id, secret) = ("c".into(), "s".to_owned());
-                (id.clone(), ManagerMessage::Joined { cluster_id, node_id: id, secret, role: Role::Worker })
-            }
-            AgentMessage::Resume { node_id, .. } => {
-                (node_id, ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker })
-            }
-            other => panic!("{other:?}"),
-        };
+        let first = reader.next().await.unwrap().unwrap();
+        let AgentMessage::Resume { node, .. } = first else { panic!("{first:?}") };
+        let id = peer.node;
+        self.attached.lock().unwrap().insert(id.clone(), node.dataplane);
+        let roots = roots.to_pem();
+        let greeting = ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker, roots };
         writer.send(&greeting).await.unwrap();
         let (mut tables, mut settled) = (self.table.subscribe(), self.settled.subscribe());
         let own = id.clone();
@@ -263,6 +262,28 @@ impl Manager {
             self.hear(&id, message);
         }
         writing.abort();
+    }
+
+    fn join(&self, request: MemberRequest) -> JoinAnswer {
+        let MemberRequest { csr, node, .. } = request;
+        let id = format!("node-{}", node.hostname);
+        let record = NodeRecord {
+            id: id.as_str().into(),
+            hostname: node.hostname,
+            role: Role::Worker,
+            vtep: node.vtep,
+            state: NodeState::Ready,
+            wireguard: Vec::new(),
+            manager: None,
+        };
+        self.change(|table| drop(table.nodes.insert(record.id.clone(), record)));
+        JoinAnswer::Joined {
+            cluster_id: "c".into(),
+            node_id: id.as_str().into(),
+            role: Role::Worker,
+            chain: self.ca.sign_request(&Wanted::new(&id, Role::Worker, "c"), &csr),
+            roots: self.ca.roots().to_pem(),
+        }
     }
 
     fn hear(&self, id: &NodeId, message: AgentMessage) {
@@ -469,6 +490,7 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
         applied: Arc::default(),
         attached: Arc::default(),
         settled: watch::channel(0).0,
+        ca: Arc::default(),
     };
     let serving = manager.clone();
     switch.block_on(async move {
@@ -482,14 +504,15 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
         host.plug(&switch, &format!("port{number}"), addr);
         let addr: IpAddr = if ipv6_underlay { v6(addr).into() } else { addr.into() };
         let config = config(folder, number, xdp);
+        let token = JoinToken::new(&manager.ca.digest(), &[2; 16]);
         let request = JoinRequest {
             remotes: vec![SocketAddr::from((MANAGER, 2377))],
-            token: JoinToken::new(&[1; 32], &[2; 16]),
+            token,
             advertise: addr,
             data_path: addr,
         };
         agents.push(host.block_on(async move {
-            let agent = Agent::start(config).await.unwrap();
+            let agent = Agent::start(config, Shared::default()).await.unwrap();
             assert!(agent.membership().is_none());
             let membership = agent.join(request).await.unwrap();
             assert_eq!(agent.membership(), Some(membership));
@@ -576,7 +599,7 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     println!("  names, VIP and the way out work inside a task");
 
     // A host has one agent.
-    let second = Agent::start(config(folder, 3, xdp));
+    let second = Agent::start(config(folder, 3, xdp), Shared::default());
     let refused = hosts[0].block_on(async { second.await.unwrap_err() });
     assert!(matches!(refused, StartError::Claim(ClaimError::InUse)), "{refused}");
 
@@ -584,7 +607,9 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     let agent = agents.remove(0);
     hosts[0].block_on(agent.shutdown());
     assert!((0..10).all(|_| ask(&outside, "192.0.2.1:8080").is_some()));
-    let start = Agent::start(config(folder, 1, xdp));
+    let credential = Agent::credential(&config(folder, 1, xdp).state_dir).unwrap();
+    assert!(credential.get().is_some());
+    let start = Agent::start(config(folder, 1, xdp), credential);
     agents.insert(0, hosts[0].block_on(async { start.await.unwrap() }));
     assert_eq!(shims(folder, 1), std::slice::from_ref(&shim));
     assert!((0..10).all(|_| ask(&outside, "192.0.2.1:8080").is_some()));

@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+/// Longest frame on a stream by which a host joins, bytes: nobody has proved anything on it.
+pub const JOIN_FRAME_BYTES_MAX: u32 = 64 << 10;
 /// Longest frame that a manager takes from an agent, bytes.
 pub const AGENT_FRAME_BYTES_MAX: u32 = 1 << 20;
 /// Longest frame that an agent takes from a manager, bytes: a snapshot of 100,000 tasks is about 40 MB, and more where
@@ -97,6 +99,11 @@ impl<W: AsyncWrite + Unpin, T: Serialize> FrameWriter<W, T> {
         self.stream.write_all(&frame).await?;
         self.stream.flush().await?;
         Ok(())
+    }
+
+    /// Says that nothing more comes.
+    pub async fn finish(&mut self) -> Result<(), CodecError> {
+        Ok(self.stream.shutdown().await?)
     }
 }
 

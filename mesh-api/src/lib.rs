@@ -10,5 +10,6 @@ pub mod error;
 pub mod id;
 pub mod session;
 pub mod table;
+pub mod tls;
 pub mod token;
 pub mod wireguard;

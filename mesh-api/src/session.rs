@@ -1,17 +1,23 @@
-//! The session between an agent and a manager: one stream, framed by [`crate::codec`], opened by the agent.
+//! The session between an agent and a manager: one stream, framed by [`crate::codec`], opened by the agent; and the one
+//! exchange before, by which a host becomes a node.
 //!
 //! ```text
-//! agent   -> Join | Resume            manager -> Joined | Resumed | Refused (and the stream ends)
+//! host    -> JoinRequest              manager -> JoinAnswer (and the stream ends)
+//!
+//! agent   -> Resume                   manager -> Resumed | Moved | Refused (after which the stream ends)
 //!                                     manager -> Snapshot, then Delta for every change
-//! agent   -> Applied, Tasks,          manager -> Settled, Alive
+//! agent   -> Applied, Tasks,          manager -> Settled, Trust, Alive
 //!            Described, Alive
 //! agent   -> Attach                   manager -> Attached
+//!                                     manager -> Renew
+//! agent   -> Renew                    manager -> Certificate
+//! agent   -> Renewed
 //! ```
 //!
-//! The stream is plain TCP; what authenticates a node is the join token and then its own secret. The types don't
-//! know: TLS goes below the codec.
+//! The streams are TLS ([`crate::tls`]): who speaks is known by the certificate, and is not said.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -21,15 +27,21 @@ use crate::table::{Delta, Role, Table, TaskState};
 use crate::wireguard::WireguardIdentity;
 
 /// Version of this protocol; a manager refuses another.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The default port of managers.
 pub const DEFAULT_PORT: u16 = 2377;
 
-/// How often each side sends `Alive`, and how long a silence ends the session: Docker's 5 s, three times.
+/// How often an agent sends `Alive`, and after how long a silence managers give up on it: Docker's 5 s, three times.
 pub const HEARTBEAT_PERIOD_MS: u64 = 5_000;
 /// See [`HEARTBEAT_PERIOD_MS`].
 pub const SESSION_TIMEOUT_MS: u64 = 3 * HEARTBEAT_PERIOD_MS;
+
+/// How often a manager sends `Alive`, and after how long a silence an agent looks for another manager: sooner than the
+/// managers give up on a node, since that moves tasks and this moves nothing.
+pub const MANAGER_HEARTBEAT_PERIOD_MS: u64 = 500;
+/// See [`MANAGER_HEARTBEAT_PERIOD_MS`].
+pub const MANAGER_TIMEOUT_MS: u64 = 1_800;
 
 /// Most routes that a node describes itself with.
 pub const ROUTES_MAX: usize = 1024;
@@ -41,25 +53,14 @@ pub const ADDRESSES_MAX: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum AgentMessage {
-    /// First message of a host that is not a node yet.
-    Join {
-        /// [`PROTOCOL_VERSION`].
-        protocol: u32,
-        /// The join token, `SWMTKN-1-…`.
-        token: String,
-        /// The host.
-        node: NodeDescription,
-    },
-    /// First message of a node that comes back.
+    /// The first message.
     Resume {
         /// [`PROTOCOL_VERSION`].
         protocol: u32,
-        /// The node.
-        node_id: NodeId,
-        /// The secret from [`ManagerMessage::Joined`].
-        secret: String,
         /// The host as it is today.
         node: NodeDescription,
+        /// The index of the table that it has; 0 where it has lost that, `None` where it has never had one.
+        index: Option<u64>,
     },
     /// The dataplane holds the table at this index.
     Applied {
@@ -84,6 +85,13 @@ pub enum AgentMessage {
         /// What is asked for.
         spec: AttachmentSpec,
     },
+    /// Asks for another certificate.
+    Renew {
+        /// The request for the node's next key, PEM.
+        csr: String,
+    },
+    /// The certificate from [`ManagerMessage::Certificate`] is kept: it outlives a loss of power.
+    Renewed,
     /// A sign of life.
     Alive,
     /// The node leaves the cluster for good.
@@ -94,23 +102,19 @@ pub enum AgentMessage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum ManagerMessage {
-    /// Answer to `Join`.
-    Joined {
-        /// The cluster.
-        cluster_id: ClusterId,
-        /// The node's new id.
-        node_id: NodeId,
-        /// What the node proves itself with from here on; the node keeps it secret.
-        secret: String,
-        /// Its role, from the token it joined with.
-        role: Role,
-    },
     /// Answer to `Resume`.
     Resumed {
         /// The cluster.
         cluster_id: ClusterId,
         /// The node's role.
         role: Role,
+        /// The roots to trust, PEM.
+        roots: String,
+    },
+    /// Sessions are the leader's: this manager is none, or is none any longer. The stream ends.
+    Moved {
+        /// The leader, where this manager knows of one.
+        leader: Option<SocketAddr>,
     },
     /// The session is refused, or the node was removed; the stream ends.
     Refused {
@@ -141,8 +145,68 @@ pub enum ManagerMessage {
         /// Why there is no such task; `None` if there is.
         refused: Option<AttachRefused>,
     },
+    /// The node is to ask for another certificate, because those of the present one's issuer are on their way out.
+    Renew,
+    /// Answer to `Renew`.
+    Certificate {
+        /// The certificate chain, PEM, the node's own first.
+        chain: String,
+        /// The roots to trust, PEM.
+        roots: String,
+    },
+    /// The roots to trust are others.
+    Trust {
+        /// PEM.
+        roots: String,
+    },
     /// A sign of life.
     Alive,
+}
+
+/// The one message of a host that is to become a node.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// [`PROTOCOL_VERSION`].
+    pub protocol: u32,
+    /// The join token, `SWMTKN-1-…`.
+    pub token: String,
+    /// The request for its certificate, PEM.
+    pub csr: String,
+    /// The host.
+    pub node: NodeDescription,
+}
+
+impl fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { protocol, token: _, csr: _, node } = self;
+        f.debug_struct("JoinRequest").field("protocol", protocol).field("node", node).finish_non_exhaustive()
+    }
+}
+
+/// What a manager answers to a [`JoinRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum JoinAnswer {
+    /// The host is a node.
+    Joined {
+        /// The cluster.
+        cluster_id: ClusterId,
+        /// The node's id.
+        node_id: NodeId,
+        /// Its role, from the token it joined with.
+        role: Role,
+        /// Its certificate chain, PEM, its own first.
+        chain: String,
+        /// The roots to trust, PEM.
+        roots: String,
+    },
+    /// It is not.
+    Refused {
+        /// Why, for programs.
+        reason: RefusalReason,
+        /// For people: what is wrong and what to do.
+        message: String,
+    },
 }
 
 /// What is asked for an attachment.
@@ -186,8 +250,10 @@ pub enum AttachRefusedReason {
 pub enum RefusalReason {
     /// The join token is not this cluster's, or was rotated.
     InvalidToken,
-    /// The node is not in the cluster (any more), or its secret is wrong.
+    /// The node is not in the cluster (any more).
     UnknownNode,
+    /// The node's certificate is not valid any more, or can't be made.
+    Certificate,
     /// The two speak different versions.
     Protocol,
     /// The host's description can't be accepted (its message says which field).
@@ -232,6 +298,18 @@ pub struct NodeDescription {
     /// own range, of a link alone, and of Shoal's own devices. It gets tasks with fixed egress addresses by these.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// Its manager, where one runs.
+    #[serde(default)]
+    pub manager: Option<ManagerDescription>,
+}
+
+/// A manager that runs on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerDescription {
+    /// Its id in raft; another one each time that the host becomes a manager.
+    pub raft: u64,
+    /// Where other managers and agents dial it.
+    pub addr: SocketAddr,
 }
 
 /// What a node reports of one of its tasks.

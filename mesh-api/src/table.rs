@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::de::{MapAccess, Visitor};
@@ -128,6 +128,9 @@ pub struct NodeRecord {
     /// What others reach it by inside of WireGuard, as in [`crate::session::NodeDescription::wireguard`].
     #[serde(default)]
     pub wireguard: Vec<WireguardIdentity>,
+    /// Where agents dial it, if it is a manager.
+    #[serde(default)]
+    pub manager: Option<SocketAddr>,
 }
 
 /// An overlay network.
@@ -522,6 +525,7 @@ mod tests {
             vtep: Ipv4Addr::new(192, 0, 2, 1).into(),
             state: NodeState::Ready,
             wireguard: Vec::new(),
+            manager: None,
         }
     }
 

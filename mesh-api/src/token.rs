@@ -1,7 +1,7 @@
 //! Join tokens, in Docker's format: `SWMTKN-1-<50 base-36 digits: digest>-<25 base-36 digits: secret>`.
 //!
-//! The digest names the cluster (the SHA-256 of its root certificate in Docker; of its identity while clusters have
-//! no certificate), the secret the role. Source: SwarmKit's `ca/config.go`.
+//! The digest (SHA-256 of the DER of its root certificate) names the cluster, the secret the role. Source: SwarmKit's
+//! `ca/config.go`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,6 +32,11 @@ impl JoinToken {
     /// The token of a cluster with the 256-bit `digest`, for the role with the 128-bit `secret`.
     pub fn new(digest: &[u8; 32], secret: &[u8; 16]) -> Self {
         Self { digest: base36(digest, DIGEST_LEN), secret: base36(secret, SECRET_LEN) }
+    }
+
+    /// Whether it is of the cluster whose root certificate has this digest.
+    pub fn names(&self, digest: &[u8; 32]) -> bool {
+        self.digest == base36(digest, DIGEST_LEN)
     }
 }
 
@@ -86,6 +91,7 @@ mod tests {
         let token = JoinToken::new(&[0xff; 32], &[7; 16]);
         let text = token.to_string();
         assert_eq!(text.len(), "SWMTKN-1-".len() + 50 + 1 + 25);
+        assert!(token.names(&[0xff; 32]) && !token.names(&[0xfe; 32]));
         assert_eq!(text.parse(), Ok(token));
     }
 

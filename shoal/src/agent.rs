@@ -185,7 +185,8 @@ async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
             .to_string_lossy()
             .into_owned(),
     };
-    let manager = Manager::open(state_dir).await?;
+    let credential = Agent::credential(state_dir)?;
+    let manager = Manager::open(state_dir, credential.clone()).await?;
     let config = Config {
         state_dir: state_dir.clone(),
         run_dir: run_dir.clone(),
@@ -196,12 +197,14 @@ async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
         flows_max: *flows_max,
         key_rotation: Duration::from_hours((*key_rotation).into()),
     };
-    let agent = Agent::start(config).await?;
+    let agent = Agent::start(config, credential).await?;
     let manager = match manager {
         Some(manager) if agent.membership().is_none() => drop_unfinished(manager).await?,
         manager => manager,
     };
+    agent.set_manager(manager.as_ref().map(Manager::description));
     let host = Host::new(agent, manager, id, hostname, state_dir.clone());
+    tokio::spawn(Host::follow_role(Arc::downgrade(&host)));
     if let Membership::Active { node, role, addr, .. } = host.membership() {
         tracing::info!(%node, ?role, %addr, "back in the cluster");
     }

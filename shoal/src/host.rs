@@ -1,6 +1,6 @@
 //! This host, as the API and the process see it: the agent, and on a manager the cluster.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -10,7 +10,8 @@ use control::command::{Action, Command};
 use control::docker::{
     AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
 };
-use control::model::{Availability, ClusterSpec, NodeSpec};
+use control::model::{Availability, ClusterSpec, NodeSpec, State};
+use control::pki::First;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net};
@@ -18,13 +19,20 @@ use mesh_agent::{Agent, ConnectError, JoinError, LeaveError};
 use mesh_api::attachment::{AttachRequest, Attachment};
 use mesh_api::error::chain;
 use mesh_api::id::NodeId;
-use mesh_api::session::RefusalReason;
+use mesh_api::session::{DEFAULT_PORT, RefusalReason};
 use mesh_api::table::{Role, Table};
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::{sleep, timeout};
 
 use crate::manager::{Addresses, Manager, ManagerError};
 use crate::{attachments, facts, interfaces};
 
+/// How long the other managers may take to do without one that leaves.
+const LEAVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a host that joins as a manager may take until it has the state.
+const STATE_LIMIT: Duration = Duration::from_secs(15);
+/// How long after a manager could not be begun it is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 /// How long calls in progress get to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
@@ -145,6 +153,7 @@ impl Host {
             subnet_size,
             labels,
             task_history,
+            cert_expiry_ns,
             availability,
         } = request;
         let addresses = Addresses { listen, advertise, advertise_port };
@@ -153,6 +162,7 @@ impl Host {
             spec: ClusterSpec {
                 labels,
                 task_history: task_history.unwrap_or(default.task_history),
+                cert_expiry_ns: cert_expiry_ns.unwrap_or(default.cert_expiry_ns),
                 ..default
             },
             data_path_port,
@@ -160,22 +170,24 @@ impl Host {
             subnet_size,
             avoid: ipv4_subnets(&self.interfaces()),
         };
-        let manager =
-            Manager::create(&self.state_dir, addresses, cluster_request).await.map_err(manager_error)?;
-        let join = mesh_agent::JoinRequest {
-            remotes: vec![addresses.local()],
-            token: manager.cluster().join_token(Role::Manager),
+        let description = agent.description(advertise, data_path);
+        let shared = agent.shared().clone();
+        let created = Manager::create(&self.state_dir, addresses, cluster_request, description, shared).await;
+        let (manager, First { cluster, node, credential }) = created.map_err(manager_error)?;
+        let membership = mesh_agent::Membership {
+            cluster_id: cluster,
+            node_id: node.clone(),
+            role: Role::Manager,
             advertise,
             data_path,
+            remotes: vec![addresses.local()],
         };
-        let membership = match agent.join(join).await {
-            Ok(membership) => membership,
-            Err(error) => {
-                manager.destroy().await;
-                return Err(join_error(error, &[addresses.local()]));
-            }
-        };
-        let node = membership.node_id;
+        agent.set_manager(Some(manager.description()));
+        if let Err(error) = agent.found(membership, credential).await {
+            agent.set_manager(None);
+            manager.destroy().await;
+            return Err(join_error(error, &[addresses.local()]));
+        }
         let cluster = manager.cluster().clone();
         *locked(&self.manager) = Some(manager);
         if availability != Availability::Active {
@@ -188,7 +200,7 @@ impl Host {
     async fn join(&self, request: JoinRequest) -> Result<NodeId, SwarmError> {
         let _changing = self.changing.lock().await;
         let agent = self.agent().ok_or(Stopping)?;
-        let JoinRequest { remotes, token, advertise, data_path, availability: _ } = request;
+        let JoinRequest { remotes, token, listen, advertise, data_path, availability: _ } = request;
         let towards = || remotes.iter().find_map(|remote| interfaces::source_towards(*remote));
         let advertise = advertise.or_else(towards).ok_or_else(|| SwarmError::Unreachable {
             remotes: list(&remotes),
@@ -201,18 +213,152 @@ impl Host {
             data_path: data_path.unwrap_or(advertise),
         };
         let membership = agent.join(request).await.map_err(|error| join_error(error, &remotes))?;
+        if membership.role == Role::Manager {
+            self.begin_manager(&agent, listen).await.map_err(manager_error)?;
+            let cluster = self.cluster().ok_or(Stopping)?;
+            let mut state = cluster.watch();
+            // Without it the node is in the swarm all the same, and gets the state as soon as the leader reaches it.
+            if timeout(STATE_LIMIT, state.wait_for(|state| state.cluster.is_some())).await.is_err() {
+                tracing::warn!("the leader has not sent this manager the swarm's state yet");
+            }
+        }
         Ok(membership.node_id)
+    }
+
+    /// Begins a manager on this node, which is to be one.
+    async fn begin_manager(&self, agent: &Agent, listen: Option<SocketAddr>) -> Result<(), ManagerError> {
+        let Some(membership) = agent.membership() else { return Ok(()) };
+        let advertise = membership.advertise;
+        let anywhere: IpAddr = match advertise {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let listen = listen.unwrap_or(SocketAddr::new(anywhere, DEFAULT_PORT));
+        let addresses = Addresses { listen, advertise, advertise_port: listen.port() };
+        let shared = agent.shared().clone();
+        let manager = Manager::join(&self.state_dir, addresses, &membership.node_id, shared).await?;
+        tracing::info!(listen = %addresses.listen, "this node becomes a manager");
+        agent.set_manager(Some(manager.description()));
+        *locked(&self.manager) = Some(manager);
+        Ok(())
+    }
+
+    /// Ends this node's manager, and removes its state.
+    async fn end_manager(&self, agent: &Agent) {
+        let manager = locked(&self.manager).take();
+        if let Some(manager) = manager {
+            tracing::info!("this node is a manager no longer");
+            manager.destroy().await;
+        }
+        agent.set_manager(None);
+    }
+
+    /// Has a manager run while the node is to be one: by its certificate, and as long as the other managers don't say
+    /// otherwise. Until the host is gone.
+    pub(crate) async fn follow_role(host: Weak<Self>) {
+        let Some(shared) = host.upgrade().and_then(|host| Some(host.agent()?.shared().clone())) else {
+            return;
+        };
+        let mut credential = shared.watch();
+        // Removed by the others, and not given the certificate that goes with it yet.
+        let mut is_removed = false;
+        loop {
+            let role = credential.borrow_and_update().as_ref().map(|own| own.identity.peer().role);
+            is_removed &= role == Some(Role::Manager);
+            let Some(this) = host.upgrade() else { return };
+            let is_settled = this.match_role(role.filter(|_| !is_removed)).await;
+            let removed = this.cluster().map(|cluster| cluster.removed());
+            drop(this);
+            let removal = async {
+                match removed {
+                    // The manager that it tells of may be gone meanwhile.
+                    Some(mut removed) => match removed.wait_for(|removed| *removed).await.map(drop) {
+                        Ok(()) => {}
+                        Err(_) => std::future::pending().await,
+                    },
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = credential.changed() => if changed.is_err() { return },
+                () = removal => is_removed = true,
+                () = sleep(RETRY), if !is_settled => {}
+            }
+        }
+    }
+
+    /// Begins or ends the manager; whether there is nothing left to do.
+    async fn match_role(&self, role: Option<Role>) -> bool {
+        let _changing = self.changing.lock().await;
+        let Some(agent) = self.agent() else { return true };
+        let runs = locked(&self.manager).is_some();
+        match role {
+            Some(Role::Manager) if !runs => match self.begin_manager(&agent, None).await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::error!(
+                        error = chain(&error),
+                        "this node is to be a manager, and none can be begun"
+                    );
+                    false
+                }
+            },
+            Some(Role::Manager) => true,
+            Some(Role::Worker) | None => {
+                if runs {
+                    self.end_manager(&agent).await;
+                }
+                true
+            }
+        }
+    }
+
+    async fn force_new(&self) -> Result<NodeId, SwarmError> {
+        let _changing = self.changing.lock().await;
+        let agent = self.agent().ok_or(Stopping)?;
+        let membership = agent.membership().ok_or(SwarmError::NotInSwarm)?;
+        let manager = locked(&self.manager).take().ok_or(SwarmError::NotManager)?;
+        let node = membership.node_id;
+        let forced = manager.force_new_cluster(&node, agent.shared().clone()).await;
+        let manager = forced.map_err(manager_error)?;
+        tracing::warn!(%node, "this node is the swarm's only manager by force");
+        agent.set_manager(Some(manager.description()));
+        *locked(&self.manager) = Some(manager);
+        Ok(node)
+    }
+
+    /// Has the other managers do without this one.
+    async fn hand_over(&self, agent: &Agent) {
+        let Some(cluster) = self.cluster() else { return };
+        if cluster.managers().len() < 2 {
+            return;
+        }
+        let Some(node) = agent.membership().map(|membership| membership.node_id) else { return };
+        let handed_over = async {
+            // Or the leader makes it a manager again.
+            agent.set_manager(None);
+            let mut state = cluster.watch();
+            let is_told =
+                |state: &State| state.nodes.get(&node).is_none_or(|node| node.description.manager.is_none());
+            let _ = state.wait_for(is_told).await.map(drop);
+            cluster.remove_manager(cluster.raft_id()).await
+        };
+        match timeout(LEAVE_LIMIT, handed_over).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), "the other managers still count on this one")
+            }
+            Err(_) => tracing::warn!("the other managers don't answer, and still count on this one"),
+        }
     }
 
     async fn leave(&self) -> Result<(), SwarmError> {
         let _changing = self.changing.lock().await;
         let agent = self.agent().ok_or(Stopping)?;
+        self.hand_over(&agent).await;
         let left = agent.leave().await;
-        // On a manager the cluster goes with its only one.
-        let manager = locked(&self.manager).take();
-        if let Some(manager) = manager {
-            manager.destroy().await;
-        }
+        // With the only manager the cluster goes.
+        self.end_manager(&agent).await;
         left.map_err(|error| match error {
             LeaveError::NotMember => SwarmError::NotInSwarm,
             LeaveError::Leftovers(_) => SwarmError::Host(chain(&error)),
@@ -225,7 +371,12 @@ impl LocalNode for Host {
         let Some(membership) = self.agent().and_then(|agent| agent.membership()) else {
             return Membership::Inactive;
         };
-        let own = locked(&self.manager).as_ref().map(|manager| vec![manager.addresses().advertised()]);
+        let own = locked(&self.manager).as_ref().map(|manager| {
+            let mut managers = vec![manager.addresses().advertised()];
+            let others = membership.remotes.iter().filter(|addr| **addr != manager.addresses().local());
+            managers.extend(others.filter(|addr| **addr != managers[0]).copied().collect::<Vec<_>>());
+            managers
+        });
         Membership::Active {
             node: membership.node_id,
             role: membership.role,
@@ -272,6 +423,10 @@ impl LocalNode for Host {
 
     fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
         self.to_its_end(|host| async move { host.join(request).await })
+    }
+
+    fn force_new_cluster(&self) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
+        self.to_its_end(|host| async move { host.force_new().await })
     }
 
     fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {
@@ -339,7 +494,10 @@ fn list(remotes: &[SocketAddr]) -> String {
 fn manager_error(error: ManagerError) -> SwarmError {
     match error {
         ManagerError::Listen { listen, source } => SwarmError::Listen { listen, cause: source.to_string() },
-        ManagerError::State { .. } | ManagerError::Addresses { .. } => SwarmError::Host(chain(&error)),
+        ManagerError::State { .. }
+        | ManagerError::Addresses { .. }
+        | ManagerError::First(_)
+        | ManagerError::Demote(_) => SwarmError::Host(chain(&error)),
     }
 }
 
@@ -355,14 +513,22 @@ fn join_error(error: JoinError, remotes: &[SocketAddr]) -> SwarmError {
         JoinError::Connect(ConnectError::Refused { remote, message, .. }) => {
             SwarmError::Refused { manager: remote.to_string(), message }
         }
+        JoinError::Connect(error @ ConnectError::Fingerprint { .. }) => {
+            SwarmError::InvalidToken(error.to_string())
+        }
         JoinError::Connect(error) => SwarmError::Unreachable { remotes: list(remotes), cause: chain(&error) },
-        JoinError::State { .. } | JoinError::Node(_) | JoinError::NoTable => SwarmError::Host(chain(&error)),
+        JoinError::Identity(_)
+        | JoinError::Roots(_)
+        | JoinError::State { .. }
+        | JoinError::Node(_)
+        | JoinError::NoTable => SwarmError::Host(chain(&error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use mesh_agent::{Config, XdpMode};
+    use mesh_api::tls::Shared;
 
     use super::*;
 
@@ -399,7 +565,7 @@ mod tests {
             flows_max: 1024,
             key_rotation: mesh_agent::KEY_ROTATION,
         };
-        let agent = Agent::start(config).await.unwrap();
+        let agent = Agent::start(config, Shared::default()).await.unwrap();
         let host = Host::new(agent, None, "id".to_owned(), "h".to_owned(), dir.path().to_owned());
         let addr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
         let free = std::net::TcpListener::bind((addr, 0)).unwrap().local_addr().unwrap();
@@ -413,6 +579,7 @@ mod tests {
             subnet_size: 24,
             labels: std::collections::BTreeMap::new(),
             task_history: None,
+            cert_expiry_ns: None,
             availability: Availability::Active,
         };
         let mut init = LocalNode::swarm_init(&*host, request());

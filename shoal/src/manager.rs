@@ -1,12 +1,23 @@
-//! The manager's part of a host: the cluster's state on disk, and the leader's duties on its port.
+//! The manager's part of a host: the cluster's state on disk, the port that agents and other managers come by, and the
+//! leader's duties while it leads.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use control::cluster::{Cluster, InitRequest, OpenError};
-use control::leader::Leader;
+use control::cluster::{Cluster, InitRequest, OpenError, Place, ProposeError};
+use control::command::{Action, Command};
+use control::model::NodeSpec;
+use control::pki::{First, FirstError, first_manager};
+use control::raft;
+use control::session::{Listener, RaftHandler, Server};
+use control::{leader, managers};
+use mesh_api::id::NodeId;
+use mesh_api::session::{ManagerDescription, NodeDescription};
+use mesh_api::table::Role;
+use mesh_api::tls::Shared;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -54,6 +65,10 @@ pub(crate) enum ManagerError {
     Addresses { path: PathBuf, source: io::Error },
     #[error("can't listen on {listen}")]
     Listen { listen: SocketAddr, source: io::Error },
+    #[error("this host can't become the swarm's first node")]
+    First(#[from] FirstError),
+    #[error("the other managers can't be made workers")]
+    Demote(#[from] ProposeError),
 }
 
 /// A running manager.
@@ -67,38 +82,100 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    /// Makes a cluster and begins to lead it. Leaves nothing behind if it fails.
+    /// Makes a cluster whose first node is this host, `node`, and begins to lead it; peers are served once `credential` is
+    /// there. Leaves nothing behind if it fails.
     pub(crate) async fn create(
         state_dir: &Path,
         addresses: Addresses,
         request: InitRequest,
+        node: NodeDescription,
+        credential: Shared,
+    ) -> Result<(Self, First), ManagerError> {
+        let dir = state_dir.join(DIR);
+        let listen = addresses.listen;
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|source| ManagerError::Listen { listen, source })?;
+        let id = NodeId::random(&mut rand::rng());
+        let cluster = Cluster::create_at(&dir, request, addresses.place(&id, &credential)).await;
+        let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
+        let first = match addresses.save(&dir) {
+            Ok(()) => first_manager(&cluster, id, node).await.map_err(ManagerError::from),
+            Err(error) => Err(error),
+        };
+        match first {
+            Ok(first) => {
+                let duties = tokio::spawn(serve(cluster.clone(), credential, listener));
+                Ok((Self { cluster, addresses, dir, duties }, first))
+            }
+            Err(error) => {
+                cluster.shutdown().await;
+                remove(&dir);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes up the cluster that is in the state folder, if there is one, as the node that has `credential`.
+    pub(crate) async fn open(state_dir: &Path, credential: Shared) -> Result<Option<Self>, ManagerError> {
+        let dir = state_dir.join(DIR);
+        if !Cluster::exists(&dir) {
+            return Ok(None);
+        }
+        let addresses = Addresses::load(&dir)?;
+        let cluster = Cluster::open_at(&dir, Arc::new(managers::Wire::new(credential.clone()))).await;
+        let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
+        let duties = tokio::spawn(listen_and_serve(cluster.clone(), credential, addresses.listen));
+        Ok(Some(Self { cluster, addresses, dir, duties }))
+    }
+
+    /// Begins a manager on `node`, which is to be one. It has nothing until the leader, which hears of it in the node's
+    /// description, makes it a member.
+    pub(crate) async fn join(
+        state_dir: &Path,
+        addresses: Addresses,
+        node: &NodeId,
+        credential: Shared,
     ) -> Result<Self, ManagerError> {
         let dir = state_dir.join(DIR);
         let listen = addresses.listen;
         let listener = TcpListener::bind(listen).await;
         let listener = listener.map_err(|source| ManagerError::Listen { listen, source })?;
-        let cluster = Cluster::create(&dir, request).await;
+        let cluster = Cluster::join(&dir, addresses.place(node, &credential)).await;
         let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
         if let Err(error) = addresses.save(&dir) {
             cluster.shutdown().await;
             remove(&dir);
             return Err(error);
         }
-        let duties = tokio::spawn(lead(cluster.clone(), listener));
+        let duties = tokio::spawn(serve(cluster.clone(), credential, listener));
         Ok(Self { cluster, addresses, dir, duties })
     }
 
-    /// Takes up the cluster that is in the state folder, if there is one.
-    pub(crate) async fn open(state_dir: &Path) -> Result<Option<Self>, ManagerError> {
-        let dir = state_dir.join(DIR);
-        if !Cluster::exists(&dir) {
-            return Ok(None);
-        }
-        let addresses = Addresses::load(&dir)?;
-        let cluster = Cluster::open(&dir).await;
+    /// Goes on with what `node` has on its disk as the only manager, since more than half of them are lost; the others are
+    /// workers, should they come back.
+    pub(crate) async fn force_new_cluster(
+        self,
+        node: &NodeId,
+        credential: Shared,
+    ) -> Result<Self, ManagerError> {
+        let (dir, addresses) = (self.dir.clone(), self.addresses);
+        self.stop().await;
+        let wire = Arc::new(managers::Wire::new(credential.clone()));
+        let cluster = Cluster::force_new_cluster(&dir, addresses.manager(node), wire).await;
         let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
-        let duties = tokio::spawn(listen_and_lead(cluster.clone(), addresses.listen));
-        Ok(Some(Self { cluster, addresses, dir, duties }))
+        let others: Vec<_> = cluster.state().nodes.values().cloned().collect();
+        for other in others.iter().filter(|other| other.id != *node && other.spec.role == Role::Manager) {
+            let spec = NodeSpec { role: Role::Worker, ..other.spec.clone() };
+            let action = Action::UpdateNode { id: other.id.clone(), version: other.meta.version, spec };
+            cluster.propose(Command::now(action)).await?;
+        }
+        let duties = tokio::spawn(listen_and_serve(cluster.clone(), credential, addresses.listen));
+        Ok(Self { cluster, addresses, dir, duties })
+    }
+
+    /// What the node says of it.
+    pub(crate) fn description(&self) -> ManagerDescription {
+        ManagerDescription { raft: self.cluster.raft_id(), addr: self.addresses.advertised() }
     }
 
     /// The cluster.
@@ -128,6 +205,15 @@ impl Manager {
 }
 
 impl Addresses {
+    fn manager(&self, node: &NodeId) -> raft::Manager {
+        raft::Manager { node: node.clone(), addr: self.advertised() }
+    }
+
+    fn place(&self, node: &NodeId, credential: &Shared) -> Place {
+        let transport = Arc::new(managers::Wire::new(credential.clone()));
+        Place { manager: self.manager(node), transport, ..Place::default() }
+    }
+
     fn load(dir: &Path) -> Result<Self, ManagerError> {
         let path = dir.join(ADDRESSES_FILE);
         let read =
@@ -150,18 +236,28 @@ fn remove(dir: &Path) {
     }
 }
 
-/// Leads until the task is aborted, which drops the leader.
-async fn lead(cluster: Cluster, listener: TcpListener) {
-    let _leader = Leader::start(&cluster, listener);
-    std::future::pending::<()>().await;
+/// Serves whoever comes, and leads while the others have it so, until the task is aborted.
+async fn serve(cluster: Cluster, credential: Shared, listener: TcpListener) {
+    let server = Server::new(cluster.clone());
+    let answering = cluster.clone();
+    let raft: RaftHandler = Arc::new(move |stream, peer| {
+        let cluster = answering.clone();
+        Box::pin(async move {
+            if let Err(error) = managers::answer(&cluster, &peer, stream).await {
+                tracing::debug!(manager = %peer.node, %error, "a manager's stream ended");
+            }
+        })
+    });
+    let port = Listener::new(Arc::clone(&server), credential).with_raft(raft);
+    tokio::join!(leader::follow(cluster, server), port.serve(listener));
 }
 
-/// As [`lead`], once the address can be listened on: at a boot the network may come up after the agent.
-async fn listen_and_lead(cluster: Cluster, listen: SocketAddr) {
+/// As [`serve`], once the address can be listened on: at a boot the network may come up after the agent.
+async fn listen_and_serve(cluster: Cluster, credential: Shared, listen: SocketAddr) {
     let mut said = false;
     loop {
         match TcpListener::bind(listen).await {
-            Ok(listener) => return lead(cluster, listener).await,
+            Ok(listener) => return serve(cluster, credential, listener).await,
             Err(error) if !said => {
                 tracing::warn!(%listen, %error, "the manager can't listen yet, and goes on trying");
                 said = true;
@@ -186,18 +282,40 @@ mod tests {
         }
     }
 
+    async fn create(dir: &Path, port: u16) -> Result<Manager, ManagerError> {
+        let node = NodeDescription {
+            hostname: "n1".to_owned(),
+            addr: Ipv4Addr::new(192, 0, 2, 1).into(),
+            vtep: Ipv4Addr::new(192, 0, 2, 1).into(),
+            os: "linux".to_owned(),
+            architecture: "x86_64".to_owned(),
+            nano_cpus: 1_000_000_000,
+            memory_bytes: 1 << 30,
+            version: "0.1.0".to_owned(),
+            labels: Vec::new(),
+            dataplane: String::new(),
+            routes: Vec::new(),
+            wireguard: Vec::new(),
+            addresses: Vec::new(),
+            manager: None,
+        };
+        let request = InitRequest::default();
+        let created = Manager::create(dir, addresses(port), request, node, Shared::default()).await;
+        created.map(|(manager, _)| manager)
+    }
+
     #[tokio::test]
     async fn a_manager_comes_back_with_its_cluster() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Manager::open(dir.path()).await.unwrap().is_none());
-        let manager = Manager::create(dir.path(), addresses(0), InitRequest::default()).await.unwrap();
+        assert!(Manager::open(dir.path(), Shared::default()).await.unwrap().is_none());
+        let manager = create(dir.path(), 0).await.unwrap();
         let id = manager.cluster().state().cluster.clone().unwrap().id.clone();
         manager.stop().await;
-        let manager = Manager::open(dir.path()).await.unwrap().unwrap();
+        let manager = Manager::open(dir.path(), Shared::default()).await.unwrap().unwrap();
         assert_eq!(manager.cluster().state().cluster.clone().unwrap().id, id);
         assert_eq!(manager.addresses(), addresses(0));
         manager.destroy().await;
-        assert!(Manager::open(dir.path()).await.unwrap().is_none());
+        assert!(Manager::open(dir.path(), Shared::default()).await.unwrap().is_none());
     }
 
     #[tokio::test]
@@ -205,7 +323,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = taken.local_addr().unwrap().port();
-        let result = Manager::create(dir.path(), addresses(port), InitRequest::default()).await;
+        let result = create(dir.path(), port).await;
         assert!(matches!(result, Err(ManagerError::Listen { .. })));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -215,10 +333,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = taken.local_addr().unwrap().port();
-        let manager = Manager::create(dir.path(), addresses(0), InitRequest::default()).await.unwrap();
+        let manager = create(dir.path(), 0).await.unwrap();
         manager.stop().await;
         addresses(port).save(&dir.path().join(DIR)).unwrap();
-        let manager = Manager::open(dir.path()).await.unwrap().unwrap();
+        let manager = Manager::open(dir.path(), Shared::default()).await.unwrap().unwrap();
         drop(taken);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use mesh_agent::dataplane::inspect::drops::{Counts, Ended};
 use mesh_agent::dataplane::inspect::programs::Hook;
 use mesh_agent::dataplane::inspect::status::{
-    Counted, EgressStatus, Member, PeerStatus, Plane, Status, status,
+    Counted, EgressStatus, Member, PeerStatus, Plane, SilentStatus, Status, status,
 };
 use mesh_agent::dataplane::inspect::{InspectError, Live};
 use mesh_agent::links::{Facts, Links};
@@ -83,7 +83,7 @@ fn problems(live: &Live) -> Result<Vec<Ended>> {
 
 fn told(shown: &Shown) -> String {
     let Shown { version, kernel, status, encryption, problems } = shown;
-    let Status { agent_runs, member, abi_version, egress, dataplane, troubles } = status;
+    let Status { agent_runs, member, abi_version, egress, silent, dataplane, troubles } = status;
     let mut lines = vec![
         field("shoal", &format!("{version}, maps of version {abi_version}, kernel {kernel}")),
         field(
@@ -100,6 +100,7 @@ fn told(shown: &Shown) -> String {
         None => lines.push(field("node", "of no cluster, by its state folder")),
     }
     lines.extend(encryption_lines(encryption, member.is_some()));
+    lines.extend(silent.iter().map(|status| field("SILENT", &silent_words(status))));
     lines.extend(dataplane.iter().flat_map(plane_lines));
     lines.extend(egress.iter().map(|status| field("egress", &egress_words(status))));
     if problems.is_empty() && dataplane.is_some() {
@@ -213,6 +214,15 @@ fn peer_words(peer: &PeerStatus) -> String {
     }
 }
 
+fn silent_words(status: &SilentStatus) -> String {
+    let SilentStatus { vtep, hostname, down } = status;
+    let name = if hostname.is_empty() { vtep.to_string() } else { format!("{hostname} ({vtep})") };
+    let managers = if *down { "is down for the managers, too" } else { "is not down for the managers" };
+    format!(
+        "{name} doesn't answer this node, and {managers}: its tasks get no new flows from here where others serve"
+    )
+}
+
 fn egress_words(status: &EgressStatus) -> String {
     let EgressStatus { service, listed, addr } = status;
     if let Some(addr) = addr {
@@ -255,7 +265,13 @@ mod tests {
                 addr: None,
             },
         ];
-        let status = Status { agent_runs: false, member: None, abi_version: 2, egress, dataplane, troubles };
+        let silent = vec![SilentStatus {
+            vtep: "198.18.0.13".parse().unwrap(),
+            hostname: "n3".to_owned(),
+            down: false,
+        }];
+        let status =
+            Status { agent_runs: false, member: None, abi_version: 2, egress, silent, dataplane, troubles };
         let (version, kernel) = ("0.1.0".to_owned(), "6.18".to_owned());
         Shown { version, kernel, status, encryption: vec![], problems: vec![] }
     }
@@ -335,6 +351,8 @@ mod tests {
             "egress        tasks of web send under 192.0.2.7",
             "egress        tasks of web are to send under 2001:db8::7, 2001:db8::8, NOT HERE: what they send to the outside by \
              IPv6 is dropped",
+            "SILENT        n3 (198.18.0.13) doesn't answer this node, and is not down for the managers: its tasks get no new \
+             flows from here where others serve",
             "drops         none",
         ] {
             assert!(text.lines().any(|told| told == line), "{line}\n{text}");

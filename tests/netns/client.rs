@@ -55,8 +55,13 @@ pub(crate) fn connect_within(source: SocketAddr, to: SocketAddr, limit: Duration
 
 /// One request by a connection of its own, asking for `path`.
 pub(crate) fn http(source: impl Into<SocketAddr>, to: impl Into<SocketAddr>, path: &str) -> Result<Answer> {
-    let to = to.into();
-    let mut stream = connect_from(source, to)?;
+    http_within(source.into(), to.into(), path, LIMIT)
+}
+
+/// The same, where connecting, and waiting for the answer, take no longer than `limit` each.
+pub(crate) fn http_within(source: SocketAddr, to: SocketAddr, path: &str, limit: Duration) -> Result<Answer> {
+    let mut stream = connect_within(source, to, limit)?;
+    stream.set_read_timeout(Some(limit))?;
     request(&mut stream, to, path)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("reading the answer")?;

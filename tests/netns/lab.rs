@@ -205,7 +205,12 @@ pub(crate) fn as_client<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Res
 
 /// The same in the namespace of a node, the client or the switch.
 pub(crate) fn as_host<T: Send>(host: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    within(Path::new(&format!("/run/netns/shoal-{host}")), work)
+    within(&namespace(host), work)
+}
+
+/// The file behind which the network namespace of a node, the client or the switch is.
+pub(crate) fn namespace(host: &str) -> PathBuf {
+    PathBuf::from(format!("/run/netns/shoal-{host}"))
 }
 
 /// The same in the network namespace behind a file.

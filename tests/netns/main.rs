@@ -30,6 +30,7 @@ mod isolation;
 mod lab;
 mod load;
 mod local;
+mod managers;
 mod matrix;
 mod members;
 mod mesh;
@@ -45,6 +46,7 @@ mod refusals;
 mod relay;
 mod restarts;
 mod rivals;
+mod silent;
 mod stale;
 mod steady;
 mod underlay;
@@ -166,6 +168,8 @@ fn main() -> ExitCode {
         failures::restarted_agent_still_manages_the_tasks_it_found,
         failures::killed_manager_comes_back_with_everything,
         failures::node_cut_off_loses_its_tasks_to_the_others,
+        silent::node_cut_off_gets_no_new_flows_within_a_second_and_does_again_once_it_is_back,
+        silent::node_whose_agent_is_dead_goes_on_getting_new_flows,
         commands::commands_of_the_notes_work,
         commands::create_and_update_wait_until_it_is_done,
         commands::networks_are_made_shown_and_removed,
@@ -174,6 +178,9 @@ fn main() -> ExitCode {
         commands::failing_tasks_are_restarted_and_say_why,
         commands::removed_service_leaves_nothing,
         commands::node_leaves_and_joins_again,
+        managers::nodes_become_managers_and_cease_to_be,
+        managers::leaders_that_die_lose_no_write,
+        managers::without_a_majority_traffic_goes_on,
         refusals::docker_says_what_is_wrong,
         refusals::wrong_tokens_and_managers_are_refused,
         refusals::api_answers_broken_requests_in_dockers_form,

@@ -43,12 +43,14 @@ const MARK: &[u8] = b"shoal: recorded";
 const LATER: Duration = Duration::from_millis(100);
 
 /// What the switch sees of the nodes beside WireGuard, clients' packets, the sessions with the manager, multicast, discovery
-/// of neighbours, and that a node does not listen to WireGuard at the moment.
+/// of neighbours, whether another node is there (ADR 8), and that a node does not listen to WireGuard at the moment.
 fn anything_else() -> String {
     let [first, last] = WIREGUARD_PORTS;
     format!(
         "(ip or ip6) and not multicast and not (udp portrange {first}-{last}) and not (tcp port 2377) \
-         and not icmp6 and not (icmp[icmptype] == icmp-unreach) and not host {CLIENT} and not host {CLIENT6}"
+         and not icmp6 and not (icmp[icmptype] == icmp-unreach) \
+         and not ((icmp[icmptype] == icmp-echo or icmp[icmptype] == icmp-echoreply) and ip[2:2] == 36) \
+         and not host {CLIENT} and not host {CLIENT6}"
     )
 }
 

@@ -152,6 +152,7 @@ fn netns(xdp: Xdp, filter: &[&str], keep: bool) -> Result<Counts> {
         mtu: 1500,
         underlay: lab::Underlay::Ipv4,
         swarm: true,
+        managers: 1,
         binary: None,
     })?;
     let mut command = cargo_test(&["--workspace", "--test", "netns"]);

@@ -77,15 +77,6 @@ impl Draft {
     }
 }
 
-/// The ingress network's subnet, as [`Draft::choose_subnet6`] would have chosen it in a state without any.
-pub(crate) fn ingress_subnet6(
-    cluster: &ClusterId,
-    vni: u32,
-    subnets: &[Subnet],
-) -> Result<Subnet6Record, Refusal> {
-    subnet6(cluster, &Ipam6Config::default(), vni, subnets, &[])
-}
-
 fn subnet6(
     cluster: &ClusterId,
     config: &Ipam6Config,

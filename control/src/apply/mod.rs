@@ -20,22 +20,27 @@ mod validate;
 mod tests;
 
 use mesh_api::id::NetworkId;
+use mesh_api::tls::KeyId;
+use serde::{Deserialize, Serialize};
 
 use crate::command::{Action, Command, Genesis};
 use crate::model::network::INGRESS_NAME;
-use crate::model::{ClusterObject, ClusterSpec, Ipam6Config, NetworkSpec, State, labels};
+use crate::model::{ClusterObject, ClusterSpec, Ipam6Config, JoinSecrets, NetworkSpec, State, labels};
+use crate::pki::{CERT_EXPIRY_MIN_NS, Rotation};
 use crate::refusal::Refusal;
 
 pub use address::{address_capacity, has_free_address};
 pub(crate) use address::{awaits, has_room};
 pub(crate) use alloc::network_on_route;
-pub(crate) use alloc6::ingress_subnet6;
 pub(crate) use draft::Draft;
 pub(crate) use service::{lacks_vip, publishes_in_ingress};
 pub(crate) use task::report_changes;
 
+const ROTATING: &str = "the root certificate is being rotated already: that is complete when every node has renewed its certificate \
+     (`docker node rm` removes one that does not come back)";
+
 /// What an accepted command answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// The table index at which the command is in effect.
     pub index: u64,
@@ -43,7 +48,7 @@ pub struct Reply {
     pub warnings: Vec<String>,
 }
 
-/// Applies `command`, leading to the table index `index`.
+/// Applies `command`, leading to the table index `index`. A command that changes nothing leaves the state at its index.
 pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Reply), Refusal> {
     if state.cluster.is_some() == matches!(command.action, Action::Initialize(_)) {
         return Err(Refusal::NotInitialized);
@@ -51,12 +56,15 @@ pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Rep
     let mut draft = Draft::new(state.clone(), index, command.at_ns);
     match &command.action {
         Action::Initialize(genesis) => initialize(&mut draft, genesis)?,
-        Action::UpdateCluster { version, spec, worker_secret, manager_secret } => {
-            update_cluster(&mut draft, *version, spec, *worker_secret, *manager_secret)?;
+        Action::UpdateCluster { version, spec, worker_secret, manager_secret, rotation } => {
+            let secrets = [*worker_secret, *manager_secret];
+            update_cluster(&mut draft, *version, spec, secrets, rotation.as_deref())?;
         }
-        Action::AddNode { id, role, description, secret_sha256 } => {
-            node::add(&mut draft, id, *role, description, *secret_sha256)?;
+        Action::FinishRotation { root, join_secrets } => finish_rotation(&mut draft, *root, join_secrets)?,
+        Action::AddNode { id, role, description, issuer } => {
+            node::add(&mut draft, id, *role, description, *issuer)?;
         }
+        Action::SetNodeIssuer { id, issuer } => node::set_issuer(&mut draft, id, *issuer)?,
         Action::SetNodeStatus { id, state, message, description } => {
             node::set_status(&mut draft, id, *state, message, description.as_ref())?;
         }
@@ -79,14 +87,15 @@ pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Rep
             }
         }
     }
-    let Draft { state, warnings, .. } = draft;
-    Ok((State { index, ..state }, Reply { index, warnings }))
+    let Draft { state: next, warnings, .. } = draft;
+    let index = if next.shares_all_with(state) { state.index } else { index };
+    Ok((State { index, ..next }, Reply { index, warnings }))
 }
 
 fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
     let Genesis {
         id,
-        digest,
+        ca,
         join_secrets,
         hash_seed,
         ingress,
@@ -98,11 +107,12 @@ fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
     } = genesis.clone();
     validate::address_pools(&address_pools, subnet_size)?;
     labels::cluster(&spec.labels).map_err(Refusal::label("Spec.Labels"))?;
+    cert_expiry(&spec)?;
     let cluster = ClusterObject {
         id,
         meta: draft.fresh_meta(),
         spec,
-        digest,
+        ca,
         join_secrets,
         hash_seed,
         data_path_port,
@@ -110,6 +120,7 @@ fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
         subnet_size,
         avoid,
         key_epoch: 0,
+        removed: imbl::OrdMap::new(),
     };
     draft.put_cluster(cluster);
     network::create(draft, &ingress, &ingress_spec())
@@ -132,8 +143,8 @@ fn update_cluster(
     draft: &mut Draft,
     version: u64,
     spec: &ClusterSpec,
-    worker_secret: Option<[u8; 16]>,
-    manager_secret: Option<[u8; 16]>,
+    [worker_secret, manager_secret]: [Option<[u8; 16]>; 2],
+    rotation: Option<&Rotation>,
 ) -> Result<(), Refusal> {
     let mut cluster = draft.cluster()?.clone();
     if cluster.meta.version != version {
@@ -143,6 +154,7 @@ fn update_cluster(
         return Err(Refusal::invalid("Name", "swarm spec must be named \"default\""));
     }
     labels::cluster(&spec.labels).map_err(Refusal::label("Labels"))?;
+    cert_expiry(spec)?;
     cluster.spec = spec.clone();
     if let Some(secret) = worker_secret {
         cluster.join_secrets.worker = secret;
@@ -150,6 +162,33 @@ fn update_cluster(
     if let Some(secret) = manager_secret {
         cluster.join_secrets.manager = secret;
     }
+    if let Some(rotation) = rotation {
+        if cluster.ca.rotation.is_some() {
+            return Err(Refusal::invalid("CAConfig.ForceRotate", ROTATING));
+        }
+        cluster.ca.rotation = Some(rotation.clone());
+    }
+    draft.touch(&mut cluster.meta);
+    draft.put_cluster(cluster);
+    Ok(())
+}
+
+fn cert_expiry(spec: &ClusterSpec) -> Result<(), Refusal> {
+    if spec.cert_expiry_ns < CERT_EXPIRY_MIN_NS {
+        return Err(Refusal::invalid("CAConfig.NodeCertExpiry", "minimum certificate expiry time is 1h0m0s"));
+    }
+    Ok(())
+}
+
+fn finish_rotation(draft: &mut Draft, root: KeyId, join_secrets: &JoinSecrets) -> Result<(), Refusal> {
+    let mut cluster = draft.cluster()?.clone();
+    let next = cluster.ca.rotation.take().filter(|next| next.root.id == root);
+    let complete = draft.state.nodes.values().all(|node| node.issuer == root);
+    let Some(Rotation { root, cross: _ }) = next.filter(|_| complete) else {
+        return Err(Refusal::OutOfSequence);
+    };
+    cluster.ca.root = root;
+    cluster.join_secrets = join_secrets.clone();
     draft.touch(&mut cluster.meta);
     draft.put_cluster(cluster);
     Ok(())

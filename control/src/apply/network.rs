@@ -17,7 +17,7 @@ pub(super) fn create(draft: &mut Draft, id: &NetworkId, spec: &NetworkSpec) -> R
     }
     validate::network(spec)?;
     if draft.state.network_by_name(&spec.name).is_some() {
-        return Err(Refusal::NameTaken { kind: "network", name: spec.name.clone() });
+        return Err(Refusal::NameTaken { kind: "network".into(), name: spec.name.clone() });
     }
     if let Some(ingress) = draft.state.ingress().filter(|_| spec.ingress) {
         return Err(Refusal::IngressExists(ingress.id.clone()));

@@ -3,19 +3,19 @@
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role};
+use mesh_api::tls::KeyId;
 
 use super::{Draft, task, validate};
+use crate::model::cluster::DEFAULT_CERT_EXPIRY_NS;
 use crate::model::{Availability, Node, NodeSpec, NodeStatus, labels};
 use crate::refusal::Refusal;
-
-const ONE_MANAGER: &str = "this version of Shoal runs one manager: nodes join as workers, with the token of `docker swarm join-token worker`";
 
 pub(super) fn add(
     draft: &mut Draft,
     id: &NodeId,
     role: Role,
     description: &NodeDescription,
-    secret_sha256: [u8; 32],
+    issuer: KeyId,
 ) -> Result<(), Refusal> {
     if draft.state.nodes.contains_key(id) {
         return Err(Refusal::IdTaken(id.to_string()));
@@ -23,9 +23,6 @@ pub(super) fn add(
     validate::description(description)?;
     validate::underlay(&draft.state, id, description.vtep)?;
     validate::wireguard(&draft.state, id, &description.wireguard)?;
-    if role == Role::Manager && managers(draft) > 0 {
-        return Err(Refusal::Unsupported(ONE_MANAGER));
-    }
     let meta = draft.fresh_meta();
     draft.put_node(Node {
         id: id.clone(),
@@ -38,7 +35,7 @@ pub(super) fn add(
         },
         description: description.clone(),
         status: NodeStatus { state: NodeState::Ready, message: String::new(), since_ns: draft.at_ns },
-        secret_sha256,
+        issuer,
     });
     Ok(())
 }
@@ -71,13 +68,20 @@ pub(super) fn set_status(
     Ok(())
 }
 
+pub(super) fn set_issuer(draft: &mut Draft, id: &NodeId, issuer: KeyId) -> Result<(), Refusal> {
+    let mut node = Node::clone(draft.node(id)?);
+    node.issuer = issuer;
+    draft.touch(&mut node.meta);
+    draft.put_node(node);
+    Ok(())
+}
+
 pub(super) fn update(draft: &mut Draft, id: &NodeId, version: u64, spec: &NodeSpec) -> Result<(), Refusal> {
     let mut node = Node::clone(draft.node(id)?);
     if node.meta.version != version {
         return Err(Refusal::OutOfSequence);
     }
     match (node.spec.role, spec.role) {
-        (Role::Worker, Role::Manager) => return Err(Refusal::Unsupported(ONE_MANAGER)),
         (Role::Manager, Role::Worker) if managers(draft) == 1 => return Err(Refusal::LastManager),
         _ => {}
     }
@@ -96,6 +100,15 @@ pub(super) fn remove(draft: &mut Draft, id: &NodeId, force: bool) -> Result<(), 
     if !node.is_down() && !force {
         return Err(Refusal::NodeNotDown(id.clone()));
     }
+    let mut cluster = draft.cluster()?.clone();
+    let (now, valid) = (draft.at_ns, cluster.spec.cert_expiry_ns.max(DEFAULT_CERT_EXPIRY_NS));
+    let expired: Vec<NodeId> =
+        cluster.removed.iter().filter(|(_, until)| **until <= now).map(|(id, _)| id.clone()).collect();
+    for id in &expired {
+        cluster.removed.remove(id);
+    }
+    cluster.removed.insert(id.clone(), now.saturating_add(valid));
+    draft.put_cluster(cluster);
     draft.remove_node(id);
     let tasks: Vec<TaskId> = draft.state.tasks_of_node(id).map(|task| task.id.clone()).collect();
     for id in tasks {

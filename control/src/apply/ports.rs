@@ -95,6 +95,7 @@ fn check(
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
         };
+        let (protocol, owner) = (protocol.into(), owner.into());
         return Err(Refusal::PortReserved { port: port.published, protocol, owner });
     }
     match owners.get(&(port.protocol, port.published)) {

@@ -28,7 +28,7 @@ pub(super) fn create(draft: &mut Draft, id: &ServiceId, spec: &ServiceSpec) -> R
     }
     validate::service(&draft.state, spec)?;
     if draft.state.service_by_name(&spec.name).is_some() {
-        return Err(Refusal::NameTaken { kind: "service", name: spec.name.clone() });
+        return Err(Refusal::NameTaken { kind: "service".into(), name: spec.name.clone() });
     }
     let endpoint = endpoint(draft, id, spec, &Endpoint::default())?;
     let meta = draft.fresh_meta();

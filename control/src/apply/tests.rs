@@ -5,13 +5,15 @@ mod encryption;
 
 use std::net::Ipv4Addr;
 
-use mesh_api::id::{NetworkId, ServiceId, TaskId};
+use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 use mesh_api::session::{AttachmentSpec, NodeDescription};
 use mesh_api::table::{EndpointMode, NodeState, Protocol, PublishMode, Role, TaskState};
+use mesh_api::tls::KeyId;
 use proptest::prelude::*;
 
 use super::apply;
 use crate::command::{Action, Command, Genesis, Step};
+use crate::model::cluster::DEFAULT_CERT_EXPIRY_NS;
 use crate::model::{
     Ipam6Config, IpamConfig, Lookup, Mode, NetworkSpec, NodeSpec, PortConfig, State, UpdateState,
 };
@@ -313,21 +315,31 @@ fn managers_and_live_nodes_are_not_removed_by_accident() {
         id: "m".into(),
         role: Role::Manager,
         description: crate::testing::description("m"),
-        secret_sha256: [0; 32],
+        issuer: KeyId::default(),
     };
     world.must(manager.clone());
-    let Action::AddNode { role, description, secret_sha256, .. } = manager else { unreachable!() };
-    let second = Action::AddNode { id: "m2".into(), role, description, secret_sha256 };
-    assert_eq!(world.try_to(second).unwrap_err().code(), Code::Unimplemented);
+    let Action::AddNode { role, description, issuer, .. } = manager else { unreachable!() };
     let remove = |id: &str, force| Action::RemoveNode { id: id.into(), force };
     assert_eq!(world.try_to(remove("m", true)).unwrap_err(), Refusal::NodeIsManager("m".into()));
     assert_eq!(world.try_to(remove("n1", false)).unwrap_err(), Refusal::NodeNotDown("n1".into()));
     let node = world.node("m").clone();
     let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
     let demote = Action::UpdateNode { id: "m".into(), version: node.meta.version, spec };
-    assert_eq!(world.try_to(demote).unwrap_err(), Refusal::LastManager);
+    assert_eq!(world.try_to(demote.clone()).unwrap_err(), Refusal::LastManager);
     world.must(remove("n1", true));
     assert_eq!(world.try_to(remove("n1", true)).unwrap_err(), Refusal::NodeNotFound("n1".into()));
+    world.must(Action::AddNode { id: "m2".into(), role, description, issuer });
+    world.must(demote);
+    world.must(remove("m", true));
+    let removed = |world: &World| -> Vec<NodeId> {
+        world.state.cluster.as_ref().unwrap().removed.keys().cloned().collect()
+    };
+    assert_eq!(removed(&world), ["m".into(), "n1".into()]);
+    // Certificates that they may still have are valid no longer than that.
+    world.now_ns += DEFAULT_CERT_EXPIRY_NS + 1;
+    world.add_node("n2");
+    world.must(remove("n2", true));
+    assert_eq!(removed(&world), ["n2".into()]);
 }
 
 #[test]
@@ -362,8 +374,8 @@ fn nodes_exchange_data_over_one_address_family() {
         NodeDescription { addr, vtep, ..description("n2") }
     };
     let add = |vtep: &str| {
-        let (id, role, secret_sha256) = ("n2".into(), Role::Worker, [0; 32]);
-        Action::AddNode { id, role, description: describe(vtep), secret_sha256 }
+        let (id, role, issuer) = ("n2".into(), Role::Worker, KeyId::default());
+        Action::AddNode { id, role, description: describe(vtep), issuer }
     };
     let refusal = world.try_to(add("fd00::9")).unwrap_err();
     assert_eq!(
@@ -417,8 +429,14 @@ fn labels_of_shoals_own_are_checked_on_services_nodes_and_the_cluster() {
     let cluster = world.state.cluster.clone().unwrap();
     let mut spec = cluster.spec.clone();
     spec.labels.insert("shoal.weight".into(), "1".into());
-    let (version, worker_secret, manager_secret) = (cluster.meta.version, None, None);
-    let update = Action::UpdateCluster { version, spec: spec.clone(), worker_secret, manager_secret };
+    let version = cluster.meta.version;
+    let update = Action::UpdateCluster {
+        version,
+        spec: spec.clone(),
+        worker_secret: None,
+        manager_secret: None,
+        rotation: None,
+    };
     assert!(world.try_to(update).unwrap_err().to_string().contains("it belongs to a node"));
     let genesis = Genesis { spec, ..crate::testing::genesis() };
     let command = Command { at_ns: 1, action: Action::Initialize(Box::new(genesis)) };
@@ -550,7 +568,7 @@ fn act(world: &mut World, deed: &Deed) {
                     description: crate::testing::description(id.as_str()),
                     id,
                     role: Role::Worker,
-                    secret_sha256: [0; 32],
+                    issuer: KeyId::default(),
                 },
             }
         }

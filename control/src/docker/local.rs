@@ -31,6 +31,8 @@ pub trait LocalNode: Send + Sync + 'static {
     fn swarm_init(&self, request: InitRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>>;
     /// Makes the host a node of a cluster.
     fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>>;
+    /// Goes on with what this manager has on its disk as the only one: more than half of the managers are lost.
+    fn force_new_cluster(&self) -> BoxFuture<'_, Result<NodeId, SwarmError>>;
     /// Leaves the cluster; a manager only if `force`.
     fn swarm_leave(&self, force: bool) -> BoxFuture<'_, Result<(), SwarmError>>;
     /// What is attached on this host without being a task.
@@ -140,6 +142,8 @@ pub struct InitRequest {
     pub labels: BTreeMap<String, String>,
     /// Ended tasks kept per slot; `None` for the default.
     pub task_history: Option<u64>,
+    /// Life of node certificates, ns; `None` for the default.
+    pub cert_expiry_ns: Option<u64>,
     /// Whether the node gets tasks.
     pub availability: Availability,
 }
@@ -151,6 +155,8 @@ pub struct JoinRequest {
     pub remotes: Vec<SocketAddr>,
     /// The join token.
     pub token: JoinToken,
+    /// Where it listens once it is a manager; `None` for the default port at all addresses.
+    pub listen: Option<SocketAddr>,
     /// The node's address for the others; `None` to take the one that the route to the manager leaves by.
     pub advertise: Option<IpAddr>,
     /// The node's VXLAN address; `None` for the advertised one.
@@ -170,12 +176,14 @@ pub enum SwarmError {
     /// It is in none.
     #[error("This node is not part of a swarm")]
     NotInSwarm,
-    /// It is the last manager, and was not told to force it.
+    /// It is a manager, and was not told to force it; the text says what the others lose.
+    #[error("You are attempting to leave the swarm on a node that is participating as a manager. {0}")]
+    ManagerLeaves(String),
+    /// It is none.
     #[error(
-        "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager \
-         erases all current state of the swarm. Use `--force` to ignore this message. "
+        "This node is not a swarm manager: --force-new-cluster goes on with the state that a manager has on its disk"
     )]
-    LastManager,
+    NotManager,
     /// The token is not the cluster's.
     #[error("invalid join token: {0}")]
     InvalidToken(String),

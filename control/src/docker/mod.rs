@@ -45,6 +45,7 @@ pub use local::{
 };
 
 use crate::cluster::Cluster;
+use crate::model::State as ClusterState;
 use error::{ApiError, ApiResult, NO_SWARM, NOT_A_MANAGER};
 
 /// What the handlers work with.
@@ -62,6 +63,13 @@ impl Api {
                 Membership::Active { .. } => NOT_A_MANAGER,
             })
         })
+    }
+}
+
+impl Api {
+    /// The state with all that was decided before this call, whichever manager was told of it.
+    async fn state(&self) -> ApiResult<ClusterState> {
+        Ok(self.manager()?.linearizable().await?)
     }
 }
 

@@ -1,29 +1,31 @@
 //! Nodes: list, inspect, update, remove.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use mesh_api::session::{DEFAULT_PORT, NodeDescription};
+use mesh_api::id::NodeId;
+use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role};
 
 use super::error::{ApiError, ApiResult};
 use super::filters::Filters;
-use super::local::Membership;
 use super::request::{Body, Params};
 use super::time::rfc3339;
 use super::wire::answer as wire;
 use super::wire::swarm::NodeSpecRequest;
-use super::{Api, names};
+use super::{Api, names, swarm};
 use crate::command::{Action, Command};
 use crate::model::{Availability, Node, NodeSpec};
+use crate::pki::Authority;
+use crate::raft::Member;
 
 /// `GET /nodes`.
 pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Json<Vec<wire::Node>>> {
-    let state = api.manager()?.state();
+    let cluster = api.manager()?;
+    let state = cluster.linearizable().await?;
     let accepted = ["id", "label", "membership", "name", "node.label", "role"];
     let filters = Filters::parse(params.get("filters"), &accepted)?;
     for wanted in filters.values("role") {
@@ -47,14 +49,17 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
             && filters.any("role", |wanted| wanted == role_name(node.spec.role))
             && filters.any("membership", |wanted| wanted == "accepted")
     };
-    let managers = managers(&api);
-    Ok(Json(state.nodes.values().filter(matching).map(|node| show(node, &managers)).collect()))
+    let managers = cluster.managers();
+    let ca = &swarm::object(&state)?.ca;
+    Ok(Json(state.nodes.values().filter(matching).map(|node| show(node, &managers, ca)).collect()))
 }
 
 /// `GET /nodes/{id}`.
 pub(super) async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<Json<wire::Node>> {
-    let state = api.manager()?.state();
-    Ok(Json(show(names::node(&state, &id)?, &managers(&api))))
+    let cluster = api.manager()?;
+    let state = cluster.linearizable().await?;
+    let ca = &swarm::object(&state)?.ca;
+    Ok(Json(show(names::node(&state, &id)?, &cluster.managers(), ca)))
 }
 
 /// `POST /nodes/{id}/update`.
@@ -66,7 +71,7 @@ pub(super) async fn update(
 ) -> ApiResult<StatusCode> {
     let cluster = api.manager()?;
     let version = params.version("node")?;
-    let state = cluster.state();
+    let state = cluster.linearizable().await?;
     let node = names::node(&state, &id)?;
     let missing =
         |field: &str, values: &str| ApiError::invalid(format!("{field}: missing: expected one of {values}"));
@@ -78,14 +83,27 @@ pub(super) async fn update(
             &spec.availability.ok_or_else(|| missing("Availability", "active, pause, drain"))?,
         )?,
     };
-    if spec.role == Role::Manager && node.spec.role == Role::Worker {
-        return Err(ApiError::unsupported(
-            "Role: this version of Shoal runs one manager, and promotes no node: leave the role as it is",
-        ));
+    if spec.role == Role::Worker && node.spec.role == Role::Manager {
+        check_quorum_without(&node.id, &cluster.managers())?;
     }
     let action = Action::UpdateNode { id: node.id.clone(), version, spec };
     cluster.propose(Command::now(action)).await?;
     Ok(StatusCode::OK)
+}
+
+/// Refuses to take a manager away that the others need to decide on anything (Docker's text).
+fn check_quorum_without(node: &NodeId, managers: &[Member]) -> ApiResult<()> {
+    let others: Vec<&Member> =
+        managers.iter().filter(|member| member.is_voter && member.manager.node != *node).collect();
+    let reachable = others.iter().filter(|member| member.is_reachable != Some(false)).count();
+    // That the last one stays, the state itself says.
+    if others.is_empty() || reachable > others.len() / 2 {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        "can't remove member from the raft: this would result in a loss of quorum: bring the unreachable managers back, or \
+         demote those first",
+    ))
 }
 
 /// `DELETE /nodes/{id}`.
@@ -96,7 +114,7 @@ pub(super) async fn remove(
 ) -> ApiResult<StatusCode> {
     let cluster = api.manager()?;
     let force = params.boolean("force")?;
-    let node = names::node(&cluster.state(), &id)?.id.clone();
+    let node = names::node(&cluster.linearizable().await?, &id)?.id.clone();
     cluster.propose(Command::now(Action::RemoveNode { id: node, force })).await?;
     Ok(StatusCode::OK)
 }
@@ -128,15 +146,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// The managers' addresses, as the local node knows them.
-fn managers(api: &Api) -> Vec<SocketAddr> {
-    match api.host.membership() {
-        Membership::Inactive => Vec::new(),
-        Membership::Active { managers, .. } => managers,
-    }
-}
-
-fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
+fn show(node: &Node, managers: &[Member], ca: &Authority) -> wire::Node {
     let NodeDescription {
         hostname,
         addr,
@@ -151,14 +161,17 @@ fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
         routes: _,
         wireguard: _,
         addresses: _,
+        manager: _,
     } = &node.description;
-    let manager_status = (node.spec.role == Role::Manager).then(|| {
-        let known = managers.iter().find(|manager| manager.ip() == *addr);
-        wire::ManagerStatus {
-            leader: true,
-            reachability: if node.is_down() { "unreachable" } else { "reachable" },
-            addr: known.copied().unwrap_or_else(|| SocketAddr::from((*addr, DEFAULT_PORT))).to_string(),
-        }
+    let member = managers.iter().find(|member| member.manager.node == node.id);
+    let manager_status = member.map(|member| wire::ManagerStatus {
+        leader: member.is_leader,
+        // Who does not lead knows of the others what the leader says of their nodes.
+        reachability: match member.is_reachable.unwrap_or(!node.is_down()) {
+            true => "reachable",
+            false => "unreachable",
+        },
+        addr: member.manager.addr.to_string(),
     });
     let attachments = dataplane.split(',').filter(|uplink| !uplink.is_empty());
     let plugin = |kind, name: &str| wire::EnginePlugin { kind, name: name.to_owned() };
@@ -187,7 +200,7 @@ fn show(node: &Node, managers: &[SocketAddr]) -> wire::Node {
                 labels: labels.iter().cloned().collect(),
                 plugins: dataplane.chain([plugin("Network", "overlay")]).collect(),
             },
-            tls_info: BTreeMap::new(),
+            tls_info: swarm::tls_info(ca.trusted(), ca.root_of(node.issuer)),
         },
         status: wire::NodeStatus {
             state: match node.status.state {

@@ -25,7 +25,7 @@ impl From<ProposeError> for ApiError {
         match error {
             ProposeError::Refused(refusal) => refusal.into(),
             ProposeError::Storage(_) => Self::internal(chain(&error)),
-            ProposeError::Stopped => Self::unavailable(error.to_string()),
+            ProposeError::NoLeader | ProposeError::Stopped => Self::unavailable(error.to_string()),
         }
     }
 }
@@ -36,7 +36,8 @@ impl From<SwarmError> for ApiError {
         match error {
             SwarmError::AlreadyInSwarm
             | SwarmError::NotInSwarm
-            | SwarmError::LastManager
+            | SwarmError::ManagerLeaves(_)
+            | SwarmError::NotManager
             | SwarmError::Unreachable { .. } => Self::unavailable(message),
             SwarmError::InvalidToken(_) | SwarmError::Refused { .. } | SwarmError::Listen { .. } => {
                 Self::invalid(message)

@@ -21,7 +21,7 @@ use crate::model::{self, Mode, Service, UpdateState};
 
 /// `GET /services`.
 pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Json<Vec<wire::Service>>> {
-    let state = api.manager()?.state();
+    let state = api.state().await?;
     let filters = Filters::parse(params.get("filters"), &["id", "label", "mode", "name", "runtime"])?;
     let with_status = params.boolean("status")?;
     let matching = |service: &&Arc<Service>| {
@@ -45,7 +45,7 @@ pub(super) async fn inspect(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult<Json<wire::Service>> {
-    let state = api.manager()?.state();
+    let state = api.state().await?;
     // The model holds every default, so that there is nothing left to insert.
     params.boolean("insertDefaults")?;
     Ok(Json(show(&state, names::service(&state, &id)?)))
@@ -57,7 +57,7 @@ pub(super) async fn create(
     Body(request): Body<ServiceSpec>,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
     let cluster = api.manager()?;
-    let spec = Box::new(spec::service_spec(request, &cluster.state())?);
+    let spec = Box::new(spec::service_spec(request, &cluster.linearizable().await?)?);
     let id = ServiceId::random(&mut rand::rng());
     let reply = cluster.propose(Command::now(Action::CreateService { id: id.clone(), spec })).await?;
     Ok((StatusCode::CREATED, Json(json!({ "ID": id, "Warnings": reply.warnings }))))
@@ -72,7 +72,7 @@ pub(super) async fn update(
 ) -> ApiResult<Json<Value>> {
     let cluster = api.manager()?;
     let version = params.version("service")?;
-    let state = cluster.state();
+    let state = cluster.linearizable().await?;
     let service = names::service(&state, &id)?;
     let action = match params.get("rollback").unwrap_or_default() {
         "previous" => Action::RollbackService { id: service.id.clone(), version },
@@ -96,7 +96,7 @@ pub(super) async fn update(
 /// `DELETE /services/{id}`.
 pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<StatusCode> {
     let cluster = api.manager()?;
-    let id = names::service(&cluster.state(), &id)?.id.clone();
+    let id = names::service(&cluster.linearizable().await?, &id)?.id.clone();
     cluster.propose(Command::now(Action::RemoveService { id })).await?;
     Ok(StatusCode::OK)
 }

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use ipnet::{IpNet, Ipv4Net};
+use mesh_api::error::chain;
 use mesh_api::id::NodeId;
 use mesh_api::session::DEFAULT_PORT;
 use mesh_api::table::Role;
+use mesh_api::tls::pem;
 use mesh_api::token::JoinToken;
 use rand::RngExt as _;
 use serde_json::{Value, json};
@@ -21,11 +25,12 @@ use super::request::{Body, Params};
 use super::time::rfc3339;
 use super::wire::answer::Version;
 use super::wire::swarm as wire;
-use super::{Api, nodes};
-use crate::cluster::Cluster;
+use super::{Api, ClusterState, nodes};
 use crate::command::{Action, Command};
 use crate::model::cluster::{ClusterSpec, DEFAULT_DATA_PATH_PORT, DEFAULT_SUBNET_SIZE};
 use crate::model::{Availability, ClusterObject, labels};
+use crate::pki::{CERT_EXPIRY_MIN_NS, RootCa};
+use crate::raft::Member;
 
 impl From<AddressError> for ApiError {
     fn from(error: AddressError) -> Self {
@@ -38,11 +43,8 @@ pub(super) async fn init(
     State(api): State<Api>,
     Body(request): Body<wire::InitRequest>,
 ) -> ApiResult<Json<NodeId>> {
-    if request.force_new_cluster == Some(true) {
-        return Err(ApiError::unsupported(
-            "ForceNewCluster is not supported: this version of Shoal runs one manager, which needs no quorum (leave out \
-             --force-new-cluster)",
-        ));
+    if request.force_new_cluster == Some(true) && api.host.membership() != Membership::Inactive {
+        return Ok(Json(api.host.force_new_cluster().await?));
     }
     if api.host.membership() != Membership::Inactive {
         return Err(SwarmError::AlreadyInSwarm.into());
@@ -53,6 +55,10 @@ pub(super) async fn init(
     }
     let task_history = history(&spec)?;
     check_spec(&spec)?;
+    let cert_expiry_ns = spec.ca_config.and_then(|ca| ca.node_cert_expiry).filter(|ns| *ns > 0);
+    if cert_expiry_ns.is_some_and(|ns| ns < CERT_EXPIRY_MIN_NS) {
+        return Err(ApiError::invalid("CAConfig.NodeCertExpiry: minimum certificate expiry time is 1h0m0s"));
+    }
     let labels = spec.labels.unwrap_or_default();
     labels::cluster(&labels).map_err(|error| ApiError::invalid(format!("Spec.Labels: {error}")))?;
     let interfaces = api.host.interfaces();
@@ -78,6 +84,7 @@ pub(super) async fn init(
         subnet_size,
         labels,
         task_history,
+        cert_expiry_ns,
         availability: availability(request.availability.as_deref())?,
     };
     Ok(Json(api.host.swarm_init(request).await?))
@@ -109,9 +116,8 @@ pub(super) async fn join(
         ));
     }
     let interfaces = api.host.interfaces();
-    if let Some(listen) = request.listen_addr.filter(|text| !text.is_empty()) {
-        address::listen(&listen, &interfaces)?;
-    }
+    let listen = request.listen_addr.filter(|text| !text.is_empty());
+    let listen = listen.map(|listen| address::listen(&listen, &interfaces)).transpose()?;
     let advertise = match request.advertise_addr.filter(|text| !text.is_empty()) {
         Some(text) => Some(address::advertise(&text, &interfaces)?.0),
         None => None,
@@ -122,7 +128,7 @@ pub(super) async fn join(
     for name in &names {
         remotes.push(resolve(name, prefers_ipv6).await?);
     }
-    api.host.swarm_join(JoinRequest { remotes, token, advertise, data_path, availability }).await?;
+    api.host.swarm_join(JoinRequest { remotes, token, listen, advertise, data_path, availability }).await?;
     Ok(StatusCode::OK)
 }
 
@@ -132,7 +138,8 @@ pub(super) async fn leave(State(api): State<Api>, params: Params) -> ApiResult<S
     match api.host.membership() {
         Membership::Inactive => return Err(SwarmError::NotInSwarm.into()),
         Membership::Active { role: Role::Manager, .. } if !force => {
-            return Err(SwarmError::LastManager.into());
+            let members = api.host.cluster().map(|cluster| cluster.managers()).unwrap_or_default();
+            return Err(SwarmError::ManagerLeaves(what_leaving_costs(&members)).into());
         }
         Membership::Active { .. } => {}
     }
@@ -140,10 +147,33 @@ pub(super) async fn leave(State(api): State<Api>, params: Params) -> ApiResult<S
     Ok(StatusCode::OK)
 }
 
+/// What the others lose with a manager (Docker's texts).
+fn what_leaving_costs(managers: &[Member]) -> String {
+    let all = managers.iter().filter(|member| member.is_voter).count();
+    if all <= 1 {
+        return "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+            .to_owned();
+    }
+    let reachable =
+        managers.iter().filter(|member| member.is_voter && member.is_reachable != Some(false)).count();
+    let left = reachable.saturating_sub(1);
+    let costs = if left <= all / 2 {
+        format!(
+            "Removing this node leaves {left} managers out of {all}. Without a Raft quorum your swarm will be inaccessible. "
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "{costs}The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use \
+         `--force` to suppress this message."
+    )
+}
+
 /// `GET /swarm`.
 pub(super) async fn inspect(State(api): State<Api>) -> ApiResult<Json<wire::Swarm>> {
-    let cluster = object(&api.manager()?)?;
-    Ok(Json(show(&cluster, true)))
+    let state = api.state().await?;
+    Ok(Json(show(object(&state)?, true)))
 }
 
 /// `POST /swarm/update`.
@@ -159,28 +189,36 @@ pub(super) async fn update(
     if params.boolean("rotateManagerUnlockKey")? {
         return Err(autolock());
     }
-    check_spec(&spec)?;
     let default = ClusterSpec::default();
+    check_spec(&spec)?;
+    let task_history = history(&spec)?.unwrap_or(default.task_history);
+    let state = cluster.linearizable().await?;
+    let present = object(&state)?;
+    let ca = spec.ca_config.unwrap_or_default();
+    let force_rotate = ca.force_rotate.unwrap_or(present.spec.force_rotate);
     let spec = ClusterSpec {
         name: default.name,
-        task_history: history(&spec)?.unwrap_or(default.task_history),
+        task_history,
         heartbeat_ns: spec
             .dispatcher
             .and_then(|it| it.heartbeat_period)
             .filter(|ns| *ns > 0)
             .unwrap_or(default.heartbeat_ns),
-        cert_expiry_ns: spec
-            .ca_config
-            .and_then(|ca| ca.node_cert_expiry)
-            .filter(|ns| *ns > 0)
-            .unwrap_or(default.cert_expiry_ns),
+        cert_expiry_ns: ca.node_cert_expiry.filter(|ns| *ns > 0).unwrap_or(default.cert_expiry_ns),
+        force_rotate,
         labels: spec.labels.unwrap_or_default(),
     };
     let (worker_secret, manager_secret) = {
         let mut rng = rand::rng();
         (rotate_worker.then(|| rng.random()), rotate_manager.then(|| rng.random()))
     };
-    let action = Action::UpdateCluster { version, spec, worker_secret, manager_secret };
+    let rotation = if spec.force_rotate == present.spec.force_rotate {
+        None
+    } else {
+        let next = present.ca.next(SystemTime::now());
+        Some(Box::new(next.map_err(|error| ApiError::internal(chain(&error)))?))
+    };
+    let action = Action::UpdateCluster { version, spec, worker_secret, manager_secret, rotation };
     cluster.propose(Command::now(action)).await?;
     Ok(StatusCode::OK)
 }
@@ -199,7 +237,8 @@ pub(super) async fn unlock(State(api): State<Api>) -> ApiResult<StatusCode> {
 
 /// The cluster in the API's words; with its join tokens for `docker swarm join-token`.
 pub(super) fn show(cluster: &ClusterObject, with_tokens: bool) -> wire::Swarm {
-    let ClusterSpec { name: _, labels, task_history, heartbeat_ns, cert_expiry_ns } = &cluster.spec;
+    let ClusterSpec { name: _, labels, task_history, heartbeat_ns, cert_expiry_ns, force_rotate } =
+        &cluster.spec;
     wire::Swarm {
         id: cluster.id.to_string(),
         version: Version { index: cluster.meta.version },
@@ -219,12 +258,12 @@ pub(super) fn show(cluster: &ClusterObject, with_tokens: bool) -> wire::Swarm {
                 heartbeat_tick: 1,
             },
             dispatcher: wire::Dispatcher { heartbeat_period: *heartbeat_ns },
-            ca_config: wire::CaConfig { node_cert_expiry: *cert_expiry_ns },
+            ca_config: wire::CaConfig { node_cert_expiry: *cert_expiry_ns, force_rotate: *force_rotate },
             task_defaults: BTreeMap::new(),
             encryption_config: wire::EncryptionConfig { auto_lock_managers: false },
         },
-        tls_info: BTreeMap::new(),
-        root_rotation_in_progress: false,
+        tls_info: tls_info(cluster.ca.root.certificate.clone(), Some(cluster.ca.signer())),
+        root_rotation_in_progress: cluster.ca.rotation.is_some(),
         default_addr_pool: cluster.address_pools.iter().map(Ipv4Net::to_string).collect(),
         subnet_size: u32::from(cluster.subnet_size),
         data_path_port: u32::from(cluster.data_path_port),
@@ -235,8 +274,18 @@ pub(super) fn show(cluster: &ClusterObject, with_tokens: bool) -> wire::Swarm {
     }
 }
 
-fn object(cluster: &Cluster) -> ApiResult<std::sync::Arc<ClusterObject>> {
-    cluster.state().cluster.ok_or_else(|| ApiError::unavailable("the cluster is being made: try again"))
+/// The roots that are trusted, PEM, and the one that signs, or that signed.
+pub(super) fn tls_info(trust_root: String, issuer: Option<&RootCa>) -> wire::TlsInfo {
+    let facts = issuer.and_then(|root| root.facts().ok());
+    wire::TlsInfo {
+        trust_root,
+        cert_issuer_subject: facts.as_ref().map(|facts| pem::base64(&facts.subject)).unwrap_or_default(),
+        cert_issuer_public_key: facts.map(|facts| pem::base64(&facts.public_key)).unwrap_or_default(),
+    }
+}
+
+pub(super) fn object(state: &ClusterState) -> ApiResult<&Arc<ClusterObject>> {
+    state.cluster.as_ref().ok_or_else(|| ApiError::unavailable("the cluster is being made: try again"))
 }
 
 fn autolock() -> ApiError {
@@ -254,13 +303,10 @@ fn check_spec(spec: &wire::SpecRequest) -> ApiResult<()> {
     let Some(ca) = &spec.ca_config else { return Ok(()) };
     let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let external = ca.external_cas.as_ref().is_some_and(|list| !list.is_empty());
-    if external
-        || given(&ca.signing_ca_cert)
-        || given(&ca.signing_ca_key)
-        || ca.force_rotate.unwrap_or_default() > 0
-    {
+    if external || given(&ca.signing_ca_cert) || given(&ca.signing_ca_key) {
         return Err(ApiError::unsupported(
-            "CAConfig: this version of Shoal has no certificates: leave out --external-ca, --ca-cert, --ca-key, --rotate",
+            "CAConfig: the swarm's certificates come from a CA of its own, which makes its keys itself: leave out --external-ca, \
+             --ca-cert, --ca-key (`docker swarm ca --rotate` alone makes a new root)",
         ));
     }
     Ok(())

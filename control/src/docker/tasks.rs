@@ -19,7 +19,7 @@ use crate::model::{self, Task};
 
 /// `GET /tasks`.
 pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Json<Vec<wire::Task>>> {
-    let state = api.manager()?.state();
+    let state = api.state().await?;
     let accepted = ["_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service"];
     let filters = Filters::parse(params.get("filters"), &accepted)?;
     // Services and nodes may be named; one that does not exist is an error, as in Docker.
@@ -67,7 +67,7 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
 
 /// `GET /tasks/{id}`.
 pub(super) async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<Json<wire::Task>> {
-    let state = api.manager()?.state();
+    let state = api.state().await?;
     Ok(Json(show(&state, names::task(&state, &id)?)))
 }
 

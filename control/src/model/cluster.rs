@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use imbl::OrdMap;
 use ipnet::Ipv4Net;
-use mesh_api::id::ClusterId;
+use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::table::Role;
 use mesh_api::token::JoinToken;
 use serde::{Deserialize, Serialize};
 
 use super::Meta;
+use crate::pki::Authority;
 
 /// Prefix length of automatic subnets, as Docker's default.
 pub const DEFAULT_SUBNET_SIZE: u8 = 24;
@@ -34,6 +36,8 @@ pub struct ClusterSpec {
     pub heartbeat_ns: u64,
     /// Life of node certificates, ns.
     pub cert_expiry_ns: u64,
+    /// How often a new root certificate was asked for.
+    pub force_rotate: u64,
 }
 
 impl Default for ClusterSpec {
@@ -44,6 +48,7 @@ impl Default for ClusterSpec {
             task_history: DEFAULT_TASK_HISTORY,
             heartbeat_ns: DEFAULT_HEARTBEAT_NS,
             cert_expiry_ns: DEFAULT_CERT_EXPIRY_NS,
+            force_rotate: 0,
         }
     }
 }
@@ -72,8 +77,8 @@ pub struct ClusterObject {
     pub meta: Meta,
     /// What an operator can set.
     pub spec: ClusterSpec,
-    /// The cluster's identity in join tokens.
-    pub digest: [u8; 32],
+    /// Its certificate authority.
+    pub ca: Authority,
     /// The secret parts of the join tokens.
     pub join_secrets: JoinSecrets,
     /// Seed of the flow hash.
@@ -89,6 +94,9 @@ pub struct ClusterObject {
     /// How often nodes were told to replace their WireGuard keys.
     #[serde(default)]
     pub key_epoch: u64,
+    /// Nodes that were removed while certificates of theirs may still be valid, and until when, ns since the epoch.
+    #[serde(default)]
+    pub removed: OrdMap<NodeId, u64>,
 }
 
 impl ClusterObject {
@@ -98,6 +106,6 @@ impl ClusterObject {
             Role::Manager => &self.join_secrets.manager,
             Role::Worker => &self.join_secrets.worker,
         };
-        JoinToken::new(&self.digest, secret)
+        JoinToken::new(&self.ca.root.digest(), secret)
     }
 }

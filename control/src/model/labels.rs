@@ -2,11 +2,13 @@
 //!
 //! A label of that prefix that nothing here knows is an error, since a mistyped one would silently do nothing.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_api::table::{Affinity, ReturnPath, SourceRule, WEIGHT_MAX};
+use serde::{Deserialize, Serialize};
 
 use super::constraint::{Constraint, parse_all};
 
@@ -34,7 +36,7 @@ const EGRESS_MAX: usize = 64;
 const SLOW_START_NS: std::ops::RangeInclusive<u64> = 1_000_000_000..=3_600_000_000_000;
 
 /// What has labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Owner {
     /// A service (`docker service create --label`).
     Service,
@@ -73,19 +75,19 @@ impl Owner {
 }
 
 /// A label of Shoal's that can't be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum LabelError {
     /// Its value means nothing.
     #[error("label {label} holds '{value}'{problem}: expected {expected}")]
     Value {
         /// The label.
-        label: &'static str,
+        label: Cow<'static, str>,
         /// What it holds.
         value: String,
         /// What is wrong, after a comma; empty where what is expected says it.
         problem: String,
         /// What it may hold.
-        expected: &'static str,
+        expected: Cow<'static, str>,
     },
     /// It means nothing there.
     #[error("label {label} is none that {} can have: {}", owner.name(), alternatives(*owner, label))]
@@ -189,6 +191,7 @@ fn value<'a>(labels: &'a Labels, label: &str) -> Option<&'a str> {
 
 fn wrong(labels: &Labels, label: &'static str, problem: &str, expected: &'static str) -> LabelError {
     let value = labels.get(label).cloned().unwrap_or_default();
+    let (label, expected) = (label.into(), expected.into());
     LabelError::Value { label, value, problem: problem.to_owned(), expected }
 }
 

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use mesh_api::id::NodeId;
 use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role};
+use mesh_api::tls::KeyId;
 use serde::{Deserialize, Serialize};
 
 use super::Meta;
@@ -48,7 +49,7 @@ pub struct NodeStatus {
 }
 
 /// A host in the cluster.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
@@ -60,21 +61,8 @@ pub struct Node {
     pub description: NodeDescription,
     /// What the managers know of its life.
     pub status: NodeStatus,
-    /// SHA-256 of the secret that it resumes its session with.
-    pub secret_sha256: [u8; 32],
-}
-
-impl std::fmt::Debug for Node {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { id, meta, spec, description, status, secret_sha256: _ } = self;
-        f.debug_struct("Node")
-            .field("id", id)
-            .field("meta", meta)
-            .field("spec", spec)
-            .field("description", description)
-            .field("status", status)
-            .finish_non_exhaustive()
-    }
+    /// The root that its certificate comes from.
+    pub issuer: KeyId,
 }
 
 impl Node {

@@ -130,8 +130,14 @@ fn happen(world: &mut World, event: &Event) {
         Event::History { limit } => {
             let Some(cluster) = world.state.cluster.clone() else { return };
             let spec = crate::model::ClusterSpec { task_history: limit, ..cluster.spec.clone() };
-            let (version, worker_secret, manager_secret) = (cluster.meta.version, None, None);
-            world.must(Action::UpdateCluster { version, spec, worker_secret, manager_secret });
+            let version = cluster.meta.version;
+            world.must(Action::UpdateCluster {
+                version,
+                spec,
+                worker_secret: None,
+                manager_secret: None,
+                rotation: None,
+            });
         }
     }
 }

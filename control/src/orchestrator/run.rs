@@ -22,7 +22,8 @@ pub async fn run(cluster: Cluster) {
         if !plan.steps.is_empty() {
             let command = Command { at_ns: now, action: Action::Orchestrate { steps: plan.steps } };
             match cluster.propose(command).await {
-                Ok(_) => {}
+                // Without a leader, the next pass may find another state.
+                Ok(_) | Err(ProposeError::NoLeader) => {}
                 Err(ProposeError::Refused(refusal)) => {
                     tracing::error!(%refusal, "the orchestrator's steps were refused");
                     tokio::time::sleep(PAUSE_AFTER_REFUSAL).await;

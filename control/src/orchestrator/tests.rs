@@ -519,7 +519,13 @@ fn tasks_that_ran_for_the_last_time_are_not_run_again_for_lack_of_history() {
         let mut spec = cluster.spec.clone();
         spec.task_history = history;
         let version = cluster.meta.version;
-        world.must(Action::UpdateCluster { version, spec, worker_secret: None, manager_secret: None });
+        world.must(Action::UpdateCluster {
+            version,
+            spec,
+            worker_secret: None,
+            manager_secret: None,
+            rotation: None,
+        });
         let mut job = service("job", 2);
         job.task.container.image = COMPLETES.to_owned();
         job.task.restart.condition = RestartCondition::OnFailure;

@@ -12,7 +12,7 @@ use super::Server;
 use crate::apply::awaits;
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
-use crate::model::Node;
+use crate::model::{JoinSecrets, Node};
 
 const PERIOD: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
@@ -22,7 +22,7 @@ const REST: Duration = Duration::from_secs(6);
 
 impl Server {
     /// Keeps the nodes' states true until the cluster shuts down.
-    pub(super) async fn watch_liveness(self: Arc<Self>) {
+    pub(crate) async fn watch_liveness(self: Arc<Self>) {
         if self.forget_former_sessions().await.is_err() {
             return;
         }
@@ -40,7 +40,7 @@ impl Server {
             }
             self.registry().retain(&state);
             self.settle();
-            if self.acknowledge(&mut resting).await.is_err() {
+            if self.acknowledge(&mut resting).await.is_err() || self.finish_rotation().await.is_err() {
                 return;
             }
         }
@@ -61,12 +61,26 @@ impl Server {
         }
     }
 
-    /// What a former manager process heard of the nodes says nothing of today.
+    /// Drops the present root once every node has a certificate from the next one. The tokens' secrets go with it: who has
+    /// the former root's key may have been shown them.
+    async fn finish_rotation(&self) -> Result<(), ()> {
+        let state = self.cluster.state();
+        let rotation = state.cluster.as_ref().and_then(|cluster| cluster.ca.rotation.as_ref());
+        let Some(root) = rotation.map(|rotation| rotation.root.id) else { return Ok(()) };
+        if state.nodes.values().any(|node| node.issuer != root) {
+            return Ok(());
+        }
+        tracing::info!(%root, "every node has a certificate from the next root: the former one is dropped");
+        let join_secrets = JoinSecrets { worker: rand::random(), manager: rand::random() };
+        self.propose(Action::FinishRotation { root, join_secrets }).await
+    }
+
+    /// What a former leader heard of the nodes says nothing of today.
     async fn forget_former_sessions(&self) -> Result<(), ()> {
         let state = self.cluster.state();
         for node in state.nodes.values().filter(|node| node.is_ready()) {
             if !self.registry().is_connected(&node.id) {
-                let message = "node moved to \"unknown\" state: its manager was restarted";
+                let message = "node moved to \"unknown\" state: the leader is another";
                 self.set_state(&node.id, NodeState::Unknown, message).await?;
             }
         }
@@ -97,7 +111,8 @@ impl Server {
     /// Fails when there is no point in going on.
     async fn propose(&self, action: Action) -> Result<(), ()> {
         match self.cluster.propose(Command::now(action)).await {
-            Ok(_) | Err(ProposeError::Refused(_)) => Ok(()),
+            // Without a leader, it is tried again.
+            Ok(_) | Err(ProposeError::Refused(_) | ProposeError::NoLeader) => Ok(()),
             Err(ProposeError::Storage(_) | ProposeError::Stopped) => Err(()),
         }
     }

@@ -1,35 +1,42 @@
-//! The agents' sessions: one listener, one session a node.
+//! The agents' sessions, and the port that agents and managers come by.
 //!
-//! A session works over any stream; TLS goes between the listener and [`Server::handle`].
+//! A session works over any stream, with the [`Peer`] that a [`Listener`] found its certificate to be of.
 
 mod handshake;
+mod join;
+mod listener;
 mod liveness;
 mod peer;
+mod refusals;
 mod registry;
+mod slots;
 #[cfg(test)]
 mod tests;
+mod trust;
 pub mod view;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_api::codec::CodecError;
+use mesh_api::tls::Peer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+
+pub use listener::{Listener, RaftHandler, Stream};
+pub use refusals::{Cause, Refusals};
 
 use crate::cluster::Cluster;
 use registry::Registry;
+use slots::Slots;
 
-/// How long a peer has for its first message.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Peers that have not proved themselves yet.
+/// How long a peer has for the handshake and its first message.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Peers that have not said yet what they want.
 const HANDSHAKES_MAX: usize = 256;
 /// Nodes with a session.
 const SESSIONS_MAX: usize = 4096;
-/// How long to wait when the system can't accept, say for lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +53,12 @@ pub enum SessionError {
     /// The peer said something out of order.
     #[error("the peer opened a session within a session")]
     OutOfOrder,
-    /// Too many peers.
-    #[error("there are too many sessions")]
-    Busy,
+    /// The peer was turned away without a word.
+    #[error("the peer was turned away: {}", .0.name())]
+    TurnedAway(Cause),
+    /// Sessions are another manager's.
+    #[error("this manager does not lead")]
+    NotLeader,
     /// The node has opened another session.
     #[error("another session of the node took this one's place")]
     Replaced,
@@ -61,58 +71,65 @@ pub enum SessionError {
 #[derive(Debug)]
 pub struct Server {
     cluster: Cluster,
+    /// Sessions are this manager's.
+    leads: watch::Sender<bool>,
     registry: Mutex<Registry>,
     settled: watch::Sender<u64>,
-    handshakes: Semaphore,
+    slots: Arc<Slots>,
     sessions: Semaphore,
+    refusals: Refusals,
 }
 
 impl Server {
-    /// A server for `cluster`'s nodes.
+    /// A server for `cluster`'s nodes, which sends them to the leader until it is told to [`Server::lead`].
     pub fn new(cluster: Cluster) -> Arc<Self> {
         Arc::new(Self {
             cluster,
+            leads: watch::Sender::new(false),
             registry: Mutex::new(Registry::new()),
             settled: watch::Sender::new(0),
-            handshakes: Semaphore::new(HANDSHAKES_MAX),
+            slots: Slots::new(HANDSHAKES_MAX, HANDSHAKE_TIMEOUT),
             sessions: Semaphore::new(SESSIONS_MAX),
+            refusals: Refusals::default(),
         })
     }
 
-    /// Accepts agents and watches their lives, until dropped.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let mut sessions = JoinSet::new();
-        let liveness = Arc::clone(&self).watch_liveness();
-        tokio::pin!(liveness);
-        loop {
-            tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        let _ = stream.set_nodelay(true);
-                        let server = Arc::clone(&self);
-                        sessions.spawn(async move {
-                            if let Err(error) = server.handle(stream).await {
-                                tracing::debug!(%peer, %error, "a session ended");
-                            }
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "no connection can be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-                Some(_) = sessions.join_next() => {}
-                () = &mut liveness => return,
-            }
-        }
-    }
-
-    /// Serves one agent over `stream`, to the end of its session.
-    pub async fn handle<S>(self: Arc<Self>, stream: S) -> Result<(), SessionError>
+    /// Serves the session of the agent that is `peer` over `stream`, to its end.
+    pub async fn handle<S>(self: Arc<Self>, stream: S, peer: Peer) -> Result<(), SessionError>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        peer::serve(&self, stream).await
+        let slot = self.slots.take(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        peer::serve(&self, stream, peer, slot).await
+    }
+
+    /// From here on, sessions are this manager's: it knows nothing of the nodes yet.
+    pub(crate) fn lead(&self) {
+        *self.registry() = Registry::new();
+        self.leads.send_replace(true);
+    }
+
+    /// Sessions are another manager's: those under way end.
+    pub(crate) fn resign(&self) {
+        self.leads.send_replace(false);
+    }
+
+    /// Where the leader listens, if there is another than this manager.
+    fn leader(&self) -> Option<SocketAddr> {
+        let leadership = self.cluster.leadership();
+        let leader = leadership.borrow().leader.clone();
+        leader.filter(|(id, _)| *id != self.cluster.raft_id()).map(|(_, manager)| manager.addr)
+    }
+
+    /// How many peers were turned away.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Counts a peer that is turned away without a word.
+    fn turn_away(&self, cause: Cause) -> SessionError {
+        self.refusals.count(cause);
+        SessionError::TurnedAway(cause)
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

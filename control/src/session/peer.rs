@@ -6,24 +6,28 @@ use std::time::Duration;
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
-    AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, HEARTBEAT_PERIOD_MS, ManagerMessage,
-    NodeDescription, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
+    AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, MANAGER_HEARTBEAT_PERIOD_MS,
+    ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
 };
 use mesh_api::table::{Delta, NodeState};
+use mesh_api::tls::{KeyId, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::handshake::{Admitted, Denied, admit};
+use super::handshake::{Admitted, Denied, admit, certify, cluster};
+use super::refusals::Cause;
 use super::registry::Epoch;
-use super::{HANDSHAKE_TIMEOUT, Server, SessionError, view};
+use super::slots::Slot;
+use super::{Server, SessionError, view};
 use crate::apply::{network_on_route, report_changes};
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
+use crate::pki::Issued;
 use crate::refusal::{Code, Refusal};
 
-const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
-const HEARTBEAT_PERIOD: Duration = Duration::from_millis(HEARTBEAT_PERIOD_MS);
+pub(super) const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
+const HEARTBEAT_PERIOD: Duration = Duration::from_millis(MANAGER_HEARTBEAT_PERIOD_MS);
 /// Answers that wait to be sent; the agent is not listened to while there are more.
 const ANSWERS_MAX: usize = 16;
 
@@ -40,11 +44,28 @@ impl<S: AsyncWrite> Writer<S> {
             .map_err(Into::into)
     }
 
-    async fn deny(mut self, denied: Denied) -> SessionError {
-        let Denied { reason, message } = denied;
+    /// Refuses a peer before it has a session.
+    async fn turn_away(self, server: &Server, denied: Denied) -> SessionError {
+        server.refusals.count(denied.cause);
+        self.refuse(denied.reason, denied.message).await
+    }
+
+    /// Sends a peer to the leader.
+    async fn send_on(mut self, server: &Server) -> SessionError {
+        let moved = ManagerMessage::Moved { leader: server.leader() };
+        // It is over either way.
+        if self.send(&moved).await.is_ok() {
+            let _ = timeout(SILENCE_MAX, self.0.finish()).await;
+        }
+        SessionError::NotLeader
+    }
+
+    async fn refuse(mut self, reason: RefusalReason, message: String) -> SessionError {
         let refusal = ManagerMessage::Refused { reason, message: message.clone() };
         // It is over either way.
-        let _ = self.send(&refusal).await;
+        if self.send(&refusal).await.is_ok() {
+            let _ = timeout(SILENCE_MAX, self.0.finish()).await;
+        }
         SessionError::Refused(message)
     }
 }
@@ -56,37 +77,55 @@ struct Session<'a> {
     epoch: Epoch,
 }
 
-pub(super) async fn serve<S>(server: &Arc<Server>, stream: S) -> Result<(), SessionError>
+pub(super) async fn serve<S>(
+    server: &Arc<Server>,
+    stream: S,
+    peer: Peer,
+    mut slot: Slot,
+) -> Result<(), SessionError>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (reading, writing) = tokio::io::split(stream);
     let mut reader = FrameReader::new(reading, AGENT_FRAME_BYTES_MAX);
     let writer = Writer(FrameWriter::new(writing));
-    let handshake = server.handshakes.try_acquire().map_err(|_| SessionError::Busy)?;
-    let first = timeout(HANDSHAKE_TIMEOUT, reader.next()).await.map_err(|_| SessionError::Timeout)??;
-    let Some(first) = first else { return Ok(()) };
+    let first = match slot.within(reader.next()).await {
+        Ok(Ok(Some(first))) => first,
+        Ok(Ok(None) | Err(_)) => return Err(server.turn_away(Cause::Message)),
+        Err(cause) => return Err(server.turn_away(cause)),
+    };
+    drop(slot);
+    if !*server.leads.borrow() {
+        return Err(writer.send_on(server).await);
+    }
     let Ok(_session) = server.sessions.try_acquire() else {
-        let message = "the manager serves as many nodes as it can".to_owned();
-        return Err(writer.deny(Denied { reason: RefusalReason::Unavailable, message }).await);
+        let message = "the manager serves as many nodes as it can";
+        let denied = Denied::new(RefusalReason::Unavailable, Cause::Unavailable, message);
+        return Err(writer.turn_away(server, denied).await);
     };
-    let Admitted { node, answer, is_fresh } = match admit(server, first).await {
+    let admitted = match admit(server, &peer, first).await {
         Ok(admitted) => admitted,
-        Err(denied) => return Err(writer.deny(denied).await),
+        Err(denied) => return Err(writer.turn_away(server, denied).await),
     };
-    drop(handshake);
+    let node = peer.node;
     warn_of_routes(server, &node);
     let (epoch, killed) = server.registry().connect(&node);
     let session = Session { server, node, epoch };
     let (answers, to_say) = mpsc::channel(ANSWERS_MAX);
     let ended = tokio::select! {
         ended = session.listen(reader, answers) => ended,
-        ended = session.speak(writer, answer, is_fresh, to_say) => ended,
+        ended = session.speak(writer, admitted, to_say) => ended,
         _ = killed => Err(SessionError::Replaced),
     };
     server.registry().disconnect(&session.node, epoch);
     tracing::info!(node = %session.node, ended = ?ended.as_ref().err().map(ToString::to_string), "a session ended");
     ended
+}
+
+/// Waits until sessions are another manager's.
+async fn ended(leads: &mut watch::Receiver<bool>) {
+    // Without whoever would tell, the manager is shutting down.
+    let _ = leads.wait_for(|leads| !leads).await.map(drop);
 }
 
 /// A network can't move out of the way of a node that joins, or that gets another route.
@@ -118,6 +157,8 @@ impl Session<'_> {
         mut reader: Reader<S>,
         answers: mpsc::Sender<ManagerMessage>,
     ) -> Result<(), SessionError> {
+        // What the certificate comes from that the node has not confirmed yet.
+        let mut unconfirmed = None;
         loop {
             let message = timeout(SILENCE_MAX, reader.next()).await.map_err(|_| SessionError::Timeout)??;
             let Some(message) = message else { return Ok(()) };
@@ -134,11 +175,18 @@ impl Session<'_> {
                     let answer = ManagerMessage::Attached { id, refused };
                     answers.send(answer).await.map_err(|_| SessionError::Stopped)?;
                 }
+                AgentMessage::Renew { csr } => {
+                    let (issuer, certificate) = self.renew(&csr)?;
+                    unconfirmed = Some(issuer);
+                    answers.send(certificate).await.map_err(|_| SessionError::Stopped)?;
+                }
+                AgentMessage::Renewed => {
+                    let issuer = unconfirmed.take().ok_or(SessionError::OutOfOrder)?;
+                    self.propose(Action::SetNodeIssuer { id: self.node.clone(), issuer }).await?;
+                }
                 AgentMessage::Alive => {}
                 AgentMessage::Leave => return self.leave().await,
-                AgentMessage::Join { .. } | AgentMessage::Resume { .. } => {
-                    return Err(SessionError::OutOfOrder);
-                }
+                AgentMessage::Resume { .. } => return Err(SessionError::OutOfOrder),
             }
         }
     }
@@ -163,13 +211,26 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Another certificate for the node, as what it is in the list of nodes; and the root that it comes from.
+    fn renew(&self, csr: &str) -> Result<(KeyId, ManagerMessage), SessionError> {
+        let state = self.server.cluster.state();
+        let refused = |denied: Denied| SessionError::Refused(denied.message);
+        let cluster = cluster(&state).map_err(refused)?;
+        let role = state.nodes.get(&self.node).map(|node| node.spec.role).ok_or(SessionError::Stopped)?;
+        let Issued { chain, issuer } = certify(cluster, &self.node, role, csr).map_err(refused)?;
+        tracing::info!(node = %self.node, ?role, "a node's certificate is renewed");
+        Ok((issuer, ManagerMessage::Certificate { chain, roots: cluster.ca.trusted() }))
+    }
+
     /// Makes an attachment on the node; why not, where that is refused.
     async fn attach(&self, id: TaskId, spec: AttachmentSpec) -> Result<Option<AttachRefused>, SessionError> {
         let node = self.node.clone();
         match self.server.cluster.propose(Command::now(Action::Attach { id, node, spec })).await {
             Ok(_) => Ok(None),
             Err(ProposeError::Refused(refusal)) => Ok(Some(refused(&refusal))),
-            Err(ProposeError::Storage(_) | ProposeError::Stopped) => Err(SessionError::Stopped),
+            Err(ProposeError::NoLeader | ProposeError::Storage(_) | ProposeError::Stopped) => {
+                Err(SessionError::Stopped)
+            }
         }
     }
 
@@ -187,7 +248,9 @@ impl Session<'_> {
         match self.server.cluster.propose(Command::now(action)).await {
             Ok(_) => Ok(()),
             Err(ProposeError::Refused(refusal)) => Err(SessionError::Refused(refusal.to_string())),
-            Err(ProposeError::Storage(_) | ProposeError::Stopped) => Err(SessionError::Stopped),
+            Err(ProposeError::NoLeader | ProposeError::Storage(_) | ProposeError::Stopped) => {
+                Err(SessionError::Stopped)
+            }
         }
     }
 
@@ -195,12 +258,13 @@ impl Session<'_> {
     async fn speak<S: AsyncWrite>(
         &self,
         mut writer: Writer<S>,
-        answer: ManagerMessage,
-        is_fresh: bool,
+        admitted: Admitted,
         mut answers: mpsc::Receiver<ManagerMessage>,
     ) -> Result<(), SessionError> {
+        let Admitted { answer, is_fresh, mut trust } = admitted;
         let mut states = self.server.cluster.watch();
         let mut settled = self.server.settled.subscribe();
+        let mut leads = self.server.leads.subscribe();
         let mut sent = states.borrow_and_update().clone();
         let table = view::table(&sent, &self.node).ok_or(SessionError::Stopped)?;
         // Noted before it is sent, here and below: the agent's answer can overtake the end of `send`.
@@ -208,6 +272,9 @@ impl Session<'_> {
         writer.send(&answer).await?;
         writer.send(&ManagerMessage::Snapshot { table: Box::new(table) }).await?;
         self.server.settle();
+        for news in trust.news(&sent, &self.node) {
+            writer.send(&news).await?;
+        }
         // The table index that the agent's copy is at; `sent` may be further, where nothing concerned the agent.
         let mut at = sent.index;
         settled.mark_changed();
@@ -219,7 +286,7 @@ impl Session<'_> {
                     let state = states.borrow_and_update().clone();
                     if !state.nodes.contains_key(&self.node) {
                         let message = "the node was removed from the cluster".to_owned();
-                        return Err(writer.deny(Denied { reason: RefusalReason::UnknownNode, message }).await);
+                        return Err(writer.refuse(RefusalReason::UnknownNode, message).await);
                     }
                     let news = view::changes(&sent, &state, &self.node);
                     if news.is_empty() {
@@ -232,6 +299,9 @@ impl Session<'_> {
                     }
                     sent = state;
                     self.server.settle();
+                    for news in trust.news(&sent, &self.node) {
+                        writer.send(&news).await?;
+                    }
                 }
                 changed = settled.changed() => {
                     changed.map_err(|_| SessionError::Stopped)?;
@@ -240,6 +310,7 @@ impl Session<'_> {
                         writer.send(&ManagerMessage::Settled { index }).await?;
                     }
                 }
+                () = ended(&mut leads) => return Err(writer.send_on(self.server).await),
                 Some(answer) = answers.recv() => writer.send(&answer).await?,
                 _ = heartbeat.tick() => writer.send(&ManagerMessage::Alive).await?,
             }

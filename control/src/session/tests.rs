@@ -1,31 +1,31 @@
 //! Sessions with fake agents, over streams in memory.
 
 mod attachments;
+mod port;
+mod rotation;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_api::codec::{FrameReader, FrameWriter, MANAGER_FRAME_BYTES_MAX};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
-    AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason, TaskStatus,
+    AgentMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason,
+    TaskStatus,
 };
 use mesh_api::table::{
     Affinity, BalancingRecord, Change, NodeState, ReturnPath, Role, SourceRule, Table, TaskState,
 };
+use mesh_api::tls::{Credential, KeyId, KeyRequest, Peer, Roots};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::{Server, SessionError, view};
+use super::handshake::Denied;
+use super::{Cause, Server, SessionError, join, view};
 use crate::cluster::{Cluster, InitRequest};
 use crate::command::{Action, Command};
-use crate::leader::Leader;
 use crate::model::{PortConfig, State};
 use crate::orchestrator::run::run;
-use crate::store::journal::Journal;
-use crate::store::memory::MemoryKv;
 use crate::testing::{World, attach, attachment, description, ingress_port, service};
 
 /// An agent that does what it is told.
@@ -33,31 +33,49 @@ struct FakeAgent {
     reader: FrameReader<Box<dyn AsyncRead + Send + Unpin>, ManagerMessage>,
     writer: FrameWriter<Box<dyn AsyncWrite + Send + Unpin>, AgentMessage>,
     session: JoinHandle<Result<(), SessionError>>,
-    node: Option<(NodeId, String)>,
+    node: Peer,
     table: Option<Table>,
     settled: u64,
 }
 
+/// A host that becomes a worker, and has no session yet.
+async fn enrol(server: &Server, hostname: &str) -> Credential {
+    let key = KeyRequest::new().unwrap();
+    let request = join_request(server, key.csr(), hostname);
+    match join::admit(server, request).await.unwrap() {
+        JoinAnswer::Joined { role: Role::Worker, chain, roots, .. } => {
+            Credential { identity: key.identity(&chain).unwrap(), roots: Roots::from_pem(&roots).unwrap() }
+        }
+        answer => panic!("unexpected: {answer:?}"),
+    }
+}
+
+fn join_request(server: &Server, csr: &str, hostname: &str) -> JoinRequest {
+    let token = server.cluster.join_token(Role::Worker).to_string();
+    let node = description(hostname);
+    JoinRequest { protocol: PROTOCOL_VERSION, token, csr: csr.to_owned(), node }
+}
+
+fn resume(hostname: &str, index: Option<u64>) -> AgentMessage {
+    AgentMessage::Resume { protocol: PROTOCOL_VERSION, node: description(hostname), index }
+}
+
 impl FakeAgent {
-    fn dial(server: &Arc<Server>) -> Self {
+    /// An agent with this certificate, whose session is open as far as TLS goes.
+    fn dial(server: &Arc<Server>, node: &Peer) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let session = tokio::spawn(Arc::clone(server).handle(theirs));
-        Self::over(ours, session)
+        let session = tokio::spawn(Arc::clone(server).handle(theirs, node.clone()));
+        Self::over(ours, session, node)
     }
 
-    fn over<S>(stream: S, session: JoinHandle<Result<(), SessionError>>) -> Self
+    fn over<S>(stream: S, session: JoinHandle<Result<(), SessionError>>, node: &Peer) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (reading, writing) = tokio::io::split(stream);
         let reader = FrameReader::new(Box::new(reading) as _, MANAGER_FRAME_BYTES_MAX);
         let writer = FrameWriter::new(Box::new(writing) as _);
-        Self { reader, writer, session, node: None, table: None, settled: 0 }
-    }
-
-    async fn connect(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).await.unwrap();
-        Self::over(stream, tokio::spawn(async { Ok(()) }))
+        Self { reader, writer, session, node: node.clone(), table: None, settled: 0 }
     }
 
     async fn say(&mut self, message: AgentMessage) {
@@ -70,29 +88,21 @@ impl FakeAgent {
     }
 
     async fn join(server: &Arc<Server>, hostname: &str) -> Self {
-        Self::dial(server).joined(&server.cluster, hostname).await
+        let credential = enrol(server, hostname).await;
+        let mut agent = Self::dial(server, credential.identity.peer());
+        agent.say(resume(hostname, None)).await;
+        agent.is_taken().await;
+        agent
     }
 
-    async fn joined(mut self, cluster: &Cluster, hostname: &str) -> Self {
-        let token = cluster.join_token(Role::Worker).to_string();
-        self.say(AgentMessage::Join { protocol: PROTOCOL_VERSION, token, node: description(hostname) }).await;
-        let Some(ManagerMessage::Joined { node_id, secret, role: Role::Worker, .. }) = self.hear().await
-        else {
-            panic!("not joined");
-        };
-        self.node = Some((node_id, secret));
-        self
+    async fn is_taken(&mut self) {
+        assert!(matches!(self.hear().await, Some(ManagerMessage::Resumed { role: Role::Worker, .. })));
     }
 
-    async fn resume(server: &Arc<Server>, node_id: &NodeId, secret: &str, hostname: &str) -> Self {
-        Self::dial(server).resumed(node_id, secret, hostname).await
-    }
-
-    async fn resumed(mut self, node_id: &NodeId, secret: &str, hostname: &str) -> Self {
-        let (node_id, secret) = (node_id.clone(), secret.to_owned());
-        let node = description(hostname);
-        self.say(AgentMessage::Resume { protocol: PROTOCOL_VERSION, node_id, secret, node }).await;
-        self
+    async fn resume(server: &Arc<Server>, node: &Peer, hostname: &str) -> Self {
+        let mut agent = Self::dial(server, node);
+        agent.say(resume(hostname, Some(0))).await;
+        agent
     }
 
     /// Takes one message, and answers as a node that runs every task at once.
@@ -151,14 +161,17 @@ fn status(task: &str, state: TaskState) -> TaskStatus {
 async fn server() -> (tempfile::TempDir, Arc<Server>) {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::create(dir.path(), InitRequest::default()).await.unwrap();
-    (dir, Server::new(cluster))
+    let server = Server::new(cluster);
+    server.lead();
+    (dir, server)
 }
 
 /// A server whose store needs no threads, so that paused time can pass.
-fn server_in_memory(world: &World) -> (tempfile::TempDir, Arc<Server>) {
+async fn server_in_memory(world: &World) -> (tempfile::TempDir, Arc<Server>) {
     let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::recover(dir.path(), Box::new(MemoryKv::default()), u64::MAX).unwrap();
-    (dir, Server::new(Cluster::start(journal, world.state.clone())))
+    let server = Server::new(Cluster::in_memory(world.state.clone()).await);
+    server.lead();
+    (dir, server)
 }
 
 async fn refusal(agent: &mut FakeAgent) -> RefusalReason {
@@ -171,41 +184,54 @@ async fn refusal(agent: &mut FakeAgent) -> RefusalReason {
     }
 }
 
+fn reason(answer: Result<JoinAnswer, Denied>) -> RefusalReason {
+    let denied = answer.unwrap_err();
+    assert!(!denied.message.is_empty());
+    denied.reason
+}
+
 #[tokio::test]
 async fn strangers_are_refused_with_reasons() {
     let (_dir, server) = server().await;
-    let good = server.cluster.join_token(Role::Worker).to_string();
-    let join = |protocol, token: &str, hostname: &str| AgentMessage::Join {
-        protocol,
-        token: token.to_owned(),
-        node: description(hostname),
-    };
-    let mut wrong = good.clone();
+    let key = KeyRequest::new().unwrap();
+    let good = join_request(&server, key.csr(), "n1");
+    let mut wrong = good.token.clone();
     wrong.pop();
-    wrong.push(if good.ends_with('0') { '1' } else { '0' });
+    wrong.push(if good.token.ends_with('0') { '1' } else { '0' });
     let cases = [
-        (join(PROTOCOL_VERSION + 1, &good, "n1"), RefusalReason::Protocol),
-        (join(PROTOCOL_VERSION, "", "n1"), RefusalReason::InvalidToken),
-        (join(PROTOCOL_VERSION, &wrong, "n1"), RefusalReason::InvalidToken),
-        (join(PROTOCOL_VERSION, &good, "no host name"), RefusalReason::Invalid),
-        (AgentMessage::Alive, RefusalReason::Protocol),
-        (
-            AgentMessage::Resume {
-                protocol: PROTOCOL_VERSION,
-                node_id: "nobody".into(),
-                secret: String::new(),
-                node: description("n1"),
-            },
-            RefusalReason::UnknownNode,
-        ),
+        (JoinRequest { protocol: PROTOCOL_VERSION + 1, ..good.clone() }, RefusalReason::Protocol),
+        (JoinRequest { token: String::new(), ..good.clone() }, RefusalReason::InvalidToken),
+        (JoinRequest { token: wrong, ..good.clone() }, RefusalReason::InvalidToken),
+        (JoinRequest { csr: "no request".to_owned(), ..good.clone() }, RefusalReason::Certificate),
+        (JoinRequest { node: description("no host name"), ..good.clone() }, RefusalReason::Invalid),
     ];
-    for (message, reason) in cases {
-        let mut agent = FakeAgent::dial(&server);
+    for (request, expected) in cases {
+        assert_eq!(reason(join::admit(&server, request.clone()).await), expected, "{request:?}");
+    }
+    let cluster = server.cluster.state().cluster.clone().unwrap();
+    let stranger = |cluster: &str| Peer {
+        node: "nobody".into(),
+        role: Role::Worker,
+        cluster: cluster.into(),
+        issuer: KeyId::default(),
+        not_before: SystemTime::UNIX_EPOCH,
+        not_after: SystemTime::UNIX_EPOCH,
+    };
+    let old = AgentMessage::Resume { protocol: PROTOCOL_VERSION + 1, node: description("n1"), index: None };
+    let cases = [
+        (stranger(cluster.id.as_str()), AgentMessage::Alive, RefusalReason::Protocol),
+        (stranger(cluster.id.as_str()), old, RefusalReason::Protocol),
+        (stranger(cluster.id.as_str()), resume("n1", None), RefusalReason::UnknownNode),
+        (stranger("another"), resume("n1", None), RefusalReason::UnknownNode),
+    ];
+    for (peer, message, expected) in cases {
+        let mut agent = FakeAgent::dial(&server, &peer);
         agent.say(message.clone()).await;
-        assert_eq!(refusal(&mut agent).await, reason, "{message:?}");
+        assert_eq!(refusal(&mut agent).await, expected, "{message:?}");
         assert!(agent.hear().await.is_none(), "the stream ends");
     }
     assert!(server.cluster.state().nodes.is_empty());
+    assert_eq!(server.refusals().counted(), [(Cause::Node, 2), (Cause::Message, 2)]);
 }
 
 #[tokio::test]
@@ -213,31 +239,27 @@ async fn a_host_of_another_address_family_is_told_what_to_do() {
     let (_dir, server) = server().await;
     let mut first = FakeAgent::join(&server, "n1").await;
     first.until(|agent| agent.table.is_some()).await;
-    let token = server.cluster.join_token(Role::Worker).to_string();
+    let key = KeyRequest::new().unwrap();
     let node = NodeDescription { vtep: "fd00::2".parse().unwrap(), ..description("n2") };
-    let mut other = FakeAgent::dial(&server);
-    other.say(AgentMessage::Join { protocol: PROTOCOL_VERSION, token, node }).await;
-    match other.hear().await {
-        Some(ManagerMessage::Refused { reason: RefusalReason::Invalid, message }) => {
-            assert!(message.contains("name an IPv4 address of this host with --data-path-addr"), "{message}");
-        }
-        answer => panic!("unexpected: {answer:?}"),
-    }
+    let request = JoinRequest { node, ..join_request(&server, key.csr(), "n2") };
+    let Denied { reason, message, .. } = join::admit(&server, request).await.unwrap_err();
+    assert_eq!(reason, RefusalReason::Invalid);
+    assert!(message.contains("name an IPv4 address of this host with --data-path-addr"), "{message}");
 }
 
 #[tokio::test]
 async fn garbage_harms_nobody() {
     let (_dir, server) = server().await;
+    let mut agent = FakeAgent::join(&server, "n1").await;
     for bytes in
         [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 3, b'{', b'{', b'{'], &[0xff; 64], &[0, 0, 0, 200, 1]]
     {
         let (mut ours, theirs) = tokio::io::duplex(1 << 10);
-        let session = tokio::spawn(Arc::clone(&server).handle(theirs));
+        let session = tokio::spawn(Arc::clone(&server).handle(theirs, agent.node.clone()));
         ours.write_all(bytes).await.unwrap();
         drop(ours);
         assert!(session.await.unwrap().is_err());
     }
-    let mut agent = FakeAgent::join(&server, "n1").await;
     agent.until(|agent| agent.table.is_some()).await;
 }
 
@@ -269,7 +291,7 @@ async fn a_service_comes_up_and_goes_over_sessions() {
     let mut states = cluster.watch();
     states.wait_for(|state| state.tasks.is_empty()).await.unwrap();
     for agent in [&first, &second] {
-        let mut expected = view::table(&cluster.state(), &agent.node.as_ref().unwrap().0).unwrap();
+        let mut expected = view::table(&cluster.state(), &agent.node.node).unwrap();
         let mut table = agent.table.clone().unwrap();
         (expected.index, table.index) = (0, 0);
         assert_eq!(table, expected);
@@ -277,43 +299,11 @@ async fn a_service_comes_up_and_goes_over_sessions() {
 }
 
 #[tokio::test]
-async fn tasks_outlive_a_restart_of_the_manager() {
-    let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::create(dir.path(), InitRequest::default()).await.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let leader = Leader::start(&cluster, listener);
-    let mut agent = FakeAgent::connect(addr).await.joined(&cluster, "n1").await;
-    let create = Action::CreateService { id: "web".into(), spec: Box::new(service("web", 2)) };
-    cluster.propose(Command::now(create)).await.unwrap();
-    agent.until(|agent| agent.running() == 2).await;
-    let (id, secret) = agent.node.clone().unwrap();
-    let before = agent.table.clone().unwrap();
-    leader.stop().await;
-    assert!(agent.session.await.unwrap().is_ok());
-    cluster.shutdown().await;
-    drop(cluster);
-
-    let cluster = Cluster::open(dir.path()).await.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let leader = Leader::start(&cluster, listener);
-    let mut agent = FakeAgent::connect(addr).await.resumed(&id, &secret, "n1").await;
-    assert!(matches!(agent.hear().await, Some(ManagerMessage::Resumed { .. })));
-    agent.until(|agent| agent.running() == 2).await;
-    let after = agent.table.clone().unwrap();
-    assert!(after.index >= before.index);
-    assert_eq!(after.tasks, before.tasks, "the same tasks, addresses and incarnations");
-    leader.stop().await;
-    cluster.shutdown().await;
-}
-
-#[tokio::test]
 async fn a_node_that_describes_itself_anew_is_known_so() {
     let (_dir, server) = server().await;
     let mut agent = FakeAgent::join(&server, "n1").await;
     agent.until(|agent| agent.table.is_some()).await;
-    let (id, secret) = agent.node.clone().unwrap();
+    let (id, peer) = (agent.node.node.clone(), agent.node.clone());
     let attached = NodeDescription { dataplane: "eth0=xdp-native".to_owned(), ..description("n1") };
     let mut states = server.cluster.watch();
     agent.say(AgentMessage::Described { node: attached.clone() }).await;
@@ -330,24 +320,21 @@ async fn a_node_that_describes_itself_anew_is_known_so() {
     assert!(matches!(&ended, Err(SessionError::Refused(why)) if why.contains("hostname")), "{ended:?}");
     assert_eq!(server.cluster.state().nodes[&id], known.nodes[&id]);
 
-    let mut early = FakeAgent::dial(&server);
+    let mut early = FakeAgent::dial(&server, &peer);
     early.say(AgentMessage::Described { node: description("n1") }).await;
     assert_eq!(refusal(&mut early).await, RefusalReason::Protocol);
-    let mut back = FakeAgent::resume(&server, &id, &secret, "n1").await;
+    let mut back = FakeAgent::resume(&server, &peer, "n1").await;
     assert!(matches!(back.hear().await, Some(ManagerMessage::Resumed { .. })));
 }
 
 #[tokio::test]
-async fn a_node_comes_back_with_its_secret_and_leaves() {
+async fn a_node_comes_back_and_leaves() {
     let (_dir, server) = server().await;
     let mut agent = FakeAgent::join(&server, "n1").await;
     agent.until(|agent| agent.table.is_some()).await;
-    let (id, secret) = agent.node.clone().unwrap();
-    let mut impostor = FakeAgent::resume(&server, &id, "guess", "n1").await;
-    assert_eq!(refusal(&mut impostor).await, RefusalReason::UnknownNode);
-
-    let mut back = FakeAgent::resume(&server, &id, &secret, "renamed").await;
-    assert!(matches!(back.hear().await, Some(ManagerMessage::Resumed { role: Role::Worker, .. })));
+    let (id, peer) = (agent.node.node.clone(), agent.node.clone());
+    let mut back = FakeAgent::resume(&server, &peer, "renamed").await;
+    back.is_taken().await;
     back.until(|agent| agent.table.is_some()).await;
     assert!(matches!(agent.session.await.unwrap(), Err(SessionError::Replaced)));
     assert_eq!(server.cluster.state().nodes[&id].description.hostname, "renamed");
@@ -357,8 +344,8 @@ async fn a_node_comes_back_with_its_secret_and_leaves() {
     let node = server.cluster.state().nodes[&id].clone();
     assert_eq!((node.status.state, node.status.message.as_str()), (NodeState::Down, "node left the swarm"));
 
-    let mut again = FakeAgent::resume(&server, &id, &secret, "n1").await;
-    assert!(matches!(again.hear().await, Some(ManagerMessage::Resumed { .. })));
+    let mut again = FakeAgent::resume(&server, &peer, "n1").await;
+    again.is_taken().await;
     again.until(|agent| agent.table.is_some()).await;
     server.cluster.propose(Command::now(Action::RemoveNode { id, force: true })).await.unwrap();
     loop {
@@ -370,6 +357,8 @@ async fn a_node_comes_back_with_its_secret_and_leaves() {
             None => panic!("the session ended without a word"),
         }
     }
+    let mut gone = FakeAgent::resume(&server, &peer, "n1").await;
+    assert_eq!(refusal(&mut gone).await, RefusalReason::UnknownNode);
 }
 
 #[tokio::test]
@@ -377,7 +366,7 @@ async fn a_node_reports_for_its_own_tasks_only_and_repetition_costs_nothing() {
     let mut world = World::new(&["n1", "n2"]);
     world.create_service(service("web", 2));
     while world.orchestrate().0 {}
-    let (_dir, server) = server_in_memory(&world);
+    let (_dir, server) = server_in_memory(&world).await;
     let task = world.state.tasks.values().next().unwrap().clone();
     let (own, other) = (task.node.clone().unwrap(), NodeId::from("n3"));
     let report = status(task.id.as_str(), TaskState::Running);
@@ -391,7 +380,7 @@ async fn a_node_reports_for_its_own_tasks_only_and_repetition_costs_nothing() {
 #[tokio::test]
 async fn silent_nodes_go_down_and_return() {
     let world = World::new(&["n1"]);
-    let (_dir, server) = server_in_memory(&world);
+    let (_dir, server) = server_in_memory(&world).await;
     let node_state = |server: &Server| server.cluster.state().nodes[&NodeId::from("n1")].status.state;
     tokio::time::pause();
     let liveness = tokio::spawn(Arc::clone(&server).watch_liveness());
@@ -412,12 +401,13 @@ async fn silent_nodes_go_down_and_return() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_says_nothing_is_dropped() {
-    let (_dir, server) = server_in_memory(&World::new(&[]));
-    let (ours, theirs) = tokio::io::duplex(64);
-    let session = tokio::spawn(Arc::clone(&server).handle(theirs));
-    assert!(matches!(session.await.unwrap(), Err(SessionError::Timeout)));
-    drop(ours);
-    assert_eq!(server.handshakes.available_permits(), super::HANDSHAKES_MAX);
+    let (_dir, server) = server_in_memory(&World::new(&[])).await;
+    let credential = enrol(&server, "n1").await;
+    let FakeAgent { reader: _reader, writer: _writer, session, .. } =
+        FakeAgent::dial(&server, credential.identity.peer());
+    assert!(matches!(session.await.unwrap(), Err(SessionError::TurnedAway(Cause::Slow))));
+    assert_eq!(server.slots.len(), 0);
+    assert_eq!(server.refusals().counted(), [(Cause::Slow, 1)]);
 }
 
 #[test]
@@ -439,8 +429,14 @@ fn set_return_path(world: &mut World, return_path: &str) {
     let cluster = world.state.cluster.clone().unwrap();
     let mut spec = cluster.spec.clone();
     spec.labels.insert("shoal.return".into(), return_path.into());
-    let (version, worker_secret, manager_secret) = (cluster.meta.version, None, None);
-    world.must(Action::UpdateCluster { version, spec, worker_secret, manager_secret });
+    let version = cluster.meta.version;
+    world.must(Action::UpdateCluster {
+        version,
+        spec,
+        worker_secret: None,
+        manager_secret: None,
+        rotation: None,
+    });
 }
 
 #[test]
@@ -579,11 +575,9 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_is_not_given_up_between_its_admission_and_its_session() {
-    let (_dir, server) = server_in_memory(&World::new(&[]));
+    let (_dir, server) = server_in_memory(&World::new(&[])).await;
     tokio::time::advance(Duration::from_mins(1)).await;
-    let token = server.cluster.join_token(Role::Worker).to_string();
-    let join = AgentMessage::Join { protocol: PROTOCOL_VERSION, token, node: description("n1") };
-    let node = super::handshake::admit(&server, join).await.unwrap().node;
+    let node = enrol(&server, "n1").await.identity.peer().node.clone();
     assert_eq!(server.verdict(&server.cluster.state().nodes[&node]), None);
     tokio::time::advance(Duration::from_secs(20)).await;
     let given_up = server.verdict(&server.cluster.state().nodes[&node]);
@@ -601,7 +595,7 @@ async fn a_freed_address_waits_until_every_live_node_has_applied_its_end() {
     world.must(Action::RemoveService { id });
     let freed_at = world.state.index;
     assert_eq!(world.state.freed.len(), 1);
-    let (_dir, server) = server_in_memory(&world);
+    let (_dir, server) = server_in_memory(&world).await;
     tokio::time::pause();
     let (first, second) = (NodeId::from("n1"), NodeId::from("n2"));
     let (epoch_first, _kill_first) = server.registry().connect(&first);

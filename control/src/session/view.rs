@@ -11,8 +11,8 @@ use imbl::ordmap::DiffItem;
 use mesh_api::id::{NodeId, ServiceId, TaskId};
 use mesh_api::table::{
     BalancingRecord, Change, ClusterRecord, EndpointMode, EndpointRecord, NetworkRecord, NodeRecord,
-    PortRecord, ReturnPath, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord,
-    WEIGHT_MAX,
+    PortRecord, ReturnPath, Role, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState,
+    VipRecord, WEIGHT_MAX,
 };
 
 use crate::model::constraint::Constraint;
@@ -163,7 +163,7 @@ fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
         id,
         meta: _,
         spec,
-        digest: _,
+        ca: _,
         join_secrets: _,
         hash_seed,
         data_path_port,
@@ -171,6 +171,7 @@ fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
         subnet_size: _,
         avoid: _,
         key_epoch,
+        removed: _,
     } = cluster;
     ClusterRecord {
         id: id.clone(),
@@ -194,14 +195,16 @@ fn node_weight(state: &State, node: &NodeId) -> u8 {
 }
 
 fn node_record(node: &Node) -> NodeRecord {
-    let Node { id, meta: _, spec, description, status, secret_sha256: _ } = node;
+    let Node { id, meta: _, spec, description, status, issuer: _ } = node;
     NodeRecord {
         id: id.clone(),
         hostname: description.hostname.clone(),
-        role: spec.role,
+        // Until it has ceased to be one: the others decide on that with its vote.
+        role: if description.manager.is_some() { Role::Manager } else { spec.role },
         vtep: description.vtep,
         state: status.state,
         wireguard: description.wireguard.clone(),
+        manager: description.manager.as_ref().filter(|_| spec.role == Role::Manager).map(|own| own.addr),
     }
 }
 

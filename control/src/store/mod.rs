@@ -1,21 +1,27 @@
-//! The log on disk: a small trait over a key-value engine, sled behind it, and an engine in memory for tests.
+//! What a manager keeps on disk: an ordered key-value engine for raft's log, sled or redb behind one small trait, and
+//! snapshots of the state in files. Both have fakes in memory for tests.
 //!
-//! What raft will need of a store is what the journal needs: [`LogKv::commit`] is atomic and durable when it returns.
+//! ```text
+//! <dir>/log/                       sled's folder, or
+//! <dir>/log.redb                   redb's file: the log and what belongs to it ([`crate::raft::log`] has the keys)
+//! <dir>/snapshot-<index>.json      the state at that index
+//! ```
 
-pub mod journal;
+pub mod folder;
 pub mod memory;
+pub mod redb;
 pub mod sled;
-mod snapshot;
+pub mod snapshot;
 #[cfg(test)]
 mod tests;
-mod upgrade;
 
 use std::io;
 use std::path::PathBuf;
 
-/// The format of what is on disk. Earlier ones are read as well; a version that knows only those would let tasks send under
-/// other addresses than their services' own, or send cleartext where this one encrypts.
-pub const FORMAT: u32 = 5;
+/// The format of what is on disk.
+pub const FORMAT: u32 = 1;
+/// Longest value that the engines take, bytes: from about 8 KiB on, sled moves pages to files that it never syncs.
+pub const VALUE_BYTES_MAX: usize = 4096;
 
 /// Why the store can't be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -40,10 +46,10 @@ pub enum StoreError {
         /// What happened.
         problem: String,
     },
-    /// What is stored was written by a later version.
+    /// What is stored was written by another version.
     #[error(
-        "the manager's state in {path} has format {format}, and this version of Shoal reads formats 1 to {FORMAT}: start the \
-         version that wrote it, or a later one"
+        "the manager's state in {path} has format {format}, and this version of Shoal reads format {FORMAT}: start the version \
+         that wrote it, or move the folder aside and make or join a cluster again"
     )]
     Format {
         /// The file or folder.
@@ -84,8 +90,10 @@ pub type Pair = (Vec<u8>, Vec<u8>);
 
 /// An ordered key-value engine that a log can rest on.
 pub trait LogKv: std::fmt::Debug + Send + Sync + 'static {
-    /// Makes all of the changes or none; they are durable when it returns `Ok`.
+    /// Makes all of the changes or none; they are durable when it returns `Ok`, and so is what was noted before.
     fn commit(&self, ops: Vec<Op>) -> io::Result<()>;
+    /// Makes all of the changes or none; a crash may undo them unless a commit follows.
+    fn note(&self, ops: Vec<Op>) -> io::Result<()>;
     /// The value of a key.
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
     /// Keys from `from` up to, but without, `to`, in order.

@@ -3,7 +3,7 @@
 //! 1. one tree, no background flush, every batch flushed by us;
 //! 2. `Db::flush` only writes the pages back (`sync_file_range`); after it the file is synced through a handle of
 //!    our own. The folder and its parent are synced once at opening;
-//! 3. values above 4 KiB are refused ([`super::journal`] cuts longer ones up): from about 8 KiB on, sled moves pages
+//! 3. values above 4 KiB are refused ([`crate::raft::log`] cuts longer ones up): from about 8 KiB on, sled moves pages
 //!    to files that it never syncs;
 //! 4. a damaged database shows as a panic or as a hang when it is opened, so that happens on a thread of its own, with
 //!    a time limit. Or it shows as an empty one: so each holds a marker from the start.
@@ -14,17 +14,16 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::{LogKv, Op, Pair, StoreError};
+use super::folder::sync_dir;
+use super::{LogKv, Op, Pair, StoreError, VALUE_BYTES_MAX};
 
-/// Longest value, bytes.
-pub const VALUE_BYTES_MAX: usize = 4096;
 /// How long an opening may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// sled gives its lock up a moment after it is dropped: how often, and how long apart, to try again.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const CACHE_BYTES: u64 = 16 << 20;
-/// The marker's key and value; the log's keys begin with `L`.
+/// The marker's key and value; raft's keys are others.
 const MARKER: (&[u8], &[u8]) = (b"Mformat", b"1");
 
 /// A sled database.
@@ -79,12 +78,6 @@ fn create(dir: &Path) -> Result<(), String> {
     std::fs::rename(&unfinished, dir).map_err(text)
 }
 
-/// Syncs a folder's entries.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    File::open(dir)?.sync_all()
-}
-
 fn open_guarded(dir: &Path) -> Result<sled::Db, String> {
     let (sender, receiver) = mpsc::channel();
     let config = sled::Config::new()
@@ -122,8 +115,9 @@ fn open_unlocked(config: &sled::Config) -> sled::Result<sled::Db> {
     config.open()
 }
 
-impl LogKv for SledKv {
-    fn commit(&self, ops: Vec<Op>) -> io::Result<()> {
+impl SledKv {
+    /// Makes the changes without syncing them.
+    fn apply(&self, ops: Vec<Op>) -> io::Result<()> {
         let mut batch = sled::Batch::default();
         for op in ops {
             match op {
@@ -137,9 +131,19 @@ impl LogKv for SledKv {
                 Op::Del(key) => batch.remove(key),
             }
         }
-        self.db.apply_batch(batch).map_err(io::Error::other)?;
+        self.db.apply_batch(batch).map_err(io::Error::other)
+    }
+}
+
+impl LogKv for SledKv {
+    fn commit(&self, ops: Vec<Op>) -> io::Result<()> {
+        self.apply(ops)?;
         self.db.flush().map_err(io::Error::other)?;
         self.file.sync_data()
+    }
+
+    fn note(&self, ops: Vec<Op>) -> io::Result<()> {
+        self.apply(ops)
     }
 
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {

@@ -95,7 +95,7 @@ pub struct Dataplane {
     tables: Tables,
     links: Links,
     attachment: Attachment,
-    _collector: Collector,
+    collector: Collector,
 }
 
 /// Whether the interfaces have this agent's programs.
@@ -129,7 +129,7 @@ impl Dataplane {
             Attachment::Waiting { flows: inherit(former, &folder)?, endpoints: Vec::new() }
         };
         let collector = Collector::start(&folder)?;
-        Ok(Self { config, programs, tables, links, attachment, _collector: collector })
+        Ok(Self { config, programs, tables, links, attachment, collector })
     }
 
     /// Brings the maps to what `touched` names of `table`, and to `local`, given that they hold all the rest; the first
@@ -137,6 +137,7 @@ impl Dataplane {
     pub fn change(&mut self, table: &Table, touched: &Touched, local: &Local) -> Result<(), DataplaneError> {
         let config = self.node_config(table, local);
         self.tables.change(table, touched, local, &config)?;
+        self.collector.avoid(self.tables.avoided());
         self.take_over()
     }
 

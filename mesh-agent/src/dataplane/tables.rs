@@ -1,5 +1,6 @@
 //! The maps, kept to what the cluster's table and this node ask for: plan, layout and writing together.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use mesh_api::id::ServiceId;
@@ -8,7 +9,7 @@ use mesh_common::map::Config;
 
 use super::contents::Changes;
 use super::error::DataplaneError;
-use super::layout::Layout;
+use super::layout::{Avoided, Layout};
 use super::maps::Maps;
 use super::plan::{Fragment, Local, Places, plan, plan_local};
 use super::touched::Touched;
@@ -108,6 +109,14 @@ impl Tables {
         fits?;
         self.complete = true;
         Ok(())
+    }
+
+    /// The backends that get nothing new, because their nodes don't answer.
+    pub fn avoided(&self) -> HashSet<Avoided> {
+        if self.local.as_ref().is_none_or(|local| local.silent.is_empty()) {
+            return HashSet::new();
+        }
+        self.layout.avoided()
     }
 
     fn write(&mut self, changes: &Changes, config: &Config) -> Result<(), DataplaneError> {

@@ -96,7 +96,7 @@ mod tests {
 
     fn node(id: &str, vtep: &str, state: NodeState, wireguard: Vec<WireguardIdentity>) -> NodeRecord {
         let (hostname, vtep) = (id.to_owned(), vtep.parse().unwrap());
-        NodeRecord { id: id.into(), hostname, role: Role::Worker, vtep, state, wireguard }
+        NodeRecord { id: id.into(), hostname, role: Role::Worker, vtep, state, wireguard, manager: None }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! are [`driver`]s beside it, which talk to it in events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use mesh_api::error::chain;
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::TaskStatus;
-use mesh_api::table::{Table, TaskState};
+use mesh_api::table::{NodeRecord, Table, TaskRecord, TaskState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
@@ -25,6 +26,7 @@ mod driver;
 mod plan;
 mod plane;
 mod setup;
+pub(crate) mod silent;
 mod tasks;
 
 use absent::Absent;
@@ -35,6 +37,7 @@ use plan::{TaskAction, TaskView, plan_tasks};
 pub(crate) use plane::Plane;
 pub use setup::NodeError;
 use setup::Setup;
+use silent::{Silent, Vteps};
 use tasks::LocalTask;
 
 use crate::config::Config;
@@ -206,6 +209,7 @@ async fn clear_away<P: Plane>(inputs: &NodeInputs, reply: Option<oneshot::Sender
 /// on past failures and returns them in words.
 pub(crate) async fn remove_all<P: Plane>(runtime: &Runtime, bpffs: &Path, state_dir: &Path) -> Vec<String> {
     let mut errors = driver::stop_all(runtime).await;
+    errors.extend(silent::record(state_dir, &Vteps::new()).err().map(|error| error.to_string()));
     errors.extend(setup::clear_away::<P>(bpffs, state_dir).await);
     errors
 }
@@ -233,6 +237,12 @@ struct Worker<P> {
     /// Other nodes' tasks that are not there.
     absent: Absent,
     nacks: mpsc::Receiver<AttachmentKey>,
+    /// Asks the other nodes whether they are there.
+    silent: Silent,
+    /// Those that are not, as far as that has been followed.
+    silent_nodes: Vteps,
+    /// Those that [`silent::record`] has.
+    recorded: Option<Vteps>,
     settled: watch::Receiver<u64>,
     applied: watch::Sender<Option<u64>>,
     statuses: watch::Sender<Statuses>,
@@ -269,6 +279,9 @@ impl<P: Plane> Worker<P> {
             aliases: Aliases::default(),
             absent: Absent::default(),
             nacks,
+            silent: Silent::start(membership.data_path),
+            silent_nodes: Vteps::new(),
+            recorded: None,
             settled: settled.clone(),
             applied: applied.clone(),
             statuses: statuses.clone(),
@@ -307,6 +320,7 @@ impl<P: Plane> Worker<P> {
                 Some(event) = self.events.recv() => self.event(event).await,
                 Some(key) = self.nacks.recv() => self.take_nack(key),
                 () = at(self.absent.next_expiry()) => self.look_again(),
+                () = self.silent.changed() => self.take_silent(),
                 () = at(self.apply_at) => self.apply_now().await,
                 () = at(deadline) => {}
                 () = changed(&mut watch) => self.audit().await,
@@ -349,6 +363,8 @@ impl<P: Plane> Worker<P> {
         self.rewire |= self.pending.all;
         if self.pending.all {
             self.assigned = table.tasks.keys().filter(|id| is_ours(id)).cloned().collect();
+            let vteps = table.nodes.values().map(|node| node.vtep);
+            self.silent.follow(vteps.filter(|vtep| *vtep != self.membership.data_path).collect());
         }
         for id in self.pending.tasks.values().flat_map(BTreeMap::keys) {
             if is_ours(id) {
@@ -429,10 +445,12 @@ impl<P: Plane> Worker<P> {
             addresses: self.setup.facts.node_addresses(),
             endpoints: self.tasks.values().flat_map(|task| task.endpoints.iter().cloned()).collect(),
             absent: self.absent.keys(),
+            silent: self.silent_nodes.clone(),
         };
         let touched = std::mem::take(&mut self.pending);
         self.setup.dns.update(&table, &touched, &local.endpoints);
         self.setup.plane.change(&table, &touched, &local)?;
+        self.record_silent();
         let index = followed.map(|followed| followed.min(table.index));
         self.applied.send_if_modified(|applied| std::mem::replace(applied, index) != index);
         if index != Some(table.index) {
@@ -445,7 +463,7 @@ impl<P: Plane> Worker<P> {
     /// A node says that a task of its is not there.
     fn take_nack(&mut self, key: AttachmentKey) {
         if self.absent.note(key, Instant::now()) {
-            let tasks = self.touch(&BTreeSet::from([key.incarnation]));
+            let tasks = self.touch(|task| task.incarnation == key.incarnation);
             info!(?tasks, vni = key.vni, "not where the table has it, says its node: it is sent nothing");
         }
     }
@@ -453,15 +471,49 @@ impl<P: Plane> Worker<P> {
     /// The tasks that were not there for long enough may be there again.
     fn look_again(&mut self) {
         let over = self.absent.expire(Instant::now());
-        let tasks = self.touch(&over);
+        let tasks = self.touch(|task| over.contains(&task.incarnation));
         info!(?tasks, "may be where the table has it by now");
     }
 
+    /// Other nodes don't answer, or do again.
+    fn take_silent(&mut self) {
+        let found = self.silent.found();
+        let nodes_of = |vteps: Vec<&IpAddr>| {
+            let is_one = |node: &&NodeRecord| vteps.contains(&&node.vtep);
+            let nodes = |table: &Table| -> BTreeMap<NodeId, String> {
+                let nodes = table.nodes.values().filter(is_one);
+                nodes.map(|node| (node.id.clone(), node.hostname.clone())).collect()
+            };
+            self.with_table(nodes).unwrap_or_default()
+        };
+        let lost = nodes_of(found.difference(&self.silent_nodes).collect());
+        let back = nodes_of(self.silent_nodes.difference(&found).collect());
+        if !lost.is_empty() {
+            warn!(nodes = ?lost.values(), "silent: where others serve, these nodes' tasks get no new flows from here");
+        }
+        if !back.is_empty() {
+            info!(nodes = ?back.values(), "heard again");
+        }
+        self.silent_nodes = found;
+        self.touch(|task| lost.contains_key(&task.node) || back.contains_key(&task.node));
+    }
+
+    /// Leaves word of the silent nodes for who looks at this one.
+    fn record_silent(&mut self) {
+        if self.recorded.as_ref() == Some(&self.silent_nodes) {
+            return;
+        }
+        match silent::record(&self.config.state_dir, &self.silent_nodes) {
+            Ok(()) => self.recorded = Some(self.silent_nodes.clone()),
+            Err(error) => warn!(%error, "can't write which nodes are silent to the state folder"),
+        }
+    }
+
     /// Has the dataplane look at tasks again, and returns which.
-    fn touch(&mut self, incarnations: &BTreeSet<u32>) -> Vec<TaskId> {
+    fn touch(&mut self, is_meant: impl Fn(&TaskRecord) -> bool) -> Vec<TaskId> {
         let tables = self.tables.borrow();
         let tasks = tables.iter().flat_map(|table| table.tasks.values());
-        let touched: Vec<_> = tasks.filter(|task| incarnations.contains(&task.incarnation)).collect();
+        let touched: Vec<_> = tasks.filter(|task| is_meant(task)).collect();
         for task in &touched {
             self.pending.note_task(task);
         }
@@ -511,8 +563,9 @@ impl<P: Plane> Worker<P> {
     }
 
     async fn tear_down(self) -> Vec<String> {
-        let Self { setup, runtime, tasks, .. } = self;
+        let Self { config, setup, runtime, tasks, .. } = self;
         let mut errors = setup.tear_down().await;
+        errors.extend(silent::record(&config.state_dir, &Vteps::new()).err().map(|error| error.to_string()));
         for id in tasks.keys() {
             errors.extend(runtime.remove(id).err().map(|error| chain(&error)));
         }

@@ -21,6 +21,7 @@ mod attach;
 mod egress;
 mod encryption;
 mod networks;
+mod silent;
 
 /// What the fake was told, by the folder that it would pin to: each test has its own.
 static NOTES: Mutex<BTreeMap<std::path::PathBuf, Notes>> = Mutex::new(BTreeMap::new());

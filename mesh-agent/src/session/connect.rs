@@ -1,17 +1,35 @@
-//! Opening a session: the first message and its answer.
+//! Dialling managers: to become a node, and to open a session as one.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use mesh_api::codec::{CodecError, FrameReader, FrameWriter, MANAGER_FRAME_BYTES_MAX};
-use mesh_api::session::{AgentMessage, ManagerMessage, NodeDescription, RefusalReason};
+use mesh_api::codec::{CodecError, FrameReader, FrameWriter, JOIN_FRAME_BYTES_MAX, MANAGER_FRAME_BYTES_MAX};
+use mesh_api::id::{ClusterId, NodeId};
+use mesh_api::session::{
+    AgentMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason,
+};
+use mesh_api::table::Role;
+use mesh_api::tls::{
+    self, Alpn, Credential, HandshakeError, Identity, Peer, is_certificate_refused, join_config,
+};
+use mesh_api::token::JoinToken;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::{ClientConfig, Error};
 
 /// How long a manager has to take the connection, and as long again for each step of the greeting.
 const STEP: Duration = Duration::from_secs(5);
+/// How long it has to take the connection where there are others to ask.
+const STEP_OF_SEVERAL: Duration = Duration::from_secs(1);
+/// How often managers may name another as their leader, before they are taken for being at odds.
+const MOVES_MAX: u32 = 3;
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +45,29 @@ pub enum ConnectError {
         /// Why.
         source: io::Error,
     },
+    /// What answers is not of the cluster that the join token names.
+    #[error(
+        "remote CA does not match fingerprint: manager {remote} is not of the swarm that the join token is of, or that has \
+         another root certificate by now; `docker swarm join-token` prints the token of today"
+    )]
+    Fingerprint {
+        /// Its address.
+        remote: SocketAddr,
+    },
+    /// What answers can't prove to be a manager of the cluster.
+    #[error("no secure connection with manager {remote}")]
+    Handshake {
+        /// Its address.
+        remote: SocketAddr,
+        /// Why.
+        source: HandshakeError,
+    },
+    /// This node can't prove to be one.
+    #[error("{0}")]
+    Certificate(String),
+    /// This node's own key or roots can't be used.
+    #[error("this node's certificate can't be used")]
+    Own(#[source] Error),
     /// The stream broke, or what came is not this protocol.
     #[error("manager {remote} does not speak the session's protocol, or hung up")]
     Stream {
@@ -38,6 +79,12 @@ pub enum ConnectError {
     /// The manager said something else than a greeting.
     #[error("manager {remote} answered out of turn, or not at all")]
     Unexpected {
+        /// Its address.
+        remote: SocketAddr,
+    },
+    /// Sessions are the leader's, and this manager is none.
+    #[error("manager {remote} does not lead, and knows of no leader that answers")]
+    NoLeader {
         /// Its address.
         remote: SocketAddr,
     },
@@ -53,68 +100,183 @@ pub enum ConnectError {
     },
 }
 
-type Reader = FrameReader<OwnedReadHalf, ManagerMessage>;
-type Writer = FrameWriter<OwnedWriteHalf, AgentMessage>;
+impl ConnectError {
+    /// Every manager would repeat it.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if *reason != RefusalReason::Unavailable)
+    }
+}
+
+type Secure = TlsStream<TcpStream>;
 
 /// An open session, after the greeting.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) remote: SocketAddr,
-    pub(crate) reader: Reader,
-    pub(crate) writer: Writer,
+    pub(crate) reader: FrameReader<ReadHalf<Secure>, ManagerMessage>,
+    pub(crate) writer: FrameWriter<WriteHalf<Secure>, AgentMessage>,
     /// The host as it was described to the manager.
     pub(crate) node: NodeDescription,
-    /// `Joined` or `Resumed`.
-    pub(crate) greeting: ManagerMessage,
+    /// The node's role.
+    pub(crate) role: Role,
+    /// The roots to trust, PEM.
+    pub(crate) roots: String,
 }
 
-/// Opens a session of the host `node` with the first of `remotes` that takes it. A refusal that every manager would repeat ends the search.
+/// What a host got that joined.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) node_id: NodeId,
+    pub(crate) role: Role,
+    /// The certificate chain, PEM.
+    pub(crate) chain: String,
+    /// The roots to trust, PEM.
+    pub(crate) roots: String,
+}
+
+/// Opens a session of the host `node`, which has the table of `index`, with the first of `remotes` that takes it, or that
+/// one of them says is the leader.
 pub(crate) async fn connect(
     remotes: &[SocketAddr],
+    credential: &Credential,
     node: NodeDescription,
-    hello: impl FnOnce(NodeDescription) -> AgentMessage,
+    index: Option<u64>,
 ) -> Result<Connection, ConnectError> {
-    let hello = hello(node.clone());
+    let config = credential.client_config(Alpn::Session).map_err(ConnectError::Own)?;
+    let hello = AgentMessage::Resume { protocol: PROTOCOL_VERSION, node, index };
     let mut last = ConnectError::NoRemotes;
-    for remote in remotes {
-        match connect_one(*remote, &hello).await {
-            Ok((reader, writer, greeting)) => {
-                return Ok(Connection { remote: *remote, reader, writer, node, greeting });
+    let mut remotes: VecDeque<SocketAddr> = remotes.iter().copied().collect();
+    let mut moves = 0;
+    while let Some(remote) = remotes.pop_front() {
+        let step = if remotes.is_empty() { STEP } else { STEP_OF_SEVERAL };
+        let greeted = greet(remote, step, Arc::clone(&config), &hello, MANAGER_FRAME_BYTES_MAX).await;
+        let error = match greeted {
+            Ok((ManagerMessage::Resumed { cluster_id: _, role, roots }, reader, writer)) => {
+                let AgentMessage::Resume { node, .. } = hello else { break };
+                return Ok(Connection { remote, reader, writer, node, role, roots });
             }
-            Err(error @ ConnectError::Refused { reason, .. }) if reason != RefusalReason::Unavailable => {
-                return Err(error);
+            Ok((ManagerMessage::Moved { leader }, ..)) => {
+                if let Some(leader) = leader.filter(|leader| *leader != remote && moves < MOVES_MAX) {
+                    moves += 1;
+                    remotes.retain(|other| *other != leader);
+                    remotes.push_front(leader);
+                }
+                ConnectError::NoLeader { remote }
             }
-            Err(error) => last = error,
+            Ok((ManagerMessage::Refused { reason, message }, ..)) => {
+                ConnectError::Refused { remote, reason, message }
+            }
+            Ok(_) => ConnectError::Unexpected { remote },
+            Err(error) => refused_certificate(&error, &credential.identity).unwrap_or(error),
+        };
+        if error.is_final() {
+            return Err(error);
         }
+        last = error;
     }
     Err(last)
 }
 
-async fn connect_one(
+/// Joins, by the first of `remotes` that takes the host `node`, the cluster that `token` names. Nothing is said to one that
+/// can't prove to be of it.
+pub(crate) async fn join(
+    remotes: &[SocketAddr],
+    token: &JoinToken,
+    csr: &str,
+    node: NodeDescription,
+) -> Result<Joined, ConnectError> {
+    let config = join_config(token).map_err(ConnectError::Own)?;
+    let (token, csr) = (token.to_string(), csr.to_owned());
+    let request = JoinRequest { protocol: PROTOCOL_VERSION, token, csr, node };
+    let mut last = ConnectError::NoRemotes;
+    for remote in remotes {
+        let error = match greet(*remote, STEP, Arc::clone(&config), &request, JOIN_FRAME_BYTES_MAX).await {
+            Ok((JoinAnswer::Joined { cluster_id, node_id, role, chain, roots }, ..)) => {
+                return Ok(Joined { cluster_id, node_id, role, chain, roots });
+            }
+            Ok((JoinAnswer::Refused { reason, message }, ..)) => {
+                ConnectError::Refused { remote: *remote, reason, message }
+            }
+            Err(error) => error,
+        };
+        if error.is_final() {
+            return Err(error);
+        }
+        last = error;
+    }
+    Err(last)
+}
+
+type Greeted<A, Q> = (A, FrameReader<ReadHalf<Secure>, A>, FrameWriter<WriteHalf<Secure>, Q>);
+
+/// Dials, within `step`, says `hello`, and hears the answer.
+async fn greet<A: DeserializeOwned, Q: Serialize>(
     remote: SocketAddr,
-    hello: &AgentMessage,
-) -> Result<(Reader, Writer, ManagerMessage), ConnectError> {
-    let stream = match timeout(STEP, TcpStream::connect(remote)).await {
+    step: Duration,
+    config: Arc<ClientConfig>,
+    hello: &Q,
+    frame_bytes_max: u32,
+) -> Result<Greeted<A, Q>, ConnectError> {
+    let stream = match timeout(step, TcpStream::connect(remote)).await {
         Ok(connected) => connected,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
     let stream = stream.map_err(|source| ConnectError::Unreachable { remote, source })?;
     let _ = stream.set_nodelay(true);
-    let (read, write) = stream.into_split();
-    let mut reader = FrameReader::new(read, MANAGER_FRAME_BYTES_MAX);
+    let secure = match timeout(STEP, tls::connect(stream, config)).await {
+        Ok(secure) => secure,
+        Err(_) => Err(HandshakeError::Io(io::ErrorKind::TimedOut.into())),
+    };
+    let secure = secure.map_err(|source| match source {
+        HandshakeError::Fingerprint => ConnectError::Fingerprint { remote },
+        source => ConnectError::Handshake { remote, source },
+    })?;
+    let (read, write) = tokio::io::split(secure);
+    let mut reader = FrameReader::new(read, frame_bytes_max);
     let mut writer = FrameWriter::new(write);
-    let greet = async {
-        writer.send(hello).await?;
-        reader.next().await
+    let greeting = async {
+        let sent = writer.send(hello).await;
+        // Where the manager has hung up, what it said before tells more.
+        match (reader.next().await, sent) {
+            (Ok(None), Err(error)) => Err(error),
+            (heard, _) => heard,
+        }
     };
-    let greeting = match timeout(2 * STEP, greet).await {
-        Ok(Ok(Some(greeting))) => greeting,
-        Ok(Ok(None)) | Err(_) => return Err(ConnectError::Unexpected { remote }),
-        Ok(Err(source)) => return Err(ConnectError::Stream { remote, source }),
-    };
-    match greeting {
-        ManagerMessage::Joined { .. } | ManagerMessage::Resumed { .. } => Ok((reader, writer, greeting)),
-        ManagerMessage::Refused { reason, message } => Err(ConnectError::Refused { remote, reason, message }),
-        _ => Err(ConnectError::Unexpected { remote }),
+    match timeout(2 * STEP, greeting).await {
+        Ok(Ok(Some(answer))) => Ok((answer, reader, writer)),
+        Ok(Ok(None)) | Err(_) => Err(ConnectError::Unexpected { remote }),
+        Ok(Err(source)) => Err(ConnectError::Stream { remote, source }),
     }
+}
+
+/// What is wrong with the node's own certificate, where that is what an attempt failed for.
+fn refused_certificate(error: &ConnectError, own: &Identity) -> Option<ConnectError> {
+    let ConnectError::Stream { remote, source: CodecError::Io(error) } = error else { return None };
+    if !is_certificate_refused(error) {
+        return None;
+    }
+    let own = own.peer();
+    let refused = || {
+        let again = join_again(own);
+        format!(
+            "manager {remote} does not take this node's certificate: check both hosts' clocks; if they are right, {again}"
+        )
+    };
+    Some(ConnectError::Certificate(expired(own).unwrap_or_else(refused)))
+}
+
+/// Since when the node can't prove itself any more, and what to do; `None` while its certificate is valid.
+pub(crate) fn expired(own: &Peer) -> Option<String> {
+    let since = SystemTime::now().duration_since(own.not_after).ok()?;
+    let (hours, again) = (since.as_secs() / 3600, join_again(own));
+    Some(format!("this node's certificate expired {hours} h ago, before the node could renew it: {again}"))
+}
+
+fn join_again(own: &Peer) -> String {
+    format!(
+        "leave the swarm and join it again (`docker swarm leave`, `docker swarm join`), and remove the former node on a manager \
+         (`docker node rm --force {}`)",
+        own.node
+    )
 }

@@ -38,7 +38,15 @@ mod tests {
 
     fn node(id: &str, state: NodeState) -> NodeRecord {
         let (hostname, vtep) = (id.to_owned(), "192.0.2.1".parse().unwrap());
-        NodeRecord { id: id.into(), hostname, role: Role::Worker, vtep, state, wireguard: Vec::new() }
+        NodeRecord {
+            id: id.into(),
+            hostname,
+            role: Role::Worker,
+            vtep,
+            state,
+            wireguard: Vec::new(),
+            manager: None,
+        }
     }
 
     fn table(index: u64, nodes: &[(&str, NodeState)]) -> Table {

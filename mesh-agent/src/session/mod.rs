@@ -3,40 +3,49 @@
 //! Keeps one session open, whatever breaks: the table that comes out of it is the last one heard of, and what goes
 //! in (the index that the dataplane holds, the tasks' states) is said again to whichever manager listens next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_api::codec::CodecError;
+use mesh_api::error;
 use mesh_api::id::TaskId;
 use mesh_api::session::{
-    AgentMessage, AttachRefused, AttachmentSpec, HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription,
-    PROTOCOL_VERSION, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
+    AgentMessage, AttachRefused, AttachmentSpec, HEARTBEAT_PERIOD_MS, MANAGER_TIMEOUT_MS, ManagerMessage,
+    NodeDescription, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
 };
 use mesh_api::table::{Delta, DeltaGap, Role, Table};
+use mesh_api::tls::Shared;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
+mod certificate;
 mod connect;
 mod difference;
+mod renewal;
 mod store;
 
 pub use connect::ConnectError;
-pub(crate) use connect::{Connection, connect};
+pub(crate) use connect::{Connection, Joined, connect, expired, join};
 pub use store::Membership;
 use store::TableWriter;
 pub(crate) use store::{Credentials, Store};
 
 use self::difference::difference;
+use self::renewal::Renewal;
 use crate::dataplane::Touched;
 use crate::facts::Describe;
 use crate::sys::memory;
 
 const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_PERIOD_MS);
-const SILENCE: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
+/// How long a manager may take nothing of what is said.
+const STUCK: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
+/// How long a manager may say nothing.
+const SILENCE: Duration = Duration::from_millis(MANAGER_TIMEOUT_MS);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Messages read ahead of what they change.
@@ -95,6 +104,12 @@ pub(crate) struct Session {
 struct Client {
     store: Store,
     credentials: Arc<Mutex<Credentials>>,
+    shared: Shared,
+    /// It has joined just now, and never had a table.
+    is_fresh: bool,
+    renewal: Renewal,
+    /// The manager to ask first.
+    leader: Option<SocketAddr>,
     describe: Describe,
     writer: TableWriter,
     tables: watch::Sender<Option<Arc<Table>>>,
@@ -114,10 +129,12 @@ struct Client {
 enum SessionEnd {
     #[error("the manager closed the session")]
     Closed,
-    #[error("nothing was heard of the manager for {} s", SILENCE.as_secs())]
+    #[error("nothing was heard of the manager for {} s", SILENCE.as_secs_f32())]
     Silent,
     #[error("the manager does not take messages")]
     Stuck,
+    #[error("the manager does not lead any longer")]
+    Moved(Option<SocketAddr>),
     #[error(transparent)]
     Codec(#[from] CodecError),
     #[error(transparent)]
@@ -130,14 +147,24 @@ enum SessionEnd {
     Left,
 }
 
+/// What a message changed.
+enum Taken {
+    Table,
+    /// The node has its next certificate.
+    Certificate,
+    Other,
+}
+
 impl Session {
-    /// Starts from the last table, with a session that is open already or by opening one.
+    /// Starts from the last table. `is_fresh`: the node has never had one. The credential is shared with whoever else
+    /// of the process needs the present one.
     pub(crate) fn start(
         store: Store,
         credentials: Arc<Mutex<Credentials>>,
+        shared: Shared,
         describe: Describe,
         table: Option<Arc<Table>>,
-        connection: Option<Connection>,
+        is_fresh: bool,
     ) -> Self {
         let (tables, tables_rx) = watch::channel(table);
         let touched = Arc::new(Mutex::new(Touched::all()));
@@ -151,6 +178,10 @@ impl Session {
             writer: TableWriter::new(store.clone()),
             store,
             credentials,
+            shared,
+            is_fresh,
+            renewal: Renewal::new(),
+            leader: None,
             describe,
             tables,
             touched: Arc::clone(&touched),
@@ -171,7 +202,7 @@ impl Session {
             state: state_rx,
             calls,
             leave: leave_tx,
-            task: tokio::spawn(client.run(connection)),
+            task: tokio::spawn(client.run()),
         }
     }
 
@@ -200,14 +231,10 @@ impl Drop for Session {
 }
 
 impl Client {
-    async fn run(mut self, mut connection: Option<Connection>) {
+    async fn run(mut self) {
         let mut backoff = BACKOFF_MIN;
         loop {
-            let opened = match connection.take() {
-                Some(open) => Ok(open),
-                None => self.resume().await,
-            };
-            let state = match opened {
+            let state = match self.resume().await {
                 Ok(open) => {
                     let since = Instant::now();
                     info!(manager = %open.remote, "session open");
@@ -220,12 +247,20 @@ impl Client {
                     if since.elapsed() > BACKOFF_MAX {
                         backoff = BACKOFF_MIN;
                     }
+                    self.leader = None;
                     match end {
                         SessionEnd::Refused(reason, message) => SessionState::Refused(reason, message),
+                        SessionEnd::Moved(leader) => {
+                            self.leader = leader;
+                            SessionState::Disconnected(SessionEnd::Moved(leader).to_string())
+                        }
                         other => SessionState::Disconnected(other.to_string()),
                     }
                 }
                 Err(ConnectError::Refused { reason, message, .. }) => SessionState::Refused(reason, message),
+                Err(ConnectError::Certificate(message)) => {
+                    SessionState::Refused(RefusalReason::Certificate, message)
+                }
                 Err(error) => {
                     debug!(error = &error as &dyn std::error::Error, "no session");
                     SessionState::Disconnected(error.to_string())
@@ -249,14 +284,15 @@ impl Client {
     }
 
     async fn resume(&mut self) -> Result<Connection, ConnectError> {
-        let Credentials { membership, secret } = self.credentials().clone();
-        let (protocol, node_id) = (PROTOCOL_VERSION, membership.node_id);
-        let hello = |node| AgentMessage::Resume { protocol, node_id, secret, node };
-        let connection = connect(&membership.remotes, self.description(), hello).await?;
-        let ManagerMessage::Resumed { role, .. } = connection.greeting else {
-            return Err(ConnectError::Unexpected { remote: connection.remote });
-        };
-        self.set_role(role).await;
+        let Credentials { membership, credential } = self.credentials().clone();
+        let index = self.tables.borrow().as_ref().map(|table| table.index);
+        let index = index.or((!self.is_fresh).then_some(0));
+        let others = membership.remotes.iter().filter(|remote| self.leader != Some(**remote));
+        let remotes: Vec<SocketAddr> = self.leader.iter().chain(others).copied().collect();
+        let connection = connect(&remotes, &credential, self.description(), index).await?;
+        self.set_role(connection.role).await;
+        self.trust(&connection.roots).await;
+        self.renewal.start_over();
         Ok(connection)
     }
 
@@ -271,21 +307,37 @@ impl Client {
     }
 
     async fn set_role(&self, role: Role) {
-        let changed = {
-            let mut credentials = self.credentials();
-            let former = std::mem::replace(&mut credentials.membership.role, role);
-            (former != role).then(|| credentials.clone())
+        let mut credentials = self.credentials().clone();
+        if credentials.membership.role != role {
+            credentials.membership.role = role;
+            if let Err(error) = self.keep(credentials).await {
+                warn!(%error, "the node's role can't be written to the state folder");
+            }
+        }
+    }
+
+    /// Remembers where the managers are, by the table.
+    async fn note_managers(&self) {
+        let mut credentials = self.credentials().clone();
+        let Membership { advertise, remotes, .. } = &credentials.membership;
+        let managers: BTreeSet<SocketAddr> = {
+            let table = self.tables.borrow();
+            table.iter().flat_map(|table| table.nodes.values()).filter_map(|node| node.manager).collect()
         };
-        let Some(credentials) = changed else { return };
-        let store = self.store.clone();
-        let saved = tokio::task::spawn_blocking(move || store.save_credentials(&credentials)).await;
-        if let Ok(Err(error)) = saved {
-            warn!(%error, "the node's role can't be written to the state folder");
+        // How this host reaches its own manager, others may not know.
+        let own = remotes.iter().filter(|remote| remote.ip() == *advertise);
+        let known: BTreeSet<SocketAddr> = managers.iter().chain(own).copied().collect();
+        if managers.is_empty() || known == remotes.iter().copied().collect() {
+            return;
+        }
+        credentials.membership.remotes = known.into_iter().collect();
+        if let Err(error) = self.keep(credentials).await {
+            warn!(%error, "the managers' addresses can't be written to the state folder");
         }
     }
 
     async fn converse(&mut self, connection: Connection) -> SessionEnd {
-        let Connection { mut reader, mut writer, node, remote: _, greeting: _ } = connection;
+        let Connection { mut reader, mut writer, node, remote: _, role: _, roots: _ } = connection;
         let (sender, mut messages) = mpsc::channel(READ_AHEAD);
         // The reader is not cancel-safe, so it has a task of its own.
         let reading = AbortOnDrop(tokio::spawn(async move {
@@ -311,7 +363,9 @@ impl Client {
                 message = messages.recv() => {
                     heard = Instant::now();
                     match self.receive(message, &mut messages).await {
-                        Ok(()) => continue,
+                        Ok(certified) => {
+                            certified.then_some(AgentMessage::Renewed).into_iter().chain(self.renewals()).collect()
+                        }
                         Err(end) => break end,
                     }
                 }
@@ -319,7 +373,7 @@ impl Client {
                 Ok(()) = self.statuses.changed() => sent.statuses(&self.statuses.borrow_and_update()),
                 Ok(()) = described.changed() => sent.description(self.description()),
                 Some(call) = self.calls.recv() => self.ask(call),
-                _ = heartbeat.tick() => vec![AgentMessage::Alive],
+                _ = heartbeat.tick() => [AgentMessage::Alive].into_iter().chain(self.renewals()).collect(),
                 () = tokio::time::sleep_until(heard + SILENCE) => break SessionEnd::Silent,
                 true = told(&mut leave) => {
                     let _ = timeout(HEARTBEAT, writer.send(&AgentMessage::Leave)).await;
@@ -332,7 +386,7 @@ impl Client {
                 }
                 Ok::<_, CodecError>(())
             };
-            match timeout(SILENCE, say).await {
+            match timeout(STUCK, say).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => break error.into(),
                 Err(_) => break SessionEnd::Stuck,
@@ -353,13 +407,14 @@ impl Client {
         vec![AgentMessage::Attach { id, spec }]
     }
 
-    /// Takes a message and those that wait behind it, so that a burst of deltas is told once.
+    /// Takes a message and those that wait behind it, so that a burst of deltas is told once. Whether the node has its
+    /// next certificate.
     async fn receive(
         &mut self,
         first: Option<Result<Option<ManagerMessage>, CodecError>>,
         messages: &mut mpsc::Receiver<Result<Option<ManagerMessage>, CodecError>>,
-    ) -> Result<(), SessionEnd> {
-        let mut changed = false;
+    ) -> Result<bool, SessionEnd> {
+        let (mut changed, mut certified) = (false, false);
         let mut next = first;
         let mut settled = None;
         let result = loop {
@@ -369,7 +424,9 @@ impl Client {
                 Some(Err(error)) => break Err(error.into()),
             };
             match self.take(message, &mut settled).await {
-                Ok(table_changed) => changed |= table_changed,
+                Ok(Taken::Table) => changed = true,
+                Ok(Taken::Certificate) => certified = true,
+                Ok(Taken::Other) => {}
                 Err(end) => break Err(end),
             }
             match messages.try_recv() {
@@ -379,27 +436,32 @@ impl Client {
         };
         if changed {
             self.tables.send_modify(|_| ());
+            self.note_managers().await;
         }
         if let Some(index) = settled {
             self.settled.send_replace(index);
         }
-        result
+        result.map(|()| certified)
     }
 
-    /// Whether the table changed.
-    async fn take(&mut self, message: ManagerMessage, settled: &mut Option<u64>) -> Result<bool, SessionEnd> {
+    /// What changed.
+    async fn take(
+        &mut self,
+        message: ManagerMessage,
+        settled: &mut Option<u64>,
+    ) -> Result<Taken, SessionEnd> {
         match message {
             ManagerMessage::Snapshot { table } => {
                 debug!(index = table.index, "snapshot");
                 self.replace(*table).await;
-                Ok(true)
+                Ok(Taken::Table)
             }
             ManagerMessage::Delta { delta } => {
                 let at = self.tables.borrow().as_ref().map(|table| table.index);
                 match at {
                     Some(at) if at == delta.from => {
                         self.change(delta).await;
-                        Ok(true)
+                        Ok(Taken::Table)
                     }
                     Some(at) => Err(DeltaGap { at, from: delta.from }.into()),
                     None => Err(SessionEnd::OutOfTurn),
@@ -407,18 +469,41 @@ impl Client {
             }
             ManagerMessage::Settled { index } => {
                 *settled = Some(index);
-                Ok(false)
+                Ok(Taken::Other)
             }
             ManagerMessage::Attached { id, refused } => {
                 if let Some(answer) = self.asked.remove(&id) {
                     // Who no longer waits will find the task in the table.
                     let _ = answer.send(refused.map_or(Ok(()), Err));
                 }
-                Ok(false)
+                Ok(Taken::Other)
             }
-            ManagerMessage::Alive => Ok(false),
+            ManagerMessage::Renew => {
+                self.renewal.want();
+                Ok(Taken::Other)
+            }
+            ManagerMessage::Certificate { chain, roots } => {
+                let request = self.renewal.answered().ok_or(SessionEnd::OutOfTurn)?;
+                match self.certify(&request, &chain, &roots).await {
+                    Ok(()) => {
+                        info!("the node has its next certificate");
+                        self.renewal.done();
+                        Ok(Taken::Certificate)
+                    }
+                    Err(error) => {
+                        warn!(error = error::chain(&error), "the node's next certificate can't be kept");
+                        Ok(Taken::Other)
+                    }
+                }
+            }
+            ManagerMessage::Trust { roots } => {
+                self.trust(&roots).await;
+                Ok(Taken::Other)
+            }
+            ManagerMessage::Alive => Ok(Taken::Other),
+            ManagerMessage::Moved { leader } => Err(SessionEnd::Moved(leader)),
             ManagerMessage::Refused { reason, message } => Err(SessionEnd::Refused(reason, message)),
-            ManagerMessage::Joined { .. } | ManagerMessage::Resumed { .. } => Err(SessionEnd::OutOfTurn),
+            ManagerMessage::Resumed { .. } => Err(SessionEnd::OutOfTurn),
         }
     }
 

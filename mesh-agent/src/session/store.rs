@@ -1,4 +1,4 @@
-//! What the node remembers across restarts: its membership with its secret, and the last table.
+//! What the node remembers across restarts: its membership with what proves it, and the last table.
 //!
 //! The table is a file of all of it and one of the deltas since. A delta is written before the dataplane hears of it, so
 //! that an agent that is killed comes back with no older table than its maps hold. It is not flushed to the disk: a host
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::table::{Delta, Role, Table};
+use mesh_api::tls::{Credential, Identity, Roots};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -43,18 +44,21 @@ pub struct Membership {
     pub remotes: Vec<SocketAddr>,
 }
 
-/// A membership, and what proves it: `membership.json`, readable by root alone.
-#[derive(Clone, Serialize, Deserialize)]
+/// A membership, and what proves it.
+#[derive(Debug, Clone)]
 pub(crate) struct Credentials {
     pub(crate) membership: Membership,
-    pub(crate) secret: String,
+    pub(crate) credential: Arc<Credential>,
 }
 
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { membership, secret: _ } = self;
-        f.debug_struct("Credentials").field("membership", membership).finish_non_exhaustive()
-    }
+/// `membership.json`, readable by root alone.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    membership: Membership,
+    /// The node's key and certificate chain, PEM.
+    identity: String,
+    /// The roots that it trusts, PEM.
+    roots: String,
 }
 
 /// The state folder of an agent.
@@ -94,13 +98,20 @@ impl Store {
     }
 
     pub(crate) fn load_credentials(&self) -> io::Result<Option<Credentials>> {
-        files::read_json(&self.membership())
+        let Some(Kept { membership, identity, roots }) = files::read_json(&self.membership())? else {
+            return Ok(None);
+        };
+        let identity = Identity::from_pem(&identity).map_err(io::Error::other)?;
+        let roots = Roots::from_pem(&roots).map_err(io::Error::other)?;
+        Ok(Some(Credentials { membership, credential: Arc::new(Credential { identity, roots }) }))
     }
 
     pub(crate) fn save_credentials(&self, credentials: &Credentials) -> io::Result<()> {
         let mut is_member = self.is_member.lock().unwrap_or_else(PoisonError::into_inner);
         std::fs::create_dir_all(&self.dir)?;
-        files::write_json(&self.membership(), credentials, files::SECRET)?;
+        let Credentials { membership, credential } = credentials.clone();
+        let (identity, roots) = (credential.identity.to_pem(), credential.roots.to_pem());
+        files::write_json(&self.membership(), &Kept { membership, identity, roots }, files::SECRET)?;
         *is_member = true;
         Ok(())
     }
@@ -226,8 +237,10 @@ fn open(deltas: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use mesh_api::table::{Change, ClusterRecord, ReturnPath};
+    use mesh_api::tls::testing::{Ca, Wanted};
 
     use super::*;
 
@@ -240,7 +253,8 @@ mod tests {
             data_path: Ipv4Addr::new(192, 0, 2, 2).into(),
             remotes: vec!["192.0.2.9:2377".parse().unwrap()],
         };
-        Credentials { membership, secret: "s".to_owned() }
+        let wanted = Wanted::new("n", Role::Worker, "c");
+        Credentials { membership, credential: Arc::new(Ca::new().credential(&wanted)) }
     }
 
     fn cluster(hash_seed: u64) -> ClusterRecord {
@@ -338,22 +352,35 @@ mod tests {
     }
 
     #[test]
-    fn the_membership_is_read_as_it_was_first_written_and_in_both_families() {
+    fn the_membership_is_kept_in_both_families_and_for_root_alone() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path());
-        let file = |addr: &str, remote: &str| {
-            format!(
-                r#"{{"membership":{{"cluster_id":"c","node_id":"n","role":"worker","advertise":"{addr}","data_path":"{addr}","remotes":["{remote}"]}},"secret":"s"}}"#
-            )
-        };
         for (addr, remote) in [("192.0.2.1", "192.0.2.9:2377"), ("2001:db8::1", "[2001:db8::9]:2377")] {
-            let text = file(addr, remote);
-            std::fs::write(store.membership(), &text).unwrap();
-            let credentials = store.load_credentials().unwrap().unwrap();
-            let addr: IpAddr = addr.parse().unwrap();
-            assert_eq!([credentials.membership.advertise, credentials.membership.data_path], [addr; 2]);
+            let mut credentials = credentials();
+            credentials.membership.advertise = addr.parse().unwrap();
+            credentials.membership.remotes = vec![remote.parse().unwrap()];
             store.save_credentials(&credentials).unwrap();
-            assert_eq!(std::fs::read_to_string(store.membership()).unwrap(), text);
+            let kept = store.load_credentials().unwrap().unwrap();
+            assert_eq!(kept.membership, credentials.membership);
+            assert_eq!(kept.credential.identity.to_pem(), credentials.credential.identity.to_pem());
+            assert_eq!(kept.credential.roots, credentials.credential.roots);
+            let mode = std::fs::metadata(store.membership()).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, files::SECRET);
+        }
+        let key = credentials().credential.identity.to_pem();
+        assert!(key.contains("PRIVATE KEY") && !format!("{:?}", credentials()).contains("PRIVATE KEY"));
+    }
+
+    #[test]
+    fn a_membership_without_a_whole_identity_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        store.save_credentials(&credentials()).unwrap();
+        let text = std::fs::read_to_string(store.membership()).unwrap();
+        for (whole, spoilt) in [("PRIVATE KEY", "PUBLIC KEY"), ("BEGIN CERTIFICATE", "BEGIN"), ("\"n\"", "n")]
+        {
+            std::fs::write(store.membership(), text.replace(whole, spoilt)).unwrap();
+            assert!(store.load_credentials().is_err(), "{spoilt}");
         }
     }
 

@@ -1,26 +1,64 @@
 //! The session against a manager played by the test, over real sockets.
 
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::SystemTime;
 
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
+use mesh_api::session::{JoinAnswer, JoinRequest};
 use mesh_api::table::{
     Change, ClusterRecord, Delta, NodeRecord, NodeState, ReturnPath, Role, ServiceRecord, TaskState,
 };
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use mesh_api::tls::testing::{Ca, Wanted};
+use mesh_api::tls::{self, Alpn, Credential, KeyRequest, Roots};
+use mesh_api::token::JoinToken;
+use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::*;
 
+/// The manager's end of a session.
 struct Peer {
-    reader: FrameReader<OwnedReadHalf, AgentMessage>,
-    writer: FrameWriter<OwnedWriteHalf, ManagerMessage>,
+    reader: FrameReader<ReadHalf<TlsStream<TcpStream>>, AgentMessage>,
+    writer: FrameWriter<WriteHalf<TlsStream<TcpStream>>, ManagerMessage>,
+    roots: Roots,
+    /// The agent, as its certificate says.
+    node: tls::Peer,
+}
+
+/// The manager's port, and its CA.
+struct Port {
+    listener: TcpListener,
+    ca: Ca,
+}
+
+impl Port {
+    async fn new() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), ca: Ca::new() }
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    /// The next stream, or why its handshake failed.
+    async fn stream(&self) -> io::Result<TlsStream<TcpStream>> {
+        let Credential { identity, roots } = self.ca.credential(&Wanted::new("m", Role::Manager, "c"));
+        let config = tls::server_config(&identity, &roots, &Alpn::ALL).unwrap();
+        let (stream, _) = self.listener.accept().await.unwrap();
+        TlsAcceptor::from(config).accept(stream).await
+    }
 }
 
 impl Peer {
-    async fn accept(listener: &TcpListener) -> Self {
-        let (stream, _): (TcpStream, _) = listener.accept().await.unwrap();
-        let (read, write) = stream.into_split();
-        Self { reader: FrameReader::new(read, AGENT_FRAME_BYTES_MAX), writer: FrameWriter::new(write) }
+    async fn accept(port: &Port) -> Self {
+        let stream = port.stream().await.unwrap();
+        let node = tls::peer_of(stream.get_ref().1.peer_certificates()).unwrap().unwrap();
+        let (read, write) = tokio::io::split(stream);
+        let (reader, writer) = (FrameReader::new(read, AGENT_FRAME_BYTES_MAX), FrameWriter::new(write));
+        Self { reader, writer, roots: port.ca.roots(), node }
     }
 
     /// The next message that is not a heartbeat.
@@ -39,7 +77,12 @@ impl Peer {
 
     async fn resume(&mut self) {
         assert!(matches!(self.next().await, Some(AgentMessage::Resume { .. })));
-        self.send(ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker }).await;
+        self.greet().await;
+    }
+
+    async fn greet(&mut self) {
+        let roots = self.roots.to_pem();
+        self.send(ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker, roots }).await;
     }
 }
 
@@ -52,7 +95,7 @@ fn table(index: u64) -> Table {
 fn node() -> NodeRecord {
     let vtep = Ipv4Addr::new(192, 0, 2, 1).into();
     let (id, hostname, role, state) = ("n".into(), "h".to_owned(), Role::Worker, NodeState::Ready);
-    NodeRecord { id, hostname, role, vtep, state, wireguard: Vec::new() }
+    NodeRecord { id, hostname, role, vtep, state, wireguard: Vec::new(), manager: None }
 }
 
 fn status(state: TaskState) -> TaskStatus {
@@ -60,24 +103,39 @@ fn status(state: TaskState) -> TaskStatus {
     TaskStatus { task: "t".into(), state, since_ns: 1, message, err, pid: None, exit_code: None }
 }
 
-async fn start() -> (Session, TcpListener, tempfile::TempDir) {
+async fn start() -> (Session, Port, tempfile::TempDir) {
     start_as(Describe::new("h".to_owned())).await
 }
 
-async fn start_as(describe: Describe) -> (Session, TcpListener, tempfile::TempDir) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let membership = Membership {
+async fn start_as(describe: Describe) -> (Session, Port, tempfile::TempDir) {
+    let port = Port::new().await;
+    let credential = port.ca.credential(&Wanted::new("n", Role::Worker, "c"));
+    let (session, folder) = session_of(&port, credential, describe, Shared::default());
+    (session, port, folder)
+}
+
+fn membership(port: &Port) -> Membership {
+    Membership {
         cluster_id: "c".into(),
         node_id: "n".into(),
         role: Role::Worker,
         advertise: Ipv4Addr::LOCALHOST.into(),
         data_path: Ipv4Addr::LOCALHOST.into(),
-        remotes: vec![listener.local_addr().unwrap()],
-    };
-    let credentials = Arc::new(Mutex::new(Credentials { membership, secret: "s".to_owned() }));
-    let session = Session::start(Store::new(folder.path()), credentials, describe, None, None);
-    (session, listener, folder)
+        remotes: vec![port.addr()],
+    }
+}
+
+fn session_of(
+    port: &Port,
+    credential: Credential,
+    describe: Describe,
+    shared: Shared,
+) -> (Session, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = Credentials { membership: membership(port), credential: Arc::new(credential) };
+    let credentials = Arc::new(Mutex::new(credentials));
+    let session = Session::start(Store::new(folder.path()), credentials, shared, describe, None, true);
+    (session, folder)
 }
 
 async fn index_becomes(session: &mut Session, index: u64) {
@@ -87,8 +145,8 @@ async fn index_becomes(session: &mut Session, index: u64) {
 
 #[tokio::test]
 async fn snapshots_and_deltas_make_the_table_and_a_gap_starts_over() {
-    let (mut session, listener, _folder) = start().await;
-    let mut manager = Peer::accept(&listener).await;
+    let (mut session, port, _folder) = start().await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     manager.send(ManagerMessage::Snapshot { table: Box::new(table(5)) }).await;
     index_becomes(&mut session, 5).await;
@@ -100,7 +158,7 @@ async fn snapshots_and_deltas_make_the_table_and_a_gap_starts_over() {
     assert_eq!(session.tables.borrow().as_ref().unwrap().nodes.len(), 1);
 
     manager.send(ManagerMessage::Delta { delta: delta(9, 10) }).await;
-    let mut manager = Peer::accept(&listener).await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     manager.send(ManagerMessage::Snapshot { table: Box::new(table(10)) }).await;
     index_becomes(&mut session, 10).await;
@@ -120,10 +178,10 @@ fn service(id: &str) -> ServiceRecord {
 
 #[tokio::test]
 async fn what_changed_is_told_and_on_the_disk_before_the_table_is_handed_on() {
-    let (mut session, listener, folder) = start().await;
+    let (mut session, port, folder) = start().await;
     let store = Store::new(folder.path());
     let touched = |session: &Session| std::mem::take(&mut *session.touched.lock().unwrap());
-    let mut manager = Peer::accept(&listener).await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     manager.send(ManagerMessage::Snapshot { table: Box::new(table(5)) }).await;
     index_becomes(&mut session, 5).await;
@@ -139,7 +197,7 @@ async fn what_changed_is_told_and_on_the_disk_before_the_table_is_handed_on() {
     drop(manager);
 
     // What the next manager has is taken by its differences.
-    let mut manager = Peer::accept(&listener).await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     let same = session.tables.borrow().as_deref().cloned().unwrap();
     let mut next = Table { index: 9, ..same };
@@ -152,8 +210,8 @@ async fn what_changed_is_told_and_on_the_disk_before_the_table_is_handed_on() {
 
 #[tokio::test]
 async fn what_was_said_is_said_again_to_the_next_manager() {
-    let (session, listener, _folder) = start().await;
-    let mut manager = Peer::accept(&listener).await;
+    let (session, port, _folder) = start().await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     session.applied.send_replace(Some(7));
     assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 7 }));
@@ -169,7 +227,7 @@ async fn what_was_said_is_said_again_to_the_next_manager() {
     assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 8 }));
     drop(manager);
 
-    let mut manager = Peer::accept(&listener).await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     let said = [manager.next().await.unwrap(), manager.next().await.unwrap()];
     assert!(said.contains(&AgentMessage::Applied { index: 8 }) && said.contains(&running), "{said:?}");
@@ -178,8 +236,8 @@ async fn what_was_said_is_said_again_to_the_next_manager() {
 #[tokio::test]
 async fn a_host_that_changes_is_described_anew() {
     let describe = Describe::new("h".to_owned());
-    let (session, listener, _folder) = start_as(describe.clone()).await;
-    let mut manager = Peer::accept(&listener).await;
+    let (session, port, _folder) = start_as(describe.clone()).await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     let addr = Ipv4Addr::LOCALHOST.into();
     for mode in ["xdp-generic", "tc"] {
@@ -195,17 +253,17 @@ async fn a_host_that_changes_is_described_anew() {
     drop(manager);
 
     // The next manager is told in the greeting, and not once more.
-    let mut manager = Peer::accept(&listener).await;
+    let mut manager = Peer::accept(&port).await;
     let Some(AgentMessage::Resume { node, .. }) = manager.next().await else { panic!("not resumed") };
     assert_eq!(node, describe.describe(addr, addr));
-    manager.send(ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker }).await;
+    manager.greet().await;
     assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 1 }));
 }
 
 #[tokio::test]
 async fn a_refusal_shows_and_a_farewell_is_said() {
-    let (mut session, listener, _folder) = start().await;
-    let mut manager = Peer::accept(&listener).await;
+    let (mut session, port, _folder) = start().await;
+    let mut manager = Peer::accept(&port).await;
     assert!(manager.next().await.is_some());
     let message = "node n is not in the cluster".to_owned();
     manager
@@ -214,7 +272,7 @@ async fn a_refusal_shows_and_a_farewell_is_said() {
     let refused = SessionState::Refused(RefusalReason::UnknownNode, message);
     session.state.wait_for(|state| *state == refused).await.unwrap();
 
-    let mut manager = Peer::accept(&listener).await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     session.state.wait_for(|state| *state == SessionState::Connected).await.unwrap();
     let (said, ()) = tokio::join!(manager.next(), session.leave());
@@ -223,8 +281,8 @@ async fn a_refusal_shows_and_a_farewell_is_said() {
 
 #[tokio::test]
 async fn attachments_are_asked_for_once_and_a_session_that_ends_answers_none() {
-    let (mut session, listener, _folder) = start().await;
-    let mut manager = Peer::accept(&listener).await;
+    let (mut session, port, _folder) = start().await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     session.state.wait_for(|state| *state == SessionState::Connected).await.unwrap();
     let spec = AttachmentSpec {
@@ -256,8 +314,164 @@ async fn attachments_are_asked_for_once_and_a_session_that_ends_answers_none() {
     assert!(lost.await.is_err());
     // Who no longer waits is not asked for.
     drop(call("a5"));
-    let mut manager = Peer::accept(&listener).await;
+    let mut manager = Peer::accept(&port).await;
     manager.resume().await;
     let _waiting = call("a6");
     assert_eq!(manager.next().await, asked("a6"));
+}
+
+/// Answers a request for a certificate by one that lives for an hour.
+async fn certify(port: &Port, manager: &mut Peer, wanted: &Wanted<'_>) {
+    let csr = loop {
+        match manager.next().await {
+            Some(AgentMessage::Renew { csr }) => break csr,
+            Some(_) => {}
+            None => panic!("the session ended"),
+        }
+    };
+    let chain = port.ca.sign_request(wanted, &csr);
+    manager.send(ManagerMessage::Certificate { chain, roots: port.ca.roots().to_pem() }).await;
+}
+
+#[tokio::test]
+async fn an_old_certificate_is_renewed_kept_and_used_from_the_next_handshake_on() {
+    let port = Port::new().await;
+    let (now, hour) = (SystemTime::now(), Duration::from_hours(1));
+    let good = Wanted::new("n", Role::Worker, "c");
+    let old = Wanted { not_before: now - 10 * hour, not_after: now + hour, ..good.clone() };
+    let old = port.ca.credential(&old);
+    let former = old.identity.peer().clone();
+    let shared = Shared::default();
+    let (session, folder) = session_of(&port, old, Describe::new("h".to_owned()), shared.clone());
+    let mut manager = Peer::accept(&port).await;
+    assert_eq!(manager.node, former);
+    manager.resume().await;
+    // What is another node's, and what its own roots do not vouch for, is not taken.
+    certify(&port, &mut manager, &Wanted { node: "other", ..good.clone() }).await;
+    manager.send(ManagerMessage::Renew).await;
+    let csr = loop {
+        if let Some(AgentMessage::Renew { csr }) = manager.next().await {
+            break csr;
+        }
+    };
+    let chain = Ca::new().sign_request(&good, &csr);
+    manager.send(ManagerMessage::Certificate { chain, roots: port.ca.roots().to_pem() }).await;
+    manager.send(ManagerMessage::Renew).await;
+    certify(&port, &mut manager, &good).await;
+    assert_eq!(manager.next().await, Some(AgentMessage::Renewed));
+    let kept = Store::new(folder.path()).load_credentials().unwrap().unwrap().credential;
+    let used = shared.get().unwrap();
+    assert_eq!(kept.identity.to_pem(), used.identity.to_pem());
+    assert!(kept.identity.peer().not_after > former.not_after - hour && *kept.identity.peer() != former);
+    drop(manager);
+    let mut manager = Peer::accept(&port).await;
+    assert_eq!(manager.node, *kept.identity.peer());
+    manager.resume().await;
+    // It is young: nothing is asked for.
+    session.applied.send_replace(Some(1));
+    assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 1 }));
+}
+
+#[tokio::test]
+async fn a_node_that_is_something_else_by_the_table_asks_to_be_certified_so() {
+    let (mut session, port, folder) = start().await;
+    let mut manager = Peer::accept(&port).await;
+    manager.resume().await;
+    let promoted = NodeRecord { role: Role::Manager, ..node() };
+    let nodes = [("n".into(), promoted)].into();
+    manager.send(ManagerMessage::Snapshot { table: Box::new(Table { nodes, ..table(5) }) }).await;
+    index_becomes(&mut session, 5).await;
+    certify(&port, &mut manager, &Wanted::new("n", Role::Manager, "c")).await;
+    assert_eq!(manager.next().await, Some(AgentMessage::Renewed));
+    let kept = Store::new(folder.path()).load_credentials().unwrap().unwrap().credential;
+    assert_eq!(kept.identity.peer().role, Role::Manager);
+}
+
+#[tokio::test]
+async fn the_roots_that_the_managers_name_are_trusted_from_then_on() {
+    let (session, port, folder) = start().await;
+    let mut manager = Peer::accept(&port).await;
+    manager.resume().await;
+    let next = Ca::new();
+    let both = port.ca.roots().to_pem() + &next.roots().to_pem();
+    let kept =
+        || Store::new(folder.path()).load_credentials().unwrap().map(|kept| kept.credential.roots.clone());
+    manager.send(ManagerMessage::Trust { roots: "none".to_owned() }).await;
+    manager.send(ManagerMessage::Trust { roots: both.clone() }).await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while kept().is_none_or(|roots| roots.to_pem() != both) {
+        assert!(Instant::now() < deadline, "the roots are not kept");
+        sleep(Duration::from_millis(10)).await;
+    }
+    drop(manager);
+    // A manager of the next root is one; the greeting tells that the former is gone.
+    let port = Port { ca: next, ..port };
+    let credential = port.ca.credential(&Wanted::new("m", Role::Manager, "c"));
+    let trusted = Roots::from_pem(&both).unwrap();
+    let config = tls::server_config(&credential.identity, &trusted, &Alpn::ALL).unwrap();
+    let (stream, _) = port.listener.accept().await.unwrap();
+    let stream = TlsAcceptor::from(config).accept(stream).await.unwrap();
+    let node = tls::peer_of(stream.get_ref().1.peer_certificates()).unwrap().unwrap();
+    let (read, write) = tokio::io::split(stream);
+    let (reader, writer) = (FrameReader::new(read, AGENT_FRAME_BYTES_MAX), FrameWriter::new(write));
+    let mut manager = Peer { reader, writer, roots: port.ca.roots(), node };
+    manager.resume().await;
+    session.applied.send_replace(Some(1));
+    assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 1 }));
+    assert_eq!(kept(), Some(port.ca.roots()));
+}
+
+#[tokio::test]
+async fn an_expired_node_says_what_to_do_and_goes_on_asking() {
+    let port = Port::new().await;
+    let (now, hour) = (SystemTime::now(), Duration::from_hours(1));
+    let good = Wanted::new("n", Role::Worker, "c");
+    let expired = Wanted { not_before: now - 10 * hour, not_after: now - 5 * hour, ..good.clone() };
+    let describe = Describe::new("h".to_owned());
+    let (mut session, _folder) = session_of(&port, port.ca.credential(&expired), describe, Shared::default());
+    assert!(port.stream().await.is_err());
+    let is_refused = |state: &SessionState| matches!(state, SessionState::Refused(..));
+    let state =
+        timeout(Duration::from_secs(5), session.state.wait_for(is_refused)).await.unwrap().unwrap().clone();
+    let SessionState::Refused(RefusalReason::Certificate, message) = state else { panic!("{state:?}") };
+    assert!(message.contains("expired 5 h ago") && message.contains("docker node rm --force n"), "{message}");
+    assert!(timeout(Duration::from_secs(10), port.stream()).await.unwrap().is_err(), "it asks again");
+}
+
+#[tokio::test]
+async fn a_host_joins_by_a_key_of_its_own_and_tells_its_token_to_nobody_else() {
+    let port = Port::new().await;
+    let remotes = [port.addr()];
+    let describe = Describe::new("h".to_owned());
+    let node = || describe.describe(Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into());
+    let key = KeyRequest::new().unwrap();
+    let token = JoinToken::new(&port.ca.digest(), &[1; 16]);
+    let answering = async {
+        let stream = port.stream().await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(Alpn::Join.name()));
+        assert_eq!(stream.get_ref().1.peer_certificates(), None);
+        let (read, write) = tokio::io::split(stream);
+        let mut reader = FrameReader::<_, JoinRequest>::new(read, AGENT_FRAME_BYTES_MAX);
+        let request = reader.next().await.unwrap().unwrap();
+        assert_eq!((request.token, request.node), (token.to_string(), node()));
+        let answer = JoinAnswer::Joined {
+            cluster_id: "c".into(),
+            node_id: "n".into(),
+            role: Role::Worker,
+            chain: port.ca.sign_request(&Wanted::new("n", Role::Worker, "c"), &request.csr),
+            roots: port.ca.roots().to_pem(),
+        };
+        FrameWriter::new(write).send(&answer).await.unwrap();
+    };
+    let (joined, ()) = tokio::join!(join(&remotes, &token, key.csr(), node()), answering);
+    let Joined { node_id, chain, roots, .. } = joined.unwrap();
+    let credential =
+        Credential { identity: key.identity(&chain).unwrap(), roots: Roots::from_pem(&roots).unwrap() };
+    credential.check().unwrap();
+    assert_eq!(credential.identity.peer().node, node_id);
+
+    let other = JoinToken::new(&[7; 32], &[1; 16]);
+    let (refused, stream) = tokio::join!(join(&remotes, &other, key.csr(), node()), port.stream());
+    assert!(matches!(refused, Err(ConnectError::Fingerprint { .. })), "{refused:?}");
+    assert!(stream.is_err(), "nothing is said once the handshake fails");
 }

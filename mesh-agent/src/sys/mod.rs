@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod clock;
+pub mod icmp;
 pub mod limits;
 pub mod link;
 pub mod memory;

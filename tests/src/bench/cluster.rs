@@ -69,6 +69,7 @@ pub fn local() -> Result<Local> {
         addresses: vec![ADDRESS.into(), ADDRESS6.parse()?],
         endpoints: Vec::new(),
         absent: BTreeSet::new(),
+        silent: BTreeSet::new(),
     })
 }
 
@@ -88,6 +89,7 @@ fn node(number: u32) -> NodeRecord {
         vtep: addr.into(),
         state: NodeState::Ready,
         wireguard: Vec::new(),
+        manager: None,
     }
 }
 

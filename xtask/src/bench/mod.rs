@@ -119,6 +119,7 @@ fn on_lab(
         mtu: 1500,
         underlay: lab::Underlay::Ipv4,
         swarm: true,
+        managers: 1,
         binary: Some(binary.to_owned()),
     };
     let _claim = lab::claim()?;

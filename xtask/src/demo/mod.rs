@@ -46,6 +46,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         mtu: 1500,
         underlay: lab::Underlay::Ipv4,
         swarm: false,
+        managers: 1,
         binary: None,
     })?;
     let mut stage = Stage::new();

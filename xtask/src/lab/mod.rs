@@ -109,6 +109,9 @@ pub(crate) struct Up {
     /// Makes a swarm of the nodes: n1 its manager, the others workers
     #[arg(long)]
     pub(crate) swarm: bool,
+    /// So many managers, from n1 on
+    #[arg(long, default_value_t = 1, requires = "swarm", value_parser = clap::value_parser!(u8).range(1..=7))]
+    pub(crate) managers: u8,
     /// Runs this binary; without it, one is built
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
@@ -180,7 +183,7 @@ pub(crate) fn up(options: &Up) -> Result<Lab> {
     let Up { nodes, xdp, mtu, underlay, .. } = *options;
     let lab = Lab { nodes: usize::from(nodes), xdp, mtu, underlay };
     let started = Instant::now();
-    let result = bring_up(&lab, &binary, options.swarm);
+    let result = bring_up(&lab, &binary, options.swarm.then_some(options.managers));
     if let Err(error) = result {
         sys::forget_interrupt();
         return match down() {
@@ -200,26 +203,27 @@ fn refuse_a_second() -> Result<()> {
     Ok(())
 }
 
-fn bring_up(lab: &Lab, binary: &Path, swarm: bool) -> Result<()> {
+fn bring_up(lab: &Lab, binary: &Path, managers: Option<u8>) -> Result<()> {
     lab.write()?;
     agents::install_binary(binary)?;
     topology::make(lab)?;
     for node in lab.nodes() {
         agents::start(lab, &node)?;
     }
-    if swarm { make_swarm(lab) } else { Ok(()) }
+    managers.map_or(Ok(()), |managers| make_swarm(lab, managers))
 }
 
-fn make_swarm(lab: &Lab) -> Result<()> {
+fn make_swarm(lab: &Lab, managers: u8) -> Result<()> {
     let nodes = lab.nodes();
-    let [manager, workers @ ..] = nodes.as_slice() else { bail!("a swarm needs a node") };
+    let [first, others @ ..] = nodes.as_slice() else { bail!("a swarm needs a node") };
     let address = |node: &Host| node.underlay(lab.underlay);
-    docker(manager, &["swarm", "init", "--advertise-addr", &address(manager).to_string()])?;
-    let token = docker(manager, &["swarm", "join-token", "--quiet", "worker"])?;
-    let to = SocketAddr::new(address(manager), MANAGER_PORT).to_string();
-    for worker in workers {
-        let own = address(worker).to_string();
-        docker(worker, &["swarm", "join", "--token", &token, "--advertise-addr", &own, &to])?;
+    docker(first, &["swarm", "init", "--advertise-addr", &address(first).to_string()])?;
+    let to = SocketAddr::new(address(first), MANAGER_PORT).to_string();
+    for (number, other) in (2..).zip(others) {
+        let role = if number <= managers { "manager" } else { "worker" };
+        let token = docker(first, &["swarm", "join-token", "--quiet", role])?;
+        let own = address(other).to_string();
+        docker(other, &["swarm", "join", "--token", &token, "--advertise-addr", &own, &to])?;
     }
     Ok(())
 }

@@ -63,6 +63,7 @@ fn run_suite(suite: &Suite, programs: &Programs) -> Result<()> {
                 mtu: 1500,
                 underlay: Underlay::Ipv4,
                 swarm: true,
+                managers: 1,
                 binary: Some(programs.shoal.clone()),
             };
             on_lab(&lab::up(&options)?, cases, programs)

@@ -75,9 +75,9 @@ fn nodes_know_each_others_keys() {
         let table = view::table(&world.state, &"n1".into()).unwrap();
         table.nodes.values().map(|node| node.wireguard.clone()).collect::<Vec<_>>()
     };
-    let (id, role, secret_sha256) = ("n2".into(), Role::Worker, [0; 32]);
+    let (id, role, issuer) = ("n2".into(), Role::Worker, KeyId::default());
     let joined = NodeDescription { wireguard: vec![old], ..description("n2") };
-    world.must(Action::AddNode { id, role, description: joined, secret_sha256 });
+    world.must(Action::AddNode { id, role, description: joined, issuer });
     assert_eq!(known(&world), [vec![], vec![old]]);
     for described in [vec![old, new], vec![new, old], vec![new], vec![]] {
         let before = world.state.clone();
@@ -114,9 +114,9 @@ fn a_nodes_keys_and_what_follows_from_them_are_its_own() {
         let text = refusal.to_string();
         assert!(text.starts_with("wireguard: ") && text.contains(part), "{wrong:?}: {text}");
         assert_eq!(refusal.code(), Code::InvalidArgument);
-        let (id, role, secret_sha256) = ("n3".into(), Role::Worker, [0; 32]);
+        let (id, role, issuer) = ("n3".into(), Role::Worker, KeyId::default());
         let description = NodeDescription { wireguard: wrong.to_vec(), ..description("n3") };
-        assert_eq!(world.try_to(Action::AddNode { id, role, description, secret_sha256 }), Err(refusal));
+        assert_eq!(world.try_to(Action::AddNode { id, role, description, issuer }), Err(refusal));
     }
     world.must(world.keys("n1", &[theirs[1], theirs[0]]));
     world.must(Action::RemoveNode { id: "n1".into(), force: true });

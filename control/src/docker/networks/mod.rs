@@ -40,8 +40,8 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
             )));
         }
     }
-    let used = used_networks(&api);
-    let mut networks = visible(&api, false);
+    let used = used_networks(&api).await?;
+    let mut networks = visible(&api, false).await?;
     networks.retain(|network| {
         filters.matches("name", &network.name)
             && filters.matches("id", &network.id)
@@ -63,7 +63,7 @@ pub(super) async fn inspect(
 ) -> ApiResult<Json<wire::Network>> {
     let verbose = params.boolean("verbose")?;
     let in_scope = matches!(params.get("scope"), None | Some("" | "swarm" | "global"));
-    let mut networks = if in_scope { visible(&api, verbose) } else { Vec::new() };
+    let mut networks = if in_scope { visible(&api, verbose).await? } else { Vec::new() };
     let by = |test: &dyn Fn(&wire::Network) -> bool| {
         networks.iter().enumerate().filter(|(_, network)| test(network)).map(|(at, _)| at).collect::<Vec<_>>()
     };
@@ -95,7 +95,7 @@ pub(super) async fn create(
     }
     let cluster = api.manager()?;
     let spec = ask::spec(request)?;
-    if cluster.state().network_by_name(&spec.name).is_some() {
+    if cluster.linearizable().await?.network_by_name(&spec.name).is_some() {
         return Err(ApiError::conflict(format!("network with name {} already exists", spec.name)));
     }
     let id = NetworkId::random(&mut rand::rng());
@@ -111,10 +111,10 @@ pub(super) async fn add_subnet(
     Body(request): Body<wire::IpamConfigRequest>,
 ) -> ApiResult<Json<wire::Network>> {
     let cluster = api.manager()?;
-    let network = names::network(&cluster.state(), &id)?.id.clone();
+    let network = names::network(&cluster.linearizable().await?, &id)?.id.clone();
     let config = ask::another_subnet(&request)?;
     cluster.propose(Command::now(Action::AddSubnet { network: network.clone(), config })).await?;
-    Ok(Json(show::network(names::network(&cluster.state(), network.as_str())?)))
+    Ok(Json(show::network(names::network(&cluster.linearizable().await?, network.as_str())?)))
 }
 
 /// `POST /shoal/v1/networks/rotate-keys`: every node makes new WireGuard keys. Tells how many nodes do, and how many of those
@@ -122,7 +122,7 @@ pub(super) async fn add_subnet(
 pub(super) async fn rotate_keys(State(api): State<Api>) -> ApiResult<Json<Value>> {
     let cluster = api.manager()?;
     cluster.propose(Command::now(Action::RotateKeys)).await?;
-    let state = cluster.state();
+    let state = cluster.linearizable().await?;
     let epoch = state.cluster.as_ref().map(|cluster| cluster.key_epoch);
     let (down, up): (Vec<_>, Vec<_>) =
         state.nodes.values().filter(|node| node.encrypts()).partition(|node| node.is_down());
@@ -132,7 +132,7 @@ pub(super) async fn rotate_keys(State(api): State<Api>) -> ApiResult<Json<Value>
 /// `DELETE /networks/{id}`.
 pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<StatusCode> {
     let cluster = api.manager()?;
-    let id = names::network(&cluster.state(), &id)?.id.clone();
+    let id = names::network(&cluster.linearizable().await?, &id)?.id.clone();
     cluster.propose(Command::now(Action::RemoveNetwork { id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -142,8 +142,8 @@ pub(super) async fn prune(State(api): State<Api>, params: Params) -> ApiResult<J
     let cluster = api.manager()?;
     let filters = Filters::parse(params.get("filters"), &["label", "label!", "until"])?;
     let until_ns = until_ns(&filters)?;
-    let state = cluster.state();
-    let used = used_networks(&api);
+    let state = cluster.linearizable().await?;
+    let used = used_networks(&api).await?;
     let mut deleted = Vec::new();
     for network in state.networks.values() {
         let labels = &network.spec.labels;
@@ -181,10 +181,10 @@ fn until_ns(filters: &Filters) -> ApiResult<Option<u64>> {
 }
 
 /// Networks that a service or a task is on.
-fn used_networks(api: &Api) -> BTreeSet<String> {
+async fn used_networks(api: &Api) -> ApiResult<BTreeSet<String>> {
     let mut used = BTreeSet::new();
     if let Some(cluster) = api.host.cluster() {
-        let state = cluster.state();
+        let state = cluster.linearizable().await?;
         for service in state.services.values() {
             used.extend(service.spec.task.networks.iter().map(|network| network.target.to_string()));
             used.extend(service.endpoint.vips.iter().map(|vip| vip.network.to_string()));
@@ -201,16 +201,16 @@ fn used_networks(api: &Api) -> BTreeSet<String> {
                 .map(|endpoint| endpoint.network.to_string()),
         );
     }
-    used
+    Ok(used)
 }
 
 /// The networks that this node shows, each with what is of it on this node.
-fn visible(api: &Api, verbose: bool) -> Vec<wire::Network> {
-    let Membership::Active { node, .. } = api.host.membership() else { return Vec::new() };
+async fn visible(api: &Api, verbose: bool) -> ApiResult<Vec<wire::Network>> {
+    let Membership::Active { node, .. } = api.host.membership() else { return Ok(Vec::new()) };
     let table = api.host.table();
     let mut networks: Vec<wire::Network> = match (api.host.cluster(), &table) {
         (Some(cluster), _) => {
-            cluster.state().networks.values().map(|network| show::network(network)).collect()
+            cluster.linearizable().await?.networks.values().map(|network| show::network(network)).collect()
         }
         (None, Some(table)) => {
             let here = |network: &&NetworkRecord| {
@@ -225,5 +225,5 @@ fn visible(api: &Api, verbose: bool) -> Vec<wire::Network> {
             show::add_local_view(network, &table, &node, verbose);
         }
     }
-    networks
+    Ok(networks)
 }

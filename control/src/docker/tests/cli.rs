@@ -227,7 +227,7 @@ async fn bad_input_gets_an_answer_that_helps() {
         ("service logs web", "docker service ps"),
         ("service inspect nope", "no such service: nope"),
         ("node update --availability busy n2", "invalid Availability"),
-        ("node promote n2", "one manager"),
+        ("node demote n1", "last manager"),
         ("network create -d overlay --opt encrypted=maybe x", "Options.encrypted: 'maybe'"),
         ("network create x", "--driver overlay"),
         ("network create -d overlay --subnet 10.0.0.0/24 x", "overlaps"),

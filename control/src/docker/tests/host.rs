@@ -22,6 +22,7 @@ use crate::docker::local::{
     AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
 };
 use crate::model::{ClusterSpec, NodeSpec};
+use crate::raft;
 use crate::testing;
 
 /// The host's only address.
@@ -74,13 +75,13 @@ impl FakeHost {
 
     /// Adds a node that only the cluster's state knows.
     pub(super) async fn add_node(&self, hostname: &str, role: Role) -> NodeId {
-        self.add(testing::description(hostname), role).await
+        self.add(NodeId::random(&mut rand::rng()), testing::description(hostname), role).await
     }
 
-    async fn add(&self, description: NodeDescription, role: Role) -> NodeId {
+    async fn add(&self, id: NodeId, description: NodeDescription, role: Role) -> NodeId {
         let cluster = self.cluster().unwrap();
-        let id = NodeId::random(&mut rand::rng());
-        let add = Action::AddNode { id: id.clone(), role, description, secret_sha256: [0; 32] };
+        let issuer = cluster.state().cluster.unwrap().ca.signer().id;
+        let add = Action::AddNode { id: id.clone(), role, description, issuer };
         cluster.propose(Command::now(add)).await.unwrap();
         let ready = Action::SetNodeStatus {
             id: id.clone(),
@@ -139,24 +140,34 @@ impl LocalNode for FakeHost {
                 subnet_size,
                 labels,
                 task_history: _,
+                cert_expiry_ns,
                 availability,
             } = request;
             assert!(listen.ip().is_unspecified() || listen.ip() == advertise);
             assert!(listen.is_ipv6() || advertise.is_ipv4(), "nobody would reach it");
+            let default = ClusterSpec::default();
             let request = cluster::InitRequest {
-                spec: ClusterSpec { labels, ..ClusterSpec::default() },
+                spec: ClusterSpec {
+                    labels,
+                    cert_expiry_ns: cert_expiry_ns.unwrap_or(default.cert_expiry_ns),
+                    ..default
+                },
                 data_path_port,
                 address_pools,
                 subnet_size,
                 ..cluster::InitRequest::default()
             };
-            let cluster = Cluster::create(&self.dir.path().join("manager"), request)
+            let id = NodeId::random(&mut rand::rng());
+            let addr = SocketAddr::new(advertise, advertise_port);
+            let manager = raft::Manager { node: id.clone(), addr };
+            let place = cluster::Place { manager, ..cluster::Place::default() };
+            let cluster = Cluster::create_at(&self.dir.path().join("manager"), request, place)
                 .await
                 .map_err(|error| SwarmError::Host(error.to_string()))?;
             *self.cluster.lock().unwrap() = Some(cluster.clone());
             let description =
                 NodeDescription { addr: advertise, vtep: data_path, ..testing::description("n1") };
-            let node = self.add(description, Role::Manager).await;
+            let node = self.add(id, description, Role::Manager).await;
             let state = cluster.state();
             let spec = NodeSpec { availability, ..state.nodes[&node].spec.clone() };
             let version = state.nodes[&node].meta.version;
@@ -164,8 +175,7 @@ impl LocalNode for FakeHost {
                 .propose(Command::now(Action::UpdateNode { id: node.clone(), version, spec }))
                 .await
                 .unwrap();
-            let manager = SocketAddr::new(advertise, advertise_port);
-            self.become_node(node.clone(), Role::Manager, advertise, manager);
+            self.become_node(node.clone(), Role::Manager, advertise, addr);
             if self.runs_tasks {
                 tokio::spawn(crate::orchestrator::run::run(cluster.clone()));
                 tokio::spawn(run_tasks(cluster));
@@ -199,6 +209,10 @@ impl LocalNode for FakeHost {
             }
         }
         .boxed()
+    }
+
+    fn force_new_cluster(&self) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
+        async { Err(SwarmError::NotManager) }.boxed()
     }
 
     fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {

@@ -1,6 +1,7 @@
 //! The API over a host that is not there: its routes in tables of cases, and the real `docker` command line.
 
 mod attachments;
+mod ca;
 mod cli;
 mod docker;
 mod host;

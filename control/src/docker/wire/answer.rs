@@ -50,7 +50,7 @@ pub(in crate::docker) struct NodeDescription {
     pub(in crate::docker) resources: ResourceAmount,
     pub(in crate::docker) engine: Engine,
     #[serde(rename = "TLSInfo")]
-    pub(in crate::docker) tls_info: BTreeMap<String, String>,
+    pub(in crate::docker) tls_info: super::swarm::TlsInfo,
 }
 
 /// `Platform`.

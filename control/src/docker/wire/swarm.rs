@@ -92,13 +92,25 @@ pub(in crate::docker) struct Swarm {
     pub(in crate::docker) updated_at: String,
     pub(in crate::docker) spec: Spec,
     #[serde(rename = "TLSInfo")]
-    pub(in crate::docker) tls_info: BTreeMap<String, String>,
+    pub(in crate::docker) tls_info: TlsInfo,
     pub(in crate::docker) root_rotation_in_progress: bool,
     pub(in crate::docker) default_addr_pool: Vec<String>,
     pub(in crate::docker) subnet_size: u32,
     pub(in crate::docker) data_path_port: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::docker) join_tokens: Option<JoinTokens>,
+}
+
+/// `TLSInfo`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::docker) struct TlsInfo {
+    /// PEM.
+    pub(in crate::docker) trust_root: String,
+    /// DER, in base 64.
+    pub(in crate::docker) cert_issuer_subject: String,
+    /// DER, in base 64.
+    pub(in crate::docker) cert_issuer_public_key: String,
 }
 
 /// `JoinTokens`.
@@ -154,6 +166,7 @@ pub(in crate::docker) struct Dispatcher {
 #[serde(rename_all = "PascalCase")]
 pub(in crate::docker) struct CaConfig {
     pub(in crate::docker) node_cert_expiry: u64,
+    pub(in crate::docker) force_rotate: u64,
 }
 
 /// `EncryptionConfig`.

@@ -37,7 +37,7 @@ impl FakeAgent {
 async fn a_node_asks_for_an_attachment_and_everybody_knows_its_names() {
     let mut world = World::new(&[]);
     world.create_attachable_network("front");
-    let (_dir, server) = server_in_memory(&world);
+    let (_dir, server) = server_in_memory(&world).await;
     tokio::spawn(run(server.cluster.clone()));
     let mut asker = FakeAgent::join(&server, "n1").await;
     let mut other = FakeAgent::join(&server, "n2").await;
@@ -52,10 +52,7 @@ async fn a_node_asks_for_an_attachment_and_everybody_knows_its_names() {
     other.until(|agent| agent.record("a1").is_some()).await;
     let record = asker.record("a1").unwrap();
     assert!(record.spec.as_ref().unwrap().is_attachment());
-    assert_eq!(
-        (&*record.name, record.service.as_str(), &record.node),
-        ("db", "a1", &asker.node.as_ref().unwrap().0)
-    );
+    assert_eq!((&*record.name, record.service.as_str(), &record.node), ("db", "a1", &asker.node.node));
     assert!(other.record("a1").unwrap().spec.is_none(), "only its node is to know what it is");
     let names = other.names("a1").unwrap();
     assert_eq!((names.name.as_str(), names.endpoint_mode), ("db", EndpointMode::Dnsrr));

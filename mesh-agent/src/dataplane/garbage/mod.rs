@@ -1,23 +1,26 @@
-//! Removing flows that nobody needs any more, every few seconds.
+//! Removing flows that nobody needs any more, every few seconds, and those that lead where nobody answers.
 //!
 //! The tables of flows are of the kind that forgets what was used least recently, so nothing breaks without this; but a
 //! flow that has ended would take the place of a live one, and a port used again would find it.
 
+mod avoided;
 mod judge;
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::Pod;
 use mesh_common::addr::{Address, Ip6};
 use mesh_common::be::Be32;
 use mesh_common::map::{AddrKey, Endpoint, Flow, FlowKey, TaskKey, TaskSlots};
 
+use self::avoided::Datagrams;
 use self::judge::{Doomed, Judge, Living};
 use super::error::DataplaneError;
+use super::layout::Avoided;
 use super::map::PinnedMap;
 use crate::sys::clock::monotonic_s;
 
@@ -27,7 +30,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// What looks at the flows; it ends when dropped.
 #[derive(Debug)]
 pub(super) struct Collector {
-    _stop: Sender<()>,
+    avoided: HashSet<Avoided>,
+    /// The loop ends with it.
+    news: Sender<HashSet<Avoided>>,
 }
 
 impl Collector {
@@ -35,21 +40,47 @@ impl Collector {
     pub(super) fn start(folder: &Path) -> Result<Self, DataplaneError> {
         let v4 = FamilyFlows::open::<Be32>(folder, ["shoal_flows4", "shoal_tasks4", "shoal_endpts4"])?;
         let v6 = FamilyFlows::open::<Ip6>(folder, ["shoal_flows6", "shoal_tasks6", "shoal_endpts6"])?;
-        let (stop, stopped) = mpsc::channel();
+        let datagrams = Datagrams::open(folder)?;
+        let (news, heard) = mpsc::channel();
         let run = move || {
-            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                for removed in [v4.collect::<Be32>(), v6.collect::<Ip6>()] {
-                    match removed {
-                        Ok(0) => {}
-                        Ok(removed) => tracing::debug!(removed, "flows that have ended"),
-                        Err(error) => tracing::warn!(%error, "can't look after the flows"),
+            let (mut avoided, mut collect_at) = (HashSet::new(), Instant::now() + PERIOD);
+            loop {
+                match heard.recv_timeout(collect_at.saturating_duration_since(Instant::now())) {
+                    Ok(backends) => avoided = backends,
+                    Err(RecvTimeoutError::Timeout) => {
+                        collect_at = Instant::now() + PERIOD;
+                        tell(v4.collect::<Be32>(), "flows that have ended");
+                        tell(v6.collect::<Ip6>(), "flows that have ended");
                     }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+                // Time and again: a packet that was on its way may have written its entry back.
+                if !avoided.is_empty() {
+                    tell(datagrams.forget(&avoided), "UDP flows to tasks whose nodes don't answer");
                 }
             }
         };
         let spawned = thread::Builder::new().name("shoal-flows".to_owned()).spawn(run);
         spawned.map_err(|source| DataplaneError::Thread { source })?;
-        Ok(Self { _stop: stop })
+        Ok(Self { avoided: HashSet::new(), news })
+    }
+
+    /// Has UDP flows to these backends choose anew, from now on until it is told otherwise. The maps are to give them no
+    /// new flows already.
+    pub(super) fn avoid(&mut self, backends: HashSet<Avoided>) {
+        if backends != self.avoided {
+            self.avoided.clone_from(&backends);
+            let _ = self.news.send(backends);
+        }
+    }
+}
+
+/// Says how a look at the flows ended: how many were removed, and what these were.
+fn tell(removed: Result<usize, DataplaneError>, what: &str) {
+    match removed {
+        Ok(0) => {}
+        Ok(removed) => tracing::debug!(removed, "{what}"),
+        Err(error) => tracing::warn!(%error, "can't look after the flows"),
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use aya::Pod;
 use aya::maps::MapData;
 use mesh_api::error::chain;
-use mesh_api::table::{NodeRecord, Role, Table};
+use mesh_api::table::{NodeRecord, NodeState, Role, Table};
 use mesh_common::ABI_VERSION;
 use mesh_common::addr::{Address as _, Ip6};
 use mesh_common::be::Be32;
@@ -27,7 +27,8 @@ use crate::dataplane::map::PinnedMap;
 use crate::dataplane::object;
 use crate::dataplane::pins::version_folder;
 use crate::links::Facts;
-use crate::session::Store;
+use crate::node::silent;
+use crate::session::{Store, expired};
 use crate::sys::clock::monotonic;
 
 /// A node, or a host that is none.
@@ -41,6 +42,8 @@ pub struct Status {
     pub abi_version: u32,
     /// What this node's tasks send to the outside under, of services with fixed egress addresses.
     pub egress: Vec<EgressStatus>,
+    /// Nodes that don't answer this one: where others serve, their tasks get no new flows from here.
+    pub silent: Vec<SilentStatus>,
     /// The dataplane; `None` where none is set up.
     pub dataplane: Option<Plane>,
     /// What keeps this from being all, in words.
@@ -75,6 +78,17 @@ pub struct EgressStatus {
     pub listed: Vec<IpAddr>,
     /// The first of them that the node has; `None` if what the tasks send is dropped.
     pub addr: Option<IpAddr>,
+}
+
+/// A node that doesn't answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SilentStatus {
+    /// Its VXLAN address.
+    pub vtep: IpAddr,
+    /// Its host name; empty if the last table doesn't have it.
+    pub hostname: String,
+    /// Whether the managers have given it up as well.
+    pub down: bool,
 }
 
 /// A live dataplane.
@@ -171,6 +185,7 @@ pub fn status(state_dir: &Path, pin_dir: &Path, facts: &Facts) -> Result<Status,
         }
     };
     let member = membership.map(|credentials| {
+        troubles.extend(expired(credentials.credential.identity.peer()));
         let membership = credentials.membership;
         let node = table.as_ref().and_then(|table| table.nodes.get(&membership.node_id));
         Member {
@@ -187,9 +202,25 @@ pub fn status(state_dir: &Path, pin_dir: &Path, facts: &Facts) -> Result<Status,
         troubles.push(chain(&InspectError::OtherNetns { path: live.pin_dir().to_owned() }));
     }
     let dataplane = live.map(|live| plane(&live, table.as_ref(), facts)).transpose()?;
+    let silent = silent::recorded(state_dir).unwrap_or_else(|error| {
+        troubles.push(format!("which nodes are silent can't be read in {}: {error}", state_dir.display()));
+        BTreeSet::new()
+    });
+    let silent = silent.into_iter().map(|vtep| silent_status(vtep, table.as_ref())).collect();
     let agent_runs = claim::is_taken();
     let egress = table.iter().flat_map(|table| egress(table, facts)).collect();
-    Ok(Status { agent_runs, member, abi_version: ABI_VERSION, egress, dataplane, troubles })
+    Ok(Status { agent_runs, member, abi_version: ABI_VERSION, egress, silent, dataplane, troubles })
+}
+
+fn silent_status(vtep: IpAddr, table: Option<&Table>) -> SilentStatus {
+    // A host that left and joined again has an older record under the same address.
+    let nodes = table.iter().flat_map(|table| table.nodes.values()).filter(|node| node.vtep == vtep);
+    let node = nodes.min_by_key(|node| node.state == NodeState::Down);
+    SilentStatus {
+        vtep,
+        hostname: node.map(|node| node.hostname.clone()).unwrap_or_default(),
+        down: node.is_some_and(|node| node.state == NodeState::Down),
+    }
 }
 
 /// What the tasks that a node's table has specifications of, its own, send under.

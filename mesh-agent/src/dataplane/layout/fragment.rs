@@ -16,7 +16,7 @@ use super::super::plan::{
 };
 use super::super::sorted::Sorted;
 use super::adopt::Adopted;
-use super::{Given, Retired, TooMany, too_many};
+use super::{Avoided, Given, Retired, TooMany, too_many};
 use crate::sys::bpf::Prefix;
 
 /// A fragment, with its numbers.
@@ -76,6 +76,14 @@ impl Laid {
 
     fn backend(&self, key: AttachmentKey) -> Option<u32> {
         self.backends.get(&key).copied()
+    }
+
+    /// The backends that get nothing new, because their nodes don't answer.
+    pub(super) fn avoided(&self) -> impl Iterator<Item = Avoided> {
+        self.plan.avoided().filter_map(|key| {
+            let slot = self.backend(key)?;
+            Some(Avoided { slot, incarnation: key.incarnation })
+        })
     }
 
     /// The numbers that `other` doesn't share.

@@ -7,7 +7,7 @@ mod fragment;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use mesh_api::id::ServiceId;
@@ -29,6 +29,15 @@ pub struct TooMany {
     pub what: &'static str,
     /// How many fit.
     pub max: u32,
+}
+
+/// A backend that gets nothing new, because its node doesn't answer, as flows name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Avoided {
+    /// Its slot.
+    pub slot: u32,
+    /// Its incarnation.
+    pub incarnation: u32,
 }
 
 /// The plan, with the numbers that are given out for it.
@@ -147,6 +156,11 @@ impl Layout {
     /// What one service contributes, as it was laid out last.
     pub fn fragment(&self, id: &ServiceId) -> Option<&Fragment> {
         self.fragments.get(id).map(Laid::plan)
+    }
+
+    /// The backends that get nothing new, because their nodes don't answer.
+    pub fn avoided(&self) -> HashSet<Avoided> {
+        self.fragments.values().flat_map(Laid::avoided).collect()
     }
 
     /// Lays out what is this node's own.

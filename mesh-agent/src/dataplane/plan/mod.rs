@@ -40,6 +40,8 @@ pub struct Local {
     pub endpoints: Vec<LocalEndpoint>,
     /// Other nodes' attachments that are not there, whatever the table says. What changes of them is to be touched.
     pub absent: BTreeSet<AttachmentKey>,
+    /// VXLAN addresses of other nodes that don't answer. What changes of their tasks is to be touched.
+    pub silent: BTreeSet<IpAddr>,
 }
 
 /// An attachment of a task of this node.
@@ -112,6 +114,7 @@ pub struct AttachmentKey {
 
 /// A task in a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts of which none follows from the others")]
 pub struct Attachment {
     /// Its address.
     pub addr: Be32,
@@ -125,6 +128,8 @@ pub struct Attachment {
     pub encrypted_backend: bool,
     /// Its part in its service's balancing.
     pub part: Part,
+    /// Whether its node doesn't answer: it gets no new flows while its service has others, who do.
+    pub silent: bool,
     /// Whether it is the task's first: what ports in host mode lead to.
     pub first: bool,
 }
@@ -278,18 +283,43 @@ impl Fragment {
 
     /// The backends that a balancer gives new flows to, with their weights.
     pub fn serving(&self, balancer: BalancerKey) -> impl Iterator<Item = (AttachmentKey, &Attachment, u8)> {
+        let avoids_silent = self.avoids_silent(balancer);
+        self.candidates(balancer).filter(move |(_, attachment, _)| !(avoids_silent && attachment.silent))
+    }
+
+    /// Where a balancer's backends are, those that drain included; and whether the way there is through WireGuard. A search
+    /// for a flow would end at a node that doesn't answer: where new flows avoid it, so does that.
+    pub fn places(&self, balancer: BalancerKey) -> impl Iterator<Item = (Place, bool)> {
+        let avoids_silent = self.avoids_silent(balancer);
+        let backends = self.attachments.iter().filter(move |(key, attachment)| {
+            attachment.part != Part::None
+                && attachment.is_of(**key, balancer)
+                && !(avoids_silent && attachment.silent)
+        });
+        backends.map(|(_, attachment)| (attachment.place, attachment.encrypted_backend))
+    }
+
+    /// The backends that keep the connections that they have, and get nothing else, because their nodes don't answer.
+    pub fn avoided(&self) -> impl Iterator<Item = AttachmentKey> {
+        let silent = self.attachments.iter().filter(|(_, attachment)| attachment.silent);
+        let avoided = silent.filter(|(key, attachment)| {
+            let balancer = BalancerKey { vni: key.vni, scope: PublishScope::Cluster };
+            attachment.part != Part::None && self.avoids_silent(balancer)
+        });
+        avoided.map(|(key, _)| *key)
+    }
+
+    /// Whether a balancer does without the backends on nodes that don't answer: only where it has others.
+    fn avoids_silent(&self, balancer: BalancerKey) -> bool {
+        self.candidates(balancer).any(|(_, attachment, _)| !attachment.silent)
+    }
+
+    /// The backends that a balancer gives new flows to if all nodes answer, with their weights.
+    fn candidates(&self, balancer: BalancerKey) -> impl Iterator<Item = (AttachmentKey, &Attachment, u8)> {
         self.attachments.iter().filter_map(move |(key, attachment)| match attachment.part {
             Part::Serving { weight } if attachment.is_of(*key, balancer) => Some((*key, attachment, weight)),
             _ => None,
         })
-    }
-
-    /// Where a balancer's backends are, those that drain included; and whether the way there is through WireGuard.
-    pub fn places(&self, balancer: BalancerKey) -> impl Iterator<Item = (Place, bool)> {
-        let backends = self.attachments.iter().filter(move |(key, attachment)| {
-            attachment.part != Part::None && attachment.is_of(**key, balancer)
-        });
-        backends.map(|(_, attachment)| (attachment.place, attachment.encrypted_backend))
     }
 }
 

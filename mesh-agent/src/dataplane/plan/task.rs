@@ -1,6 +1,7 @@
 //! A task's attachments: where they are, and their part in balancing.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use mesh_api::id::{NetworkId, NodeId, TaskId};
 use mesh_api::table::{EndpointRecord, NodeState, Table, TaskRecord, TaskState};
@@ -13,6 +14,7 @@ pub struct Places<'a> {
     table: &'a Table,
     node: &'a NodeId,
     absent: &'a BTreeSet<AttachmentKey>,
+    silent: &'a BTreeSet<IpAddr>,
     /// Host sides of this node's tasks' interfaces.
     ifindexes: HashMap<(&'a TaskId, &'a NetworkId), u32>,
 }
@@ -22,7 +24,7 @@ impl<'a> Places<'a> {
     pub fn new(table: &'a Table, local: &'a Local) -> Self {
         let endpoints = local.endpoints.iter();
         let ifindexes = endpoints.map(|one| ((&one.task, &one.network), one.ifindex)).collect();
-        Self { table, node: &local.node, absent: &local.absent, ifindexes }
+        Self { table, node: &local.node, absent: &local.absent, silent: &local.silent, ifindexes }
     }
 
     /// A task's attachments; none once it has ended. Its service's record may be gone already.
@@ -55,6 +57,7 @@ impl<'a> Places<'a> {
                     task.endpoints.iter().map(|endpoint| &endpoint.network),
                 ),
                 part,
+                silent: task.node != *self.node && self.silent.contains(&node.vtep),
                 first: position == 0,
             };
             Some((key, attachment))

@@ -22,6 +22,7 @@ pub(crate) fn node(id: &str, last: u8) -> NodeRecord {
         vtep: Ipv4Addr::new(198, 18, 0, last).into(),
         state: NodeState::Ready,
         wireguard: Vec::new(),
+        manager: None,
     }
 }
 
@@ -118,6 +119,7 @@ pub(crate) fn local() -> Local {
         addresses: vec![Ipv4Addr::new(198, 18, 0, 11).into(), "2001:db8::11".parse().unwrap()],
         endpoints: vec![endpoint("ingress", 0, 7, 3), endpoint("back", 1, 8, 4)],
         absent: BTreeSet::new(),
+        silent: BTreeSet::new(),
     }
 }
 
@@ -234,6 +236,52 @@ fn a_task_that_is_not_where_the_table_has_it_gets_nothing_in_that_network() {
     assert_eq!(attachment(&web, 2, 4097), None);
     assert_eq!(incarnations(&web, cluster(4097)), [1, 3]);
     assert_eq!(incarnations(&web, cluster(4096)), [1, 2, 3]);
+}
+
+/// n1, which doesn't hear the nodes with these last numbers of their VTEPs.
+fn deaf_to(numbers: &[u8]) -> Local {
+    let silent = numbers.iter().map(|last| Ipv4Addr::new(198, 18, 0, *last).into());
+    Local { silent: silent.collect(), ..local() }
+}
+
+#[test]
+fn tasks_of_a_silent_node_keep_what_they_have_and_get_nothing_new_while_others_serve() {
+    let mut table = table();
+    for (number, node_id) in [(4, "n3"), (5, "n3")] {
+        table.tasks.insert(format!("t{number}").as_str().into(), task(number, node_id, TaskState::Running));
+    }
+    table.nodes.insert("n3".into(), node("n3", 13));
+    table.tasks.get_mut(&"t5".into()).unwrap().desired = TaskState::Shutdown;
+    let heard = web(&table, &local());
+    let deaf = web(&table, &deaf_to(&[13]));
+    for vni in [4096, 4097] {
+        assert_eq!(incarnations(&heard, cluster(vni)), [1, 2, 3, 4]);
+        assert_eq!(incarnations(&deaf, cluster(vni)), [1, 2, 3]);
+        assert_eq!(attachment(&deaf, 4, vni).unwrap().part, Part::Serving { weight: WEIGHT_MAX });
+        assert_eq!((heard.places(cluster(vni)).count(), deaf.places(cluster(vni)).count()), (5, 3));
+    }
+    let avoided: Vec<_> = deaf.avoided().map(|key| (key.incarnation, key.vni)).collect();
+    assert_eq!(avoided, [(4, 4096), (4, 4097), (5, 4096), (5, 4097)]);
+    assert_eq!(heard.avoided().count(), 0);
+    assert_eq!(heard.balancers, deaf.balancers);
+    assert_eq!(web(&table, &deaf_to(&[])), heard);
+}
+
+#[test]
+fn a_service_whose_every_task_is_on_a_silent_node_keeps_them() {
+    let mut table = table();
+    table.tasks.remove(&"t1".into());
+    let deaf = web(&table, &deaf_to(&[12]));
+    assert_eq!(incarnations(&deaf, cluster(4096)), [2, 3]);
+    assert_eq!((deaf.places(cluster(4096)).count(), deaf.avoided().count()), (2, 0));
+    // A task that drains, or starts, is no other.
+    table.tasks.insert("t1".into(), task(1, "n1", TaskState::Running));
+    table.tasks.get_mut(&"t1".into()).unwrap().desired = TaskState::Shutdown;
+    assert_eq!(incarnations(&web(&table, &deaf_to(&[12])), cluster(4096)), [2, 3]);
+    table.tasks.insert("t1".into(), task(1, "n1", TaskState::Starting));
+    assert_eq!(incarnations(&web(&table, &deaf_to(&[12])), cluster(4096)), [2, 3]);
+    // The node's own address says nothing of its own tasks.
+    assert_eq!(incarnations(&web(&self::table(), &deaf_to(&[11])), cluster(4096)), [1, 2, 3]);
 }
 
 #[test]

@@ -223,6 +223,46 @@ fn a_link_that_came_or_went_is_a_change_without_one_of_the_table() {
 }
 
 #[test]
+fn a_node_that_is_heard_again_gets_the_very_places_that_it_had() {
+    on_bpffs(|folder| {
+        let table = full_table();
+        let mut tables = Tables::open(folder).unwrap();
+        let mut touched = Touched::default();
+        table.tasks.values().filter(|task| task.node == "n2".into()).for_each(|task| touched.note_task(task));
+        let deaf = Local { silent: [std::net::Ipv4Addr::new(198, 18, 0, 12).into()].into(), ..local() };
+        let look = |tables: &Tables| {
+            let held = tables.maps.read().unwrap();
+            let places = tables.maps.read_places(&held.common.services).unwrap();
+            let services = held.common.services.iter();
+            let of_services: Vec<_> = services
+                .map(|(slot, service)| (*slot, service.len, places.get(service.start).unwrap().to_vec()))
+                .collect();
+            (of_services, held.v4.backends)
+        };
+        tables.change(&table, &touched, &local(), &config()).unwrap();
+        let before = look(&tables);
+        let own = before.1.iter().filter(|(_, backend)| backend.peer == 0).map(|(slot, _)| *slot);
+        let own: Vec<u32> = own.collect();
+        for _ in 0..3 {
+            tables.change(&table, &touched, &deaf, &config()).unwrap();
+            tables.assert_right(&table);
+            let (services, backends) = look(&tables);
+            for (_, len, places) in services {
+                assert!(places[..len as usize].iter().all(|slot| own.contains(slot)));
+                assert_eq!(places[len as usize..], [0], "only this node is searched");
+            }
+            assert_eq!(backends, before.1, "connections keep their backends");
+            let avoided: Vec<u32> = tables.avoided().iter().map(|avoided| avoided.incarnation).collect();
+            assert!(avoided.len() == 4 && avoided.iter().all(|incarnation| [2, 3].contains(incarnation)));
+
+            tables.change(&table, &touched, &local(), &config()).unwrap();
+            tables.assert_right(&table);
+            assert_eq!((look(&tables), tables.avoided().len()), (before.clone(), 0));
+        }
+    });
+}
+
+#[test]
 fn a_map_of_another_layout_is_refused() {
     on_bpffs(|folder| {
         std::fs::remove_file(folder.join("shoal_ports")).unwrap();

@@ -148,6 +148,7 @@ impl Pair {
                 vtep,
                 state: NodeState::Ready,
                 wireguard: Vec::new(),
+                manager: None,
             };
             table.nodes.insert(record.id.clone(), record);
         }

@@ -16,6 +16,7 @@ fn a_node_tells_its_keys_changes_them_and_forgets_them() {
             vtep: UPLINK,
             state: NodeState::Ready,
             wireguard: Vec::new(),
+            manager: None,
         };
         table.nodes.insert(here.id.clone(), here);
         let host = Host::new(table);

@@ -1,0 +1,267 @@
+//! Several managers: nodes that become managers and cease to be, leaders that die, and a swarm without a majority.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::engine;
+use crate::figure;
+use crate::lab::{Lab, Node, until};
+use crate::load::Load;
+use crate::mesh::{create_web, targets};
+
+/// How long roles may take to change.
+const CHANGED: Duration = Duration::from_secs(30);
+/// How long leaders are killed one after another, s; the variable of the environment that says otherwise.
+const KILLS_S: u64 = 15;
+const KILLS_S_BY: &str = "SHOAL_LEADER_KILLS_S";
+/// Between two kills.
+const BETWEEN_KILLS: Duration = Duration::from_secs(5);
+/// Between two writes: 50 a second.
+const BETWEEN_WRITES: Duration = Duration::from_millis(20);
+/// How long a write may take until it is acknowledged, by whichever manager.
+const WRITTEN: Duration = Duration::from_secs(20);
+/// What a call for the state answers where no majority of managers is up (Docker's text).
+const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online.";
+
+/// All nodes are managers until this is dropped.
+struct Promoted<'l>(&'l Lab);
+
+impl<'l> Promoted<'l> {
+    fn all(lab: &'l Lab) -> Result<Self> {
+        let promoted = Self(lab);
+        for node in &lab.nodes[1..] {
+            engine::docker_ok(lab.manager(), &["node", "promote", &node.name])?;
+        }
+        until("all nodes are managers", CHANGED, || {
+            let statuses = statuses(lab.manager())?;
+            let count = |wanted: &str| statuses.values().filter(|status| *status == wanted).count();
+            Ok((count("Leader") == 1 && count("Reachable") == lab.nodes.len() - 1).then_some(()))
+        })?;
+        Ok(promoted)
+    }
+
+    fn undo(&self) -> Result<()> {
+        for node in &self.0.nodes {
+            if engine::get(node, "/_ping").is_err() {
+                self.0.xtask(&["start", &node.name])?;
+            }
+        }
+        let manager = self.0.manager();
+        for node in &self.0.nodes[1..] {
+            until(&format!("{node} is demoted"), CHANGED, || {
+                let demoted = engine::docker(manager, &["node", "demote", &node.name])?;
+                Ok((demoted.status.success() && !is_manager(node)?).then_some(()))
+            })?;
+        }
+        until("the first is the only manager", CHANGED, || {
+            Ok(statuses(manager).is_ok_and(|all| all[&manager.name] == "Leader").then_some(()))
+        })
+    }
+}
+
+impl Drop for Promoted<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo() {
+            println!("    not undone: {error:#}");
+        }
+    }
+}
+
+/// `docker node ls`: the nodes' names with their MANAGER STATUS.
+fn statuses(node: &Node) -> Result<BTreeMap<String, String>> {
+    let format = ["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"];
+    let lines = engine::names(node, &format)?;
+    let parts = lines.iter().filter_map(|line| line.split_once(' '));
+    Ok(parts.map(|(name, status)| (name.to_owned(), status.to_owned())).collect())
+}
+
+/// Whether a node serves the swarm's state, as it says itself.
+fn is_manager(node: &Node) -> Result<bool> {
+    let info: Value = serde_json::from_str(&engine::get(node, "/info")?)?;
+    Ok(info["Swarm"]["ControlAvailable"] == true)
+}
+
+pub(crate) fn nodes_become_managers_and_cease_to_be(lab: &Lab) -> Result<()> {
+    let [first, second, third] = lab.nodes.as_slice() else { anyhow::bail!("the case is for three nodes") };
+    let refused = engine::docker(first, &["node", "demote", &first.name])?;
+    ensure!(!refused.status.success() && refused.stderr.contains("last manager"), "{}", refused.stderr);
+    let began = Instant::now();
+    let promoted = Promoted::all(lab)?;
+    figure!("three managers after {:.1} s", began.elapsed().as_secs_f32());
+    // What one manager is told, each of them knows from then on.
+    let idle = ["shoal/exec", "sleep", "1000000"];
+    for (number, node) in lab.nodes.iter().enumerate() {
+        let name = format!("by-{node}");
+        let create = ["service", "create", "--detach", "--replicas", "0", "--name", &name];
+        engine::docker_ok(node, &[&create[..], &idle].concat())?;
+        for other in &lab.nodes {
+            let listed = engine::names(other, &["service", "ls", "--format", "{{.Name}}"])?;
+            ensure!(listed.len() == number + 1 && listed.contains(&name), "{other} lists {listed:?}");
+        }
+    }
+    engine::docker_ok(second, &["node", "demote", &third.name])?;
+    until("the third is a worker", CHANGED, || Ok((!is_manager(third)?).then_some(())))?;
+    let refused = engine::docker(third, &["node", "ls"])?;
+    ensure!(refused.stderr.contains("This node is not a swarm manager."), "{}", refused.stderr);
+    let left = until("two managers are left", CHANGED, || {
+        let statuses = statuses(second)?;
+        let managers = statuses.values().filter(|status| !status.is_empty()).count();
+        Ok((managers == 2).then_some(statuses))
+    })?;
+    ensure!(left[&third.name].is_empty(), "{left:?}");
+    // The third still has the table, by the managers that are left.
+    create_web(lab, lab.nodes.len(), &[])?;
+    drop(promoted);
+    ensure!(statuses(first)?.values().filter(|status| !status.is_empty()).count() == 1, "managers are left");
+    Ok(())
+}
+
+/// A write that some manager acknowledged.
+struct Write {
+    name: String,
+    took: Duration,
+    ended: Instant,
+}
+
+/// Writes at a steady pace, to the managers in turn, until told to stop. A write that fails is tried with the next.
+fn write(lab: &Lab, stop: &AtomicBool) -> Result<Vec<Write>> {
+    let body = |name: &str| {
+        format!(
+            r#"{{"Name":"{name}","TaskTemplate":{{"ContainerSpec":{{"Image":"shoal/whoami"}}}},"Mode":{{"Replicated":{{"Replicas":0}}}}}}"#
+        )
+    };
+    let mut writes: Vec<Write> = Vec::new();
+    let started = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let number = writes.len();
+        let due = BETWEEN_WRITES * u32::try_from(number)?;
+        std::thread::sleep(due.saturating_sub(started.elapsed()));
+        let name = format!("w-{number}");
+        let began = Instant::now();
+        for node in lab.nodes.iter().cycle().skip(number % lab.nodes.len()) {
+            match engine::call(node, "POST", "/services/create", &body(&name)) {
+                Ok(answer) if answer.status == 201 => break,
+                // An earlier try took effect after all.
+                Ok(answer) if answer.status == 409 => break,
+                Ok(_) | Err(_) => {
+                    ensure!(began.elapsed() < WRITTEN, "{name} is not acknowledged by anybody");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+        writes.push(Write { name, took: began.elapsed(), ended: Instant::now() });
+    }
+    Ok(writes)
+}
+
+pub(crate) fn leaders_that_die_lose_no_write(lab: &Lab) -> Result<()> {
+    let promoted = Promoted::all(lab)?;
+    let seconds = std::env::var(KILLS_S_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS_S);
+    let stop = AtomicBool::new(false);
+    let (kills, writes) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write(lab, &stop));
+        let kills = kill_leaders(lab, Duration::from_secs(seconds));
+        stop.store(true, Ordering::Relaxed);
+        let writes = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        anyhow::Ok((kills?, writes?))
+    })?;
+    let listed = engine::names(lab.manager(), &["service", "ls", "--format", "{{.Name}}"])?;
+    let lost = writes.iter().filter(|write| !listed.contains(&write.name)).count();
+    let twice = listed.len().saturating_sub(writes.len());
+    // From a kill to the end of the write that waited longest for it.
+    let mut outages: Vec<f64> = Vec::new();
+    for kill in &kills {
+        let during = writes.iter().filter(|write| write.ended > *kill && write.ended < *kill + BETWEEN_KILLS);
+        outages.push(during.map(|write| write.took.as_secs_f64()).fold(0.0, f64::max));
+    }
+    outages.sort_by(f64::total_cmp);
+    let at = |percent: usize| outages.get(outages.len() * percent / 100).or(outages.last()).copied();
+    figure!(
+        "{} leaders killed under {} writes: {lost} acknowledged ones lost, {twice} took effect twice",
+        kills.len(),
+        writes.len()
+    );
+    figure!(
+        "the longest write after a kill: p50 {:.2} s, p99 {:.2} s",
+        at(50).context("no leader was killed")?,
+        at(99).context("no leader was killed")?
+    );
+    ensure!(lost == 0 && twice == 0, "{lost} lost, {twice} twice");
+    ensure!(writes.len() > 100, "too few writes to say anything: {}", writes.len());
+    let names: Vec<&str> = listed.iter().map(String::as_str).collect();
+    for some in names.chunks(50) {
+        engine::docker_ok(lab.manager(), &[&["service", "rm"], some].concat())?;
+    }
+    drop(promoted);
+    Ok(())
+}
+
+/// Kills the leader every now and then, and starts the one before again; gives when each died.
+fn kill_leaders(lab: &Lab, duration: Duration) -> Result<Vec<Instant>> {
+    let mut kills = Vec::new();
+    let mut dead: Option<&Node> = None;
+    let started = Instant::now();
+    while started.elapsed() < duration || kills.is_empty() {
+        if let Some(dead) = dead {
+            lab.xtask(&["start", &dead.name])?;
+        }
+        std::thread::sleep(
+            BETWEEN_KILLS.saturating_sub(kills.last().map_or(Duration::ZERO, Instant::elapsed)),
+        );
+        let leader = until("there is a leader, and all managers are up", CHANGED, || {
+            let Ok(statuses) = statuses(lab.manager()) else { return Ok(None) };
+            let all = statuses.values().all(|status| status == "Leader" || status == "Reachable");
+            Ok(statuses.into_iter().find(|(_, status)| all && status == "Leader").map(|(name, _)| name))
+        })?;
+        let leader = lab.node(&leader)?;
+        kills.push(Instant::now());
+        lab.xtask(&["kill", &leader.name])?;
+        dead = Some(leader);
+    }
+    if let Some(dead) = dead {
+        lab.xtask(&["start", &dead.name])?;
+    }
+    until("all managers are up", CHANGED, || {
+        Ok(statuses(lab.manager()).is_ok_and(|all| all.values().all(|it| it != "Unreachable")).then_some(()))
+    })?;
+    Ok(kills)
+}
+
+pub(crate) fn without_a_majority_traffic_goes_on(lab: &Lab) -> Result<()> {
+    let promoted = Promoted::all(lab)?;
+    create_web(lab, lab.nodes.len(), &[])?;
+    let [first, others @ ..] = lab.nodes.as_slice() else { anyhow::bail!("no nodes") };
+    let load = Load::start(&targets(lab), "/");
+    for other in others {
+        lab.xtask(&["kill", &other.name])?;
+    }
+    let began = Instant::now();
+    let refused = engine::docker(first, &["service", "ls"])?;
+    figure!("without a majority, after {:.1} s: {}", began.elapsed().as_secs_f32(), refused.stderr.trim());
+    ensure!(!refused.status.success() && refused.stderr.contains(NO_LEADER), "{}", refused.stderr);
+    let refused = engine::docker(first, &["service", "scale", "--detach", "web=1"])?;
+    ensure!(!refused.status.success() && refused.stderr.contains(NO_LEADER), "{}", refused.stderr);
+    // An agent that starts in this time comes up with the table that it had.
+    lab.xtask(&["kill", &first.name])?;
+    lab.xtask(&["start", &first.name])?;
+    std::thread::sleep(Duration::from_secs(2));
+    for other in others {
+        lab.xtask(&["start", &other.name])?;
+    }
+    let began = Instant::now();
+    until("there is a leader again", CHANGED, || {
+        Ok(engine::docker(first, &["service", "ls"])?.status.success().then_some(()))
+    })?;
+    figure!("with the others back there is a leader after {:.1} s", began.elapsed().as_secs_f32());
+    let requests = load.finish()?;
+    let errors: Vec<&String> = requests.iter().filter_map(|request| request.error.as_ref()).collect();
+    figure!("{} requests meanwhile, {} failed", requests.len(), errors.len());
+    ensure!(errors.is_empty() && requests.len() > 100, "{errors:?}");
+    engine::until_running(lab, "web", lab.nodes.len())?;
+    drop(promoted);
+    Ok(())
+}
