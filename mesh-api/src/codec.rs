@@ -109,8 +109,12 @@ impl<W: AsyncWrite + Unpin, T: Serialize> FrameWriter<W, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::session::AgentMessage;
+    use crate::session::{AgentMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription};
 
     #[tokio::test]
     async fn a_message_survives_the_stream() {
@@ -122,6 +126,74 @@ mod tests {
         let mut reader = FrameReader::<_, AgentMessage>::new(b, AGENT_FRAME_BYTES_MAX);
         assert_eq!(reader.next().await.unwrap(), Some(sent));
         assert!(reader.next().await.unwrap().is_none());
+    }
+
+    fn join_request() -> JoinRequest {
+        let node = NodeDescription {
+            hostname: "n1".to_owned(),
+            addr: Ipv4Addr::LOCALHOST.into(),
+            vtep: Ipv4Addr::LOCALHOST.into(),
+            os: "linux".to_owned(),
+            architecture: "x86_64".to_owned(),
+            nano_cpus: 1_000_000_000,
+            memory_bytes: 1 << 30,
+            version: "0.1.0".to_owned(),
+            labels: vec![("a".to_owned(), "b".to_owned())],
+            dataplane: "eth0=tc".to_owned(),
+            routes: Vec::new(),
+            wireguard: Vec::new(),
+            addresses: Vec::new(),
+            manager: None,
+        };
+        JoinRequest { protocol: 1, token: "SWMTKN-1-x-y".to_owned(), csr: "csr".to_owned(), node }
+    }
+
+    /// Reads `bytes` as frames of `T`, to the first error or the end.
+    async fn read_all<T: DeserializeOwned>(bytes: &[u8]) {
+        let mut reader = FrameReader::<_, T>::new(bytes, JOIN_FRAME_BYTES_MAX);
+        while matches!(reader.next().await, Ok(Some(_))) {}
+    }
+
+    fn read_as_every_message(bytes: &[u8]) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            read_all::<JoinRequest>(bytes).await;
+            read_all::<JoinAnswer>(bytes).await;
+            read_all::<AgentMessage>(bytes).await;
+            read_all::<ManagerMessage>(bytes).await;
+        });
+    }
+
+    fn framed(body: &[u8]) -> Vec<u8> {
+        [&(body.len() as u32).to_be_bytes(), body].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            read_as_every_message(&bytes);
+            read_as_every_message(&framed(&bytes));
+        }
+
+        #[test]
+        fn no_change_of_a_message_makes_a_reader_panic(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let resume = AgentMessage::Resume { protocol: 1, node: join_request().node, index: Some(7) };
+            for mut body in [serde_json::to_vec(&join_request()).unwrap(), serde_json::to_vec(&resume).unwrap()] {
+                for (at, byte) in &changes {
+                    let at = at.index(body.len());
+                    body[at] = *byte;
+                }
+                read_as_every_message(&framed(&body));
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_to_join_hides_its_token() {
+        let shown = format!("{:?}", join_request());
+        assert!(shown.contains("n1") && !shown.contains("SWMTKN"), "{shown}");
     }
 
     #[tokio::test]

@@ -125,8 +125,9 @@ fn describe(item: &Item) -> [String; 2] {
 }
 
 fn start_log(filter: &str) -> anyhow::Result<()> {
-    // The user-space WireGuard device tells of every peer that comes or goes, unless the filter asks for it by name.
-    let filter = EnvFilter::try_new(format!("gotatun=warn,{filter}")).with_context(|| {
+    // The user-space WireGuard device tells of every peer that comes or goes, and openraft of each of its steps, unless the
+    // filter asks for them by name. What became of raft's steps, `control::raft` says.
+    let filter = EnvFilter::try_new(format!("gotatun=warn,openraft=off,{filter}")).with_context(|| {
         format!(
             "--log: '{filter}' is not a filter: use error, warn, info, debug, trace, or module=level pairs"
         )

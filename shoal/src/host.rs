@@ -346,7 +346,7 @@ impl Host {
         match timeout(LEAVE_LIMIT, handed_over).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = chain(&error), "the other managers still count on this one")
+                tracing::warn!(error = chain(&error), "the other managers still count on this one");
             }
             Err(_) => tracing::warn!("the other managers don't answer, and still count on this one"),
         }

@@ -60,15 +60,15 @@ impl Addresses {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManagerError {
     #[error("the cluster's state in {} can't be opened", dir.display())]
-    State { dir: PathBuf, source: OpenError },
+    State { dir: PathBuf, source: Box<OpenError> },
     #[error("{} can't be read or written", path.display())]
     Addresses { path: PathBuf, source: io::Error },
     #[error("can't listen on {listen}")]
     Listen { listen: SocketAddr, source: io::Error },
     #[error("this host can't become the swarm's first node")]
-    First(#[from] FirstError),
+    First(#[source] Box<FirstError>),
     #[error("the other managers can't be made workers")]
-    Demote(#[from] ProposeError),
+    Demote(#[source] Box<ProposeError>),
 }
 
 /// A running manager.
@@ -97,9 +97,12 @@ impl Manager {
         let listener = listener.map_err(|source| ManagerError::Listen { listen, source })?;
         let id = NodeId::random(&mut rand::rng());
         let cluster = Cluster::create_at(&dir, request, addresses.place(&id, &credential)).await;
-        let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
+        let cluster =
+            cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source: source.into() })?;
         let first = match addresses.save(&dir) {
-            Ok(()) => first_manager(&cluster, id, node).await.map_err(ManagerError::from),
+            Ok(()) => {
+                first_manager(&cluster, id, node).await.map_err(|error| ManagerError::First(error.into()))
+            }
             Err(error) => Err(error),
         };
         match first {
@@ -123,7 +126,8 @@ impl Manager {
         }
         let addresses = Addresses::load(&dir)?;
         let cluster = Cluster::open_at(&dir, Arc::new(managers::Wire::new(credential.clone()))).await;
-        let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
+        let cluster =
+            cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source: source.into() })?;
         let duties = tokio::spawn(listen_and_serve(cluster.clone(), credential, addresses.listen));
         Ok(Some(Self { cluster, addresses, dir, duties }))
     }
@@ -141,7 +145,8 @@ impl Manager {
         let listener = TcpListener::bind(listen).await;
         let listener = listener.map_err(|source| ManagerError::Listen { listen, source })?;
         let cluster = Cluster::join(&dir, addresses.place(node, &credential)).await;
-        let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
+        let cluster =
+            cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source: source.into() })?;
         if let Err(error) = addresses.save(&dir) {
             cluster.shutdown().await;
             remove(&dir);
@@ -162,12 +167,16 @@ impl Manager {
         self.stop().await;
         let wire = Arc::new(managers::Wire::new(credential.clone()));
         let cluster = Cluster::force_new_cluster(&dir, addresses.manager(node), wire).await;
-        let cluster = cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source })?;
+        let cluster =
+            cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source: source.into() })?;
         let others: Vec<_> = cluster.state().nodes.values().cloned().collect();
         for other in others.iter().filter(|other| other.id != *node && other.spec.role == Role::Manager) {
             let spec = NodeSpec { role: Role::Worker, ..other.spec.clone() };
             let action = Action::UpdateNode { id: other.id.clone(), version: other.meta.version, spec };
-            cluster.propose(Command::now(action)).await?;
+            cluster
+                .propose(Command::now(action))
+                .await
+                .map_err(|error| ManagerError::Demote(error.into()))?;
         }
         let duties = tokio::spawn(listen_and_serve(cluster.clone(), credential, addresses.listen));
         Ok(Self { cluster, addresses, dir, duties })

@@ -163,10 +163,10 @@ pub(crate) fn leaders_that_die_lose_no_write(lab: &Lab) -> Result<()> {
     let seconds = std::env::var(KILLS_S_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS_S);
     let stop = AtomicBool::new(false);
     let (kills, writes) = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write(lab, &stop));
+        let writing = scope.spawn(|| write(lab, &stop));
         let kills = kill_leaders(lab, Duration::from_secs(seconds));
         stop.store(true, Ordering::Relaxed);
-        let writes = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let writes = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         anyhow::Ok((kills?, writes?))
     })?;
     let listed = engine::names(lab.manager(), &["service", "ls", "--format", "{{.Name}}"])?;

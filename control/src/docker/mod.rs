@@ -57,8 +57,11 @@ struct Api {
 impl Api {
     /// The cluster, or Docker's text for a node that is not a manager.
     fn manager(&self) -> ApiResult<Cluster> {
-        self.host.cluster().ok_or_else(|| {
-            ApiError::unavailable(match self.host.membership() {
+        let membership = self.host.membership();
+        // One that was demoted may not be gone yet.
+        let is_worker = matches!(membership, Membership::Active { role: Role::Worker, .. });
+        self.host.cluster().filter(|_| !is_worker).ok_or_else(|| {
+            ApiError::unavailable(match membership {
                 Membership::Inactive => NO_SWARM,
                 Membership::Active { .. } => NOT_A_MANAGER,
             })

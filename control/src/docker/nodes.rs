@@ -167,9 +167,10 @@ fn show(node: &Node, managers: &[Member], ca: &Authority) -> wire::Node {
     let manager_status = member.map(|member| wire::ManagerStatus {
         leader: member.is_leader,
         // Who does not lead knows of the others what the leader says of their nodes.
-        reachability: match member.is_reachable.unwrap_or(!node.is_down()) {
-            true => "reachable",
-            false => "unreachable",
+        reachability: if member.is_reachable.unwrap_or(!node.is_down()) {
+            "reachable"
+        } else {
+            "unreachable"
         },
         addr: member.manager.addr.to_string(),
     });

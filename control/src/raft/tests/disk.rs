@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use openraft::storage::{RaftLogStorageExt as _, RaftStateMachine as _};
+use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _, RaftStateMachine as _};
 use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader as _, RaftSnapshotBuilder as _};
 
+use super::platter::Platter;
 use crate::apply::apply;
 use crate::command::{Action, Command};
 use crate::model::State;
@@ -118,7 +119,7 @@ async fn a_snapshot_takes_the_entries_place_and_more_follow() {
         machine.apply(entries[..20].to_vec()).await.unwrap();
         let made = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
         assert_eq!(made.meta.last_log_id, Some(log_id(20)));
-        openraft::storage::RaftLogStorage::purge(&mut log, log_id(20)).await.unwrap();
+        log.purge(log_id(20)).await.unwrap();
         assert_eq!(log.try_get_log_entries(0..100).await.unwrap().len(), 5);
         log.blocking_append(entries[25..].to_vec()).await.unwrap();
         drop((log, machine));
@@ -228,11 +229,34 @@ fn another_format_is_refused_with_a_remedy() {
 }
 
 #[tokio::test]
+async fn what_raft_builds_on_outlives_a_crash() {
+    let disk = Platter::default();
+    let mut log = LogStore(disk.open(1).unwrap().log);
+    let (entries, vote) = (entries(5), Vote::new(3, 2));
+    log.blocking_append(entries[..3].to_vec()).await.unwrap();
+    disk.crash();
+    let mut log = LogStore(disk.open(1).unwrap().log);
+    assert_eq!(log.try_get_log_entries(1..10).await.unwrap(), entries[..3]);
+    log.save_vote(&vote).await.unwrap();
+    disk.crash();
+    let mut log = LogStore(disk.open(1).unwrap().log);
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+    log.truncate(log_id(3)).await.unwrap();
+    disk.crash();
+    let mut log = LogStore(disk.open(1).unwrap().log);
+    assert_eq!(log.try_get_log_entries(1..10).await.unwrap(), entries[..2]);
+    // This much may be forgotten: the leader tells it again.
+    log.save_committed(Some(log_id(2))).await.unwrap();
+    disk.crash();
+    assert_eq!(LogStore(disk.open(1).unwrap().log).read_committed().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_vote_and_an_id_outlive_a_restart() {
     for engine in ENGINES {
         let dir = tempfile::tempdir().unwrap();
         let mut log = LogStore(Storage::create(dir.path(), engine, 42).unwrap().log);
-        openraft::storage::RaftLogStorage::save_vote(&mut log, &Vote::new(3, 42)).await.unwrap();
+        log.save_vote(&Vote::new(3, 42)).await.unwrap();
         drop(log);
         let storage = reopened(dir.path()).await;
         assert_eq!((storage.id, storage.log.vote().unwrap()), (42, Some(Vote::new(3, 42))));

@@ -156,8 +156,11 @@ async fn a_leader_that_restarts_at_once_gives_no_stale_answers() {
         let leader = managers.leader().await;
         let name = format!("n{round}");
         managers.of(leader).propose(create(&name)).await.unwrap();
+        let before = managers.of(leader).leadership().borrow().term;
         managers.kill(leader).await;
         managers.start(leader).await;
+        let next = managers.leader().await;
+        assert!(managers.of(next).leadership().borrow().term > before, "it was elected for that");
         let read = managers.of(leader).linearizable().await.unwrap();
         assert!(read.network_by_name(&name).is_some(), "{name} was acknowledged");
     }

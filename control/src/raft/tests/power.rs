@@ -340,8 +340,7 @@ fn redb_loses_nothing_acknowledged_to_a_power_cut() {
 #[test]
 fn a_store_that_does_not_sync_is_caught_by_a_power_cut() {
     for name in ["careless-sled", "careless-redb"] {
-        if let Some(losses) = cut(name, 3) {
-            assert_eq!(losses.len(), 3, "{name}: {losses:?}");
-        }
+        // A cut right after the kernel wrote by itself loses nothing.
+        assert!(cut(name, CUTS).is_none_or(|losses| !losses.is_empty()), "{name}");
     }
 }

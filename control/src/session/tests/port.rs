@@ -397,6 +397,26 @@ async fn whoever_is_not_asked_to_join_does_not_join() {
     port.close().await;
 }
 
+#[tokio::test]
+async fn no_neighbour_of_a_token_opens_anything() {
+    let (_dir, server) = server().await;
+    let key = KeyRequest::new().unwrap();
+    let good = join_request(&server, key.csr(), "n1");
+    let digits = "0123456789abcdefghijklmnopqrstuvwxyz";
+    for at in "SWMTKN-1-".len()..good.token.len() {
+        for digit in digits.chars().step_by(5) {
+            let mut token = good.token.clone();
+            token.replace_range(at..=at, digit.encode_utf8(&mut [0; 4]));
+            if token != good.token {
+                let refused = join::admit(&server, JoinRequest { token, ..good.clone() }).await;
+                assert_eq!(reason(refused), RefusalReason::InvalidToken);
+            }
+        }
+    }
+    assert!(server.cluster.state().nodes.is_empty());
+    assert!(join::admit(&server, good).await.is_ok());
+}
+
 /// Joins through an eavesdropper: what the host sent, and the answer.
 async fn overheard(port: &Port, request: &JoinRequest) -> (Vec<u8>, Option<JoinAnswer>) {
     let (ours, mut middle): (DuplexStream, DuplexStream) = tokio::io::duplex(1 << 16);
