@@ -80,7 +80,7 @@ fn statuses(node: &Node) -> Result<BTreeMap<String, String>> {
 }
 
 /// Whether a node serves the swarm's state, as it says itself.
-fn is_manager(node: &Node) -> Result<bool> {
+pub(crate) fn is_manager(node: &Node) -> Result<bool> {
     let info: Value = serde_json::from_str(&engine::get(node, "/info")?)?;
     Ok(info["Swarm"]["ControlAvailable"] == true)
 }

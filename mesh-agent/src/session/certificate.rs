@@ -57,8 +57,9 @@ impl Client {
     ) -> Result<(), KeepError> {
         let credential = Credential { identity: request.identity(chain)?, roots: Roots::from_pem(roots)? };
         credential.check()?;
-        let membership = self.credentials().membership.clone();
+        let mut membership = self.credentials().membership.clone();
         let own = credential.identity.peer();
+        membership.role = own.role;
         if own.node != membership.node_id || own.cluster != membership.cluster_id {
             return Err(KeepError::Other);
         }
