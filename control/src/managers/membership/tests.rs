@@ -1,3 +1,5 @@
+//! What the next change of the members is.
+
 use mesh_api::table::NodeState;
 
 use super::*;
