@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use control::cluster::{Cluster, InitRequest, OpenError, Place, ProposeError};
 use control::command::{Action, Command};
+use control::managers;
 use control::model::NodeSpec;
 use control::pki::{First, FirstError, first_manager};
 use control::raft;
-use control::session::{Listener, RaftHandler, Server};
-use control::{leader, managers};
 use mesh_api::id::NodeId;
 use mesh_api::session::{ManagerDescription, NodeDescription};
 use mesh_api::table::Role;
@@ -107,7 +106,7 @@ impl Manager {
         };
         match first {
             Ok(first) => {
-                let duties = tokio::spawn(serve(cluster.clone(), credential, listener));
+                let duties = tokio::spawn(managers::serve(cluster.clone(), credential, listener));
                 Ok((Self { cluster, addresses, dir, duties }, first))
             }
             Err(error) => {
@@ -152,7 +151,7 @@ impl Manager {
             remove(&dir);
             return Err(error);
         }
-        let duties = tokio::spawn(serve(cluster.clone(), credential, listener));
+        let duties = tokio::spawn(managers::serve(cluster.clone(), credential, listener));
         Ok(Self { cluster, addresses, dir, duties })
     }
 
@@ -245,28 +244,12 @@ fn remove(dir: &Path) {
     }
 }
 
-/// Serves whoever comes, and leads while the others have it so, until the task is aborted.
-async fn serve(cluster: Cluster, credential: Shared, listener: TcpListener) {
-    let server = Server::new(cluster.clone());
-    let answering = cluster.clone();
-    let raft: RaftHandler = Arc::new(move |stream, peer| {
-        let cluster = answering.clone();
-        Box::pin(async move {
-            if let Err(error) = managers::answer(&cluster, &peer, stream).await {
-                tracing::debug!(manager = %peer.node, %error, "a manager's stream ended");
-            }
-        })
-    });
-    let port = Listener::new(Arc::clone(&server), credential).with_raft(raft);
-    tokio::join!(leader::follow(cluster, server), port.serve(listener));
-}
-
-/// As [`serve`], once the address can be listened on: at a boot the network may come up after the agent.
+/// As [`managers::serve`], once the address can be listened on: at a boot the network may come up after the agent.
 async fn listen_and_serve(cluster: Cluster, credential: Shared, listen: SocketAddr) {
     let mut said = false;
     loop {
         match TcpListener::bind(listen).await {
-            Ok(listener) => return serve(cluster, credential, listener).await,
+            Ok(listener) => return managers::serve(cluster, credential, listener).await,
             Err(error) if !said => {
                 tracing::warn!(%listen, %error, "the manager can't listen yet, and goes on trying");
                 said = true;

@@ -22,11 +22,15 @@ const FRAME_BYTES_MAX: u32 = 16 << 20;
 /// Streams kept for later questions to one manager. More are under way while several questions are.
 const IDLE_MAX: usize = 4;
 
+/// A manager, and where it is.
+type Whom = (NodeId, SocketAddr);
+
 /// This manager's streams to the others.
 #[derive(Debug)]
 pub struct Wire {
     credential: Shared,
-    idle: Mutex<BTreeMap<SocketAddr, Vec<Conversation>>>,
+    /// By whom they are with.
+    idle: Mutex<BTreeMap<Whom, Vec<Conversation>>>,
 }
 
 /// Why a question has no answer.
@@ -85,30 +89,31 @@ impl Wire {
         Self { credential, idle: Mutex::default() }
     }
 
-    fn idle(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Vec<Conversation>>> {
+    fn idle(&self) -> MutexGuard<'_, BTreeMap<Whom, Vec<Conversation>>> {
         // Its streams are put in and taken out whole.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(&self, to: &Manager, request: &Request) -> Result<Response, WireError> {
+        let whom = (to.node.clone(), to.addr);
         // The other side may have closed a stream that was kept. A question may be asked twice.
         loop {
-            let kept = self.idle().get_mut(&to.addr).and_then(Vec::pop);
+            let kept = self.idle().get_mut(&whom).and_then(Vec::pop);
             let Some(mut conversation) = kept else { break };
             if let Ok(response) = conversation.ask(request).await {
-                self.keep(to.addr, conversation);
+                self.keep(&whom, conversation);
                 return Ok(response);
             }
         }
         let mut conversation = Conversation::open(&self.credential, to).await?;
         let response = conversation.ask(request).await?;
-        self.keep(to.addr, conversation);
+        self.keep(&whom, conversation);
         Ok(response)
     }
 
-    fn keep(&self, addr: SocketAddr, conversation: Conversation) {
+    fn keep(&self, whom: &Whom, conversation: Conversation) {
         let mut idle = self.idle();
-        let kept = idle.entry(addr).or_default();
+        let kept = idle.entry(whom.clone()).or_default();
         if kept.len() < IDLE_MAX {
             kept.push(conversation);
         }
@@ -125,7 +130,7 @@ impl Transport for Wire {
 }
 
 /// Answers what the manager `peer` asks on a stream, until it hangs up.
-pub async fn answer<S>(cluster: &Cluster, peer: &Peer, stream: S) -> Result<(), CodecError>
+pub(super) async fn answer<S>(cluster: &Cluster, peer: &Peer, stream: S) -> Result<(), CodecError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {

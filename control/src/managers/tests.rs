@@ -1,0 +1,153 @@
+//! Two managers over real TLS: one becomes a member, ceases to be one, and is no node any more.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use mesh_api::id::NodeId;
+use mesh_api::session::{ManagerDescription, NodeDescription};
+use mesh_api::table::{NodeState, Role};
+use mesh_api::tls::{Credential, KeyRequest, Roots};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::cluster::{InitRequest, Place};
+use crate::command::{Action, Command};
+use crate::model::NodeSpec;
+use crate::pki::{Subject, first_manager};
+use crate::raft::{Call, Manager, Request, Response, Transport as _};
+use crate::testing::{description, network};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A manager that runs.
+struct Running {
+    node: NodeId,
+    cluster: Cluster,
+    credential: Shared,
+    addr: SocketAddr,
+    serving: JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Running {
+    async fn first() -> Self {
+        let (dir, listener, credential) = (tempfile::tempdir().unwrap(), listen().await, Shared::default());
+        let addr = listener.local_addr().unwrap();
+        let place = place("m1", addr, &credential);
+        let cluster = Cluster::create_at(dir.path(), InitRequest::default(), place).await.unwrap();
+        let raft = cluster.raft_id();
+        let host = NodeDescription { manager: Some(ManagerDescription { raft, addr }), ..description("m1") };
+        let first = first_manager(&cluster, "m1".into(), host).await.unwrap();
+        credential.set(Some(first.credential.into()));
+        let serving = tokio::spawn(serve(cluster.clone(), credential.clone(), listener));
+        Self { node: "m1".into(), cluster, credential, addr, serving, _dir: dir }
+    }
+
+    /// A node that joined as a manager, and begins one.
+    async fn second(first: &Self) -> Self {
+        let (dir, listener, credential) = (tempfile::tempdir().unwrap(), listen().await, Shared::default());
+        let addr = listener.local_addr().unwrap();
+        let object = first.cluster.state().cluster.unwrap();
+        let key = KeyRequest::new().unwrap();
+        let (id, role) = (NodeId::from("m2"), Role::Manager);
+        let subject = Subject { node: id.clone(), role, cluster: object.id.clone() };
+        let issued = object.ca.sign(key.csr(), &subject, Duration::from_hours(1), SystemTime::now()).unwrap();
+        let roots = Roots::from_pem(&object.ca.trusted()).unwrap();
+        credential.set(Some(Credential { identity: key.identity(&issued.chain).unwrap(), roots }.into()));
+        let (issuer, host) = (issued.issuer, description("m2"));
+        first.must(Action::AddNode { id: id.clone(), role, description: host, issuer }).await;
+        let cluster = Cluster::join(dir.path(), place("m2", addr, &credential)).await.unwrap();
+        let serving = tokio::spawn(serve(cluster.clone(), credential.clone(), listener));
+        Self { node: id, cluster, credential, addr, serving, _dir: dir }
+    }
+
+    async fn must(&self, action: Action) {
+        self.cluster.propose(Command::now(action)).await.unwrap();
+    }
+
+    /// Says of itself that it is reached here.
+    async fn tell(&self, to: &Self) {
+        let manager = ManagerDescription { raft: self.cluster.raft_id(), addr: self.addr };
+        let host = NodeDescription { manager: Some(manager), ..description(self.node.as_str()) };
+        let (id, state, message) = (self.node.clone(), NodeState::Ready, String::new());
+        to.must(Action::SetNodeStatus { id, state, message, description: Some(host) }).await;
+    }
+
+    async fn stop(self) {
+        self.serving.abort();
+        let _ = self.serving.await;
+        self.cluster.shutdown().await;
+    }
+}
+
+async fn listen() -> TcpListener {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()
+}
+
+fn place(node: &str, addr: SocketAddr, credential: &Shared) -> Place {
+    let transport = Arc::new(Wire::new(credential.clone()));
+    Place { manager: Manager { node: node.into(), addr }, transport, ..Place::default() }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let all = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(LIMIT, all).await.is_ok(), "{what}: not within {LIMIT:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_comes_takes_part_and_goes() {
+    let first = Running::first().await;
+    let second = Running::second(&first).await;
+    second.tell(&first).await;
+    let voters = |one: &Running| one.cluster.managers().iter().filter(|member| member.is_voter).count();
+    until("both decide", || voters(&first) == 2 && voters(&second) == 2).await;
+
+    // Whichever is told, the other knows.
+    second.must(Action::CreateNetwork { id: "blue".into(), spec: network("blue") }).await;
+    assert!(first.cluster.linearizable().await.unwrap().network_by_name("blue").is_some());
+    first.must(Action::CreateNetwork { id: "red".into(), spec: network("red") }).await;
+    assert!(second.cluster.linearizable().await.unwrap().network_by_name("red").is_some());
+
+    let node = first.cluster.state().nodes[&second.node].clone();
+    let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
+    first.must(Action::UpdateNode { id: node.id.clone(), version: node.meta.version, spec }).await;
+    until("the second hears that it is none any longer", || *second.cluster.removed().borrow()).await;
+    assert_eq!(voters(&first), 1);
+
+    // What a former manager asks, its certificate still being one's, has no effect.
+    let wire = Wire::new(second.credential.clone());
+    let to = Manager { node: first.node.clone(), addr: first.addr };
+    let ask = || {
+        let (from, to) = (second.cluster.raft_id(), first.cluster.raft_id());
+        Request { from, to, call: Call::ReadIndex }
+    };
+    assert!(matches!(wire.call(&to, ask()).await, Ok(Response::NotMember)));
+    let other = Manager { node: "m3".into(), ..to.clone() };
+    assert!(wire.call(&other, ask()).await.is_err(), "a stream is with whom it was opened to");
+
+    // And once it is no node any more, it is not even heard: neither on the stream that it has, nor on another.
+    first.must(Action::RemoveNode { id: second.node.clone(), force: true }).await;
+    assert!(matches!(wire.call(&to, ask()).await, Ok(Response::Unavailable) | Err(_)));
+    assert!(Wire::new(second.credential.clone()).call(&to, ask()).await.is_err());
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_dialled_must_be_who_answers() {
+    let first = Running::first().await;
+    let wire = Wire::new(first.credential.clone());
+    let request = || Request { from: 7, to: first.cluster.raft_id(), call: Call::ReadIndex };
+    let to = Manager { node: "m9".into(), addr: first.addr };
+    let error = wire.call(&to, request()).await.unwrap_err();
+    assert!(error.to_string().contains("another node answers there: m1"), "{error}");
+    let nowhere = Wire::new(Shared::default());
+    let to = Manager { node: first.node.clone(), addr: first.addr };
+    let error = nowhere.call(&to, request()).await.unwrap_err();
+    assert!(error.to_string().contains("no certificate"), "{error}");
+    first.stop().await;
+}
