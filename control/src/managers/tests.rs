@@ -51,10 +51,10 @@ impl Running {
         let key = KeyRequest::new().unwrap();
         let (id, role) = (NodeId::from("m2"), Role::Manager);
         let subject = Subject { node: id.clone(), role, cluster: object.id.clone() };
-        let issued = object.ca.sign(key.csr(), &subject, Duration::from_hours(1), SystemTime::now()).unwrap();
+        let signed = object.ca.sign(key.csr(), &subject, Duration::from_hours(1), SystemTime::now()).unwrap();
         let roots = Roots::from_pem(&object.ca.trusted()).unwrap();
-        credential.set(Some(Credential { identity: key.identity(&issued.chain).unwrap(), roots }.into()));
-        let (issuer, host) = (issued.issuer, description("m2"));
+        credential.set(Some(Credential { identity: key.identity(&signed.chain).unwrap(), roots }.into()));
+        let (issuer, host) = (signed.issuer, description("m2"));
         first.must(Action::AddNode { id: id.clone(), role, description: host, issuer }).await;
         let cluster = Cluster::join(dir.path(), place("m2", addr, &credential)).await.unwrap();
         let serving = tokio::spawn(serve(cluster.clone(), credential.clone(), listener));
