@@ -119,7 +119,7 @@ pub struct NodeRecord {
     pub id: NodeId,
     /// Its host name.
     pub hostname: String,
-    /// Manager or worker.
+    /// Manager or worker, as it is to be.
     pub role: Role,
     /// Its VXLAN address on the underlay, of the cluster's one address family there.
     pub vtep: IpAddr,
@@ -128,7 +128,7 @@ pub struct NodeRecord {
     /// What others reach it by inside of WireGuard, as in [`crate::session::NodeDescription::wireguard`].
     #[serde(default)]
     pub wireguard: Vec<WireguardIdentity>,
-    /// Where agents dial it, if it is a manager.
+    /// Where agents dial its manager, where one runs: also one that is to be none, until the others do without it.
     #[serde(default)]
     pub manager: Option<SocketAddr>,
 }

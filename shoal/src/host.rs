@@ -31,8 +31,8 @@ use crate::{attachments, facts, interfaces};
 const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a host that joins as a manager may take until it has the state.
 const STATE_LIMIT: Duration = Duration::from_secs(15);
-/// How long after a manager could not be begun it is tried again.
-const RETRY: Duration = Duration::from_secs(5);
+/// How often to look whether the manager is as it should be, where nothing tells of a change.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long calls in progress get to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
@@ -266,7 +266,8 @@ impl Host {
             let role = credential.borrow_and_update().as_ref().map(|own| own.identity.peer().role);
             is_removed &= role == Some(Role::Manager);
             let Some(this) = host.upgrade() else { return };
-            let is_settled = this.match_role(role.filter(|_| !is_removed)).await;
+            is_removed |= this.is_superfluous();
+            this.match_role(role.filter(|_| !is_removed)).await;
             let removed = this.cluster().map(|cluster| cluster.removed());
             drop(this);
             let removal = async {
@@ -282,34 +283,37 @@ impl Host {
             tokio::select! {
                 changed = credential.changed() => if changed.is_err() { return },
                 () = removal => is_removed = true,
-                () = sleep(RETRY), if !is_settled => {}
+                () = sleep(LOOK) => {}
             }
         }
     }
 
-    /// Begins or ends the manager; whether there is nothing left to do.
-    async fn match_role(&self, role: Option<Role>) -> bool {
+    /// Whether a manager runs here that never was one of those that decide, and is not to be one any more.
+    fn is_superfluous(&self) -> bool {
+        let Some(cluster) = self.cluster() else { return false };
+        let own = self.agent().and_then(|agent| Some((agent.membership()?.node_id, agent.table()?)));
+        let is_worker = own.is_some_and(|(node, table)| {
+            table.nodes.get(&node).is_some_and(|record| record.role == Role::Worker)
+        });
+        is_worker && !cluster.managers().iter().any(|member| member.id == cluster.raft_id())
+    }
+
+    /// Begins or ends the manager.
+    async fn match_role(&self, role: Option<Role>) {
         let _changing = self.changing.lock().await;
-        let Some(agent) = self.agent() else { return true };
+        let Some(agent) = self.agent() else { return };
         let runs = locked(&self.manager).is_some();
         match role {
-            Some(Role::Manager) if !runs => match self.begin_manager(&agent, None).await {
-                Ok(()) => true,
-                Err(error) => {
+            Some(Role::Manager) if !runs => {
+                if let Err(error) = self.begin_manager(&agent, None).await {
                     tracing::error!(
                         error = chain(&error),
                         "this node is to be a manager, and none can be begun"
                     );
-                    false
                 }
-            },
-            Some(Role::Manager) => true,
-            Some(Role::Worker) | None => {
-                if runs {
-                    self.end_manager(&agent).await;
-                }
-                true
             }
+            Some(Role::Worker) | None if runs => self.end_manager(&agent).await,
+            _ => {}
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::engine::Task;
 use crate::figure;
 use crate::intruders::backends;
-use crate::lab::{self, CLIENT, CLIENT6, Node, as_client, within};
+use crate::lab::{self, CLIENT, CLIENT6, Node, as_client, until, within};
 use crate::mesh::PORT;
 use crate::raw::Sender;
 use crate::ways::Family;
@@ -28,6 +28,8 @@ const PREFIX6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x95, 0, 0, 0, 0, 0, 0);
 const MARK: &[u8] = b"shoal: in cleartext";
 /// VXLAN's port.
 const VXLAN: u16 = 4789;
+/// How long a node may take until its maps have a task that runs.
+const MAPPED: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long frames may be on their way.
 const LATER: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -45,8 +47,10 @@ pub(crate) struct Forgery {
 impl Forgery {
     pub(crate) fn new(victim: &Task, source: Ipv4Addr) -> Result<Self> {
         let to = Be32::from(victim.address()?);
-        let known = backends(&victim.node)?.into_iter().find(|backend| backend.addr == to);
-        let known = known.context("the victim is no backend")?;
+        // A task runs a moment before its node's maps have it.
+        let known = until("the victim is a backend on its node", MAPPED, || {
+            Ok(backends(&victim.node)?.into_iter().find(|backend| backend.addr == to))
+        })?;
         Ok(Self { victim: victim.clone(), source, vni: known.vni, incarnation: known.incarnation })
     }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::engine;
 use crate::figure;
-use crate::lab::{Lab, Node, until};
+use crate::lab::{self, Lab, Node, until};
 use crate::load::Load;
 use crate::mesh::{create_web, targets};
 
@@ -85,10 +85,23 @@ pub(crate) fn is_manager(node: &Node) -> Result<bool> {
     Ok(info["Swarm"]["ControlAvailable"] == true)
 }
 
+/// Whether a manager runs on a node, whatever it says.
+fn is_listening(node: &Node) -> Result<bool> {
+    let sockets = lab::output(node.command("ss").args(["--no-header", "--listening", "--tcp", "--numeric"]))?;
+    Ok(sockets.contains(":2377 "))
+}
+
 pub(crate) fn nodes_become_managers_and_cease_to_be(lab: &Lab) -> Result<()> {
     let [first, second, third] = lab.nodes.as_slice() else { anyhow::bail!("the case is for three nodes") };
     let refused = engine::docker(first, &["node", "demote", &first.name])?;
     ensure!(!refused.status.success() && refused.stderr.contains("last manager"), "{}", refused.stderr);
+    // Before anything came of it.
+    for role in ["promote", "demote", "promote", "demote"] {
+        engine::docker_ok(first, &["node", role, &third.name])?;
+    }
+    until("the third is left alone", CHANGED, || {
+        Ok((!is_manager(third)? && !is_listening(third)?).then_some(()))
+    })?;
     let began = Instant::now();
     let promoted = Promoted::all(lab)?;
     figure!("three managers after {:.1} s", began.elapsed().as_secs_f32());

@@ -9,7 +9,7 @@ use mesh_api::session::{
     AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, MANAGER_HEARTBEAT_PERIOD_MS,
     ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
 };
-use mesh_api::table::{Delta, NodeState};
+use mesh_api::table::{Delta, NodeState, Role};
 use mesh_api::tls::{KeyId, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
@@ -211,12 +211,15 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Another certificate for the node, as what it is in the list of nodes; and the root that it comes from.
+    /// Another certificate for the node, as what it is; and the root that it comes from.
     fn renew(&self, csr: &str) -> Result<(KeyId, ManagerMessage), SessionError> {
         let state = self.server.cluster.state();
         let refused = |denied: Denied| SessionError::Refused(denied.message);
         let cluster = cluster(&state).map_err(refused)?;
-        let role = state.nodes.get(&self.node).map(|node| node.spec.role).ok_or(SessionError::Stopped)?;
+        let node = state.nodes.get(&self.node).ok_or(SessionError::Stopped)?;
+        // A manager is one until the others do without it.
+        let is_member = self.server.cluster.managers().iter().any(|member| member.manager.node == self.node);
+        let role = if is_member { Role::Manager } else { node.spec.role };
         let Issued { chain, issuer } = certify(cluster, &self.node, role, csr).map_err(refused)?;
         tracing::info!(node = %self.node, ?role, "a node's certificate is renewed");
         Ok((issuer, ManagerMessage::Certificate { chain, roots: cluster.ca.trusted() }))

@@ -11,8 +11,8 @@ use imbl::ordmap::DiffItem;
 use mesh_api::id::{NodeId, ServiceId, TaskId};
 use mesh_api::table::{
     BalancingRecord, Change, ClusterRecord, EndpointMode, EndpointRecord, NetworkRecord, NodeRecord,
-    PortRecord, ReturnPath, Role, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState,
-    VipRecord, WEIGHT_MAX,
+    PortRecord, ReturnPath, ServiceRecord, SubnetRecord, Table, TaskRecord, TaskSpec, TaskState, VipRecord,
+    WEIGHT_MAX,
 };
 
 use crate::model::constraint::Constraint;
@@ -199,12 +199,11 @@ fn node_record(node: &Node) -> NodeRecord {
     NodeRecord {
         id: id.clone(),
         hostname: description.hostname.clone(),
-        // Until it has ceased to be one: the others decide on that with its vote.
-        role: if description.manager.is_some() { Role::Manager } else { spec.role },
+        role: spec.role,
         vtep: description.vtep,
         state: status.state,
         wireguard: description.wireguard.clone(),
-        manager: description.manager.as_ref().filter(|_| spec.role == Role::Manager).map(|own| own.addr),
+        manager: description.manager.as_ref().map(|own| own.addr),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use mesh_api::error;
 use mesh_api::session::AgentMessage;
+use mesh_api::table::Role;
 use mesh_api::tls::{Credential, IdentityError, KeyRequest, Roots, RootsError};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -84,7 +85,11 @@ impl Client {
         let credential = Arc::clone(&self.credentials().credential);
         let own = credential.identity.peer();
         let table = self.tables.borrow().clone();
-        let role = table.and_then(|table| table.nodes.get(&own.node).map(|node| node.role));
+        // A manager is one until the others do without it.
+        let role = table.and_then(|table| {
+            let node = table.nodes.get(&own.node)?;
+            Some(if node.manager.is_some() { Role::Manager } else { node.role })
+        });
         self.renewal.due(own, role, (SystemTime::now(), Instant::now()))
     }
 }

@@ -87,8 +87,9 @@ const CASES_OF_VETHS: [&str; 2] = [
     "mesh::http_reaches_every_task_by_every_node_with_the_clients_address",
     "relay::tunnel_is_no_open_relay",
 ];
-/// All of encrypted networks, by the kernel's own WireGuard, which the machine that runs the tests may not have.
-const CASES_OF_WIREGUARD: [&str; 10] = [
+/// Encrypted networks by the kernel's own WireGuard, which the machine that runs the tests may not have; all of their cases but the
+/// churn, which is a matter of pace.
+const CASES_OF_WIREGUARD: [&str; 9] = [
     "encryption::change_of_keys_loses_no_packet",
     "encryption::what_comes_in_cleartext_reaches_no_task",
     "underlay::nothing_of_an_encrypted_network_is_seen",
@@ -98,7 +99,6 @@ const CASES_OF_WIREGUARD: [&str; 10] = [
     "names::every_kind_of_record_is_answered_on_an_encrypted_network",
     "mtu::tasks_talk_encrypted_whatever_the_underlay_carries",
     "mtu::encrypted_transfers_go_on_when_the_underlay_narrows",
-    "churn::addresses_used_again_get_nothing_on_an_encrypted_network",
 ];
 /// What lowers a limit of the whole kernel, and attacks what the host's kernel may not have: IPVS.
 const CASES_OF_PEERS: [&str; 1] = ["flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh"];
