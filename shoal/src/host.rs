@@ -20,7 +20,7 @@ use mesh_api::attachment::{AttachRequest, Attachment};
 use mesh_api::error::chain;
 use mesh_api::id::NodeId;
 use mesh_api::session::{DEFAULT_PORT, RefusalReason};
-use mesh_api::table::{Role, Table};
+use mesh_api::table::{NodeRecord, Role, Table};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{sleep, timeout};
 
@@ -32,7 +32,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a host that joins as a manager may take until it has the state.
 const STATE_LIMIT: Duration = Duration::from_secs(15);
 /// How often to look whether the manager is as it should be, where nothing tells of a change.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
 /// How long calls in progress get to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
@@ -266,7 +266,7 @@ impl Host {
             let role = credential.borrow_and_update().as_ref().map(|own| own.identity.peer().role);
             is_removed &= role == Some(Role::Manager);
             let Some(this) = host.upgrade() else { return };
-            is_removed |= this.is_superfluous();
+            is_removed = (is_removed && !this.is_wanted_anew()) || this.is_superfluous();
             this.match_role(role.filter(|_| !is_removed)).await;
             let removed = this.cluster().map(|cluster| cluster.removed());
             drop(this);
@@ -291,11 +291,20 @@ impl Host {
     /// Whether a manager runs here that never was one of those that decide, and is not to be one any more.
     fn is_superfluous(&self) -> bool {
         let Some(cluster) = self.cluster() else { return false };
-        let own = self.agent().and_then(|agent| Some((agent.membership()?.node_id, agent.table()?)));
-        let is_worker = own.is_some_and(|(node, table)| {
-            table.nodes.get(&node).is_some_and(|record| record.role == Role::Worker)
-        });
+        let is_worker = self.record().is_some_and(|own| own.role == Role::Worker);
         is_worker && !cluster.managers().iter().any(|member| member.id == cluster.raft_id())
+    }
+
+    /// Whether the node is to be a manager again, after everybody has heard that it was none any longer.
+    fn is_wanted_anew(&self) -> bool {
+        self.cluster().is_none()
+            && self.record().is_some_and(|own| own.role == Role::Manager && own.manager.is_none())
+    }
+
+    /// This node, by the last table.
+    fn record(&self) -> Option<NodeRecord> {
+        let agent = self.agent()?;
+        agent.table()?.nodes.get(&agent.membership()?.node_id).cloned()
     }
 
     /// Begins or ends the manager.

@@ -72,7 +72,11 @@ pub(crate) fn commands_of_the_notes_work(lab: &Lab) -> Result<()> {
 
     let second = lab.node("n2")?;
     for (role, is_manager) in [("manager", true), ("worker", false)] {
-        engine::docker_ok(lab.manager(), &["node", "update", "--role", role, "n2"])?;
+        until("the role is taken", ROLE_LIMIT, || {
+            let update = ["node", "update", "--role", role, "n2"];
+            // The node may tell of itself between what the command reads and what it writes.
+            Ok(engine::docker(lab.manager(), &update)?.status.success().then_some(()))
+        })?;
         until(&format!("n2 is a {role}"), ROLE_LIMIT, || {
             Ok((managers::is_manager(second)? == is_manager).then_some(()))
         })?;

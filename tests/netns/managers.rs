@@ -34,7 +34,7 @@ impl<'l> Promoted<'l> {
     fn all(lab: &'l Lab) -> Result<Self> {
         let promoted = Self(lab);
         for node in &lab.nodes[1..] {
-            engine::docker_ok(lab.manager(), &["node", "promote", &node.name])?;
+            set_role(lab.manager(), "promote", node)?;
         }
         until("all nodes are managers", CHANGED, || {
             let statuses = statuses(lab.manager())?;
@@ -85,6 +85,17 @@ pub(crate) fn is_manager(node: &Node) -> Result<bool> {
     Ok(info["Swarm"]["ControlAvailable"] == true)
 }
 
+/// `docker node promote` or `demote`. The command reads the node and then writes it: where the node tells of itself in between,
+/// Docker has it tried again.
+fn set_role(manager: &Node, role: &str, node: &Node) -> Result<()> {
+    until(&format!("{role} {node}"), CHANGED, || {
+        let ended = engine::docker(manager, &["node", role, &node.name])?;
+        let again = ended.stderr.contains("update out of sequence");
+        ensure!(ended.status.success() || again, "docker node {role} {node}: {}", ended.stderr);
+        Ok((!again).then_some(()))
+    })
+}
+
 /// Whether a manager runs on a node, whatever it says.
 fn is_listening(node: &Node) -> Result<bool> {
     let sockets = lab::output(node.command("ss").args(["--no-header", "--listening", "--tcp", "--numeric"]))?;
@@ -97,7 +108,7 @@ pub(crate) fn nodes_become_managers_and_cease_to_be(lab: &Lab) -> Result<()> {
     ensure!(!refused.status.success() && refused.stderr.contains("last manager"), "{}", refused.stderr);
     // Before anything came of it.
     for role in ["promote", "demote", "promote", "demote"] {
-        engine::docker_ok(first, &["node", role, &third.name])?;
+        set_role(first, role, third)?;
     }
     until("the third is left alone", CHANGED, || {
         Ok((!is_manager(third)? && !is_listening(third)?).then_some(()))
@@ -116,7 +127,7 @@ pub(crate) fn nodes_become_managers_and_cease_to_be(lab: &Lab) -> Result<()> {
             ensure!(listed.len() == number + 1 && listed.contains(&name), "{other} lists {listed:?}");
         }
     }
-    engine::docker_ok(second, &["node", "demote", &third.name])?;
+    set_role(second, "demote", third)?;
     until("the third is a worker", CHANGED, || Ok((!is_manager(third)?).then_some(())))?;
     let refused = engine::docker(third, &["node", "ls"])?;
     ensure!(refused.stderr.contains("This node is not a swarm manager."), "{}", refused.stderr);
