@@ -22,6 +22,7 @@ use super::wire::network as wire;
 use super::{Api, names};
 use crate::clock;
 use crate::command::{Action, Command};
+use crate::model::State as ClusterState;
 
 pub(super) use show::in_task as show_in_task;
 
@@ -40,8 +41,9 @@ pub(super) async fn list(State(api): State<Api>, params: Params) -> ApiResult<Js
             )));
         }
     }
-    let used = used_networks(&api).await?;
-    let mut networks = visible(&api, false).await?;
+    let state = state(&api).await?;
+    let used = used_networks(&api, state.as_ref());
+    let mut networks = visible(&api, state.as_ref(), false);
     networks.retain(|network| {
         filters.matches("name", &network.name)
             && filters.matches("id", &network.id)
@@ -63,7 +65,8 @@ pub(super) async fn inspect(
 ) -> ApiResult<Json<wire::Network>> {
     let verbose = params.boolean("verbose")?;
     let in_scope = matches!(params.get("scope"), None | Some("" | "swarm" | "global"));
-    let mut networks = if in_scope { visible(&api, verbose).await? } else { Vec::new() };
+    let mut networks =
+        if in_scope { visible(&api, state(&api).await?.as_ref(), verbose) } else { Vec::new() };
     let by = |test: &dyn Fn(&wire::Network) -> bool| {
         networks.iter().enumerate().filter(|(_, network)| test(network)).map(|(at, _)| at).collect::<Vec<_>>()
     };
@@ -143,7 +146,7 @@ pub(super) async fn prune(State(api): State<Api>, params: Params) -> ApiResult<J
     let filters = Filters::parse(params.get("filters"), &["label", "label!", "until"])?;
     let until_ns = until_ns(&filters)?;
     let state = cluster.linearizable().await?;
-    let used = used_networks(&api).await?;
+    let used = used_networks(&api, Some(&state));
     let mut deleted = Vec::new();
     for network in state.networks.values() {
         let labels = &network.spec.labels;
@@ -180,11 +183,18 @@ fn until_ns(filters: &Filters) -> ApiResult<Option<u64>> {
     ns.map(Some)
 }
 
-/// Networks that a service or a task is on.
-async fn used_networks(api: &Api) -> ApiResult<BTreeSet<String>> {
+/// The state, on a manager.
+async fn state(api: &Api) -> ApiResult<Option<ClusterState>> {
+    Ok(match api.host.cluster() {
+        Some(cluster) => Some(cluster.linearizable().await?),
+        None => None,
+    })
+}
+
+/// Networks that a service or a task is on, by the state where there is one, or else by the node's table.
+fn used_networks(api: &Api, state: Option<&ClusterState>) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
-    if let Some(cluster) = api.host.cluster() {
-        let state = cluster.linearizable().await?;
+    if let Some(state) = state {
         for service in state.services.values() {
             used.extend(service.spec.task.networks.iter().map(|network| network.target.to_string()));
             used.extend(service.endpoint.vips.iter().map(|vip| vip.network.to_string()));
@@ -193,25 +203,18 @@ async fn used_networks(api: &Api) -> ApiResult<BTreeSet<String>> {
             used.extend(task.endpoints.iter().map(|endpoint| endpoint.network.to_string()));
         }
     } else if let Some(table) = api.host.table() {
-        used.extend(
-            table
-                .tasks
-                .values()
-                .flat_map(|task| &task.endpoints)
-                .map(|endpoint| endpoint.network.to_string()),
-        );
+        let endpoints = table.tasks.values().flat_map(|task| &task.endpoints);
+        used.extend(endpoints.map(|endpoint| endpoint.network.to_string()));
     }
-    Ok(used)
+    used
 }
 
 /// The networks that this node shows, each with what is of it on this node.
-async fn visible(api: &Api, verbose: bool) -> ApiResult<Vec<wire::Network>> {
-    let Membership::Active { node, .. } = api.host.membership() else { return Ok(Vec::new()) };
+fn visible(api: &Api, state: Option<&ClusterState>, verbose: bool) -> Vec<wire::Network> {
+    let Membership::Active { node, .. } = api.host.membership() else { return Vec::new() };
     let table = api.host.table();
-    let mut networks: Vec<wire::Network> = match (api.host.cluster(), &table) {
-        (Some(cluster), _) => {
-            cluster.linearizable().await?.networks.values().map(|network| show::network(network)).collect()
-        }
+    let mut networks: Vec<wire::Network> = match (state, &table) {
+        (Some(state), _) => state.networks.values().map(|network| show::network(network)).collect(),
         (None, Some(table)) => {
             let here = |network: &&NetworkRecord| {
                 network.ingress || show::endpoints(table, &network.id).any(|(task, _)| task.node == node)
@@ -225,5 +228,5 @@ async fn visible(api: &Api, verbose: bool) -> ApiResult<Vec<wire::Network>> {
             show::add_local_view(network, &table, &node, verbose);
         }
     }
-    Ok(networks)
+    networks
 }
