@@ -122,7 +122,10 @@ fn suites(options: &Options, report: &mut Report) -> Result<()> {
     build()?;
     report.suite("unit", || {
         let mut command = cargo_test(&["--workspace", "--exclude", "shoal-tests"]);
-        counted(command.arg("--").args(&filter), UNIT_LIMIT)
+        let mut counts = counted(command.arg("--").args(&filter), UNIT_LIMIT)?;
+        let mut command = cargo_test(&["--package", "shoal-tests", "--lib"]);
+        counts.add(counted(command.arg("--").args(&filter), UNIT_LIMIT)?);
+        Ok(counts)
     })?;
     report.suite("packet", || {
         let mut command = cargo_test(&["--workspace", "--test", "packet", "--test", "attach"]);

@@ -19,6 +19,11 @@ const ICMP_ERROR: usize = 8;
 /// Most bytes of layer 4 that an error quotes.
 const QUOTED_MAX: usize = 20;
 
+/// Bytes of layer 4 that a negative acknowledgement tells of.
+const NACK_KEPT: usize = 20;
+/// Its EtherType.
+const ETHERTYPE_NACK: u16 = 0x88b5;
+
 /// A packet before and after a hook.
 #[derive(Debug, Clone, Copy)]
 struct Passage<'p> {
@@ -31,7 +36,9 @@ pub fn check(node: &Node, input: &[u8], output: &[u8], ended: Ended) -> Result<(
     let passage = Passage { input, output };
     let Ended { end, counter, made } = ended;
     if let (Some(counter), End::Tc(_)) = (counter, end) {
-        let dropped = end == End::Tc(Action::Drop) || made.is_some();
+        // What another node tells is for this one alone, and goes no further.
+        let is_told = counter == Counter::NackHeard && made.is_none();
+        let dropped = (end == End::Tc(Action::Drop) && !is_told) || made.is_some();
         ensure(counter.is_drop() == dropped, "the counter is not that of the verdict")?;
         let passed = end == End::Tc(Action::Pass);
         ensure((counter == Counter::Passed) == passed, "the counter is not that of the verdict")?;
@@ -95,9 +102,21 @@ impl Passage<'_> {
 
     fn carried_or_answered(self, made: Option<Counter>) -> Result<(), String> {
         match made {
+            Some(Counter::NackSent) => self.told_of(),
             Some(made) => self.answered(made),
             None => self.carried(),
         }
+    }
+
+    /// A negative acknowledgement: the packet as it came, under an EtherType of its own, and cut off behind its headers.
+    fn told_of(self) -> Result<(), String> {
+        let Self { input, output } = self;
+        let end = input.len().min(self.before()?.l4 + NACK_KEPT);
+        ensure(output.len() == end, "it is cut off elsewhere")?;
+        ensure(output[ETHERNET - 2..ETHERNET] == ETHERTYPE_NACK.to_be_bytes(), "it is no acknowledgement")?;
+        let is_the_packet =
+            output[..ETHERNET - 2] == input[..ETHERNET - 2] && output[ETHERNET..] == input[ETHERNET..end];
+        ensure(is_the_packet, "it tells of another packet")
     }
 
     /// Goes on: nothing but Ethernet addresses, ends and checksums is changed, and what was wrong with the checksums is as
