@@ -3,12 +3,14 @@
 //! One task proposes. It takes what has been proposed meanwhile as a batch, has raft decide on it with one sync a manager,
 //! and answers once it is in effect here. What raft does is in [`crate::raft`].
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::Ipv4Net;
 use mesh_api::id::{ClusterId, NetworkId, NodeId};
+use mesh_api::seal::UnlockKey;
 use mesh_api::table::Role;
 use mesh_api::token::JoinToken;
 use rand::RngExt as _;
@@ -18,15 +20,17 @@ use tokio::time::{Instant, timeout};
 use crate::apply::{Reply, apply};
 use crate::command::{Action, Command, Genesis};
 use crate::model::cluster::{DEFAULT_DATA_PATH_PORT, DEFAULT_SUBNET_SIZE};
-use crate::model::{ClusterSpec, JoinSecrets, State};
+use crate::model::{ClusterSpec, JoinSecrets, Lock, State};
 use crate::pki::{Authority, PkiError};
 use crate::raft::propose::AskError;
 use crate::raft::{
-    Batch, Isolated, Leadership, Manager, Member, MembersError, RaftId, Replica, ReplicaError, Request,
-    Response, Settings, Storage, Transport,
+    Batch, History, Isolated, Leadership, Manager, Member, MembersError, RaftId, Replica, ReplicaError,
+    Reporter, Request, Response, Settings, Storage, Transport,
 };
 use crate::refusal::Refusal;
+use crate::session::{Part, Report};
 use crate::store::folder::{self, Engine};
+use crate::store::keys::Keys;
 use crate::store::{StoreError, snapshot};
 
 /// Proposals waiting for the writer.
@@ -112,6 +116,13 @@ pub enum OpenError {
     Stopped,
 }
 
+impl OpenError {
+    /// Whether the unlock key is another.
+    pub fn is_wrong_key(&self) -> bool {
+        matches!(self, Self::Store(error) if matches!(**error, StoreError::WrongUnlockKey))
+    }
+}
+
 impl From<StoreError> for OpenError {
     fn from(error: StoreError) -> Self {
         Self::Store(Arc::new(error))
@@ -194,7 +205,8 @@ impl Cluster {
     pub async fn create_at(dir: &Path, request: InitRequest, place: Place) -> Result<Self, OpenError> {
         let genesis = Command::now(Action::Initialize(Box::new(genesis(request)?)));
         // Checked before a folder is made: a wrong flag leaves nothing behind.
-        apply(&State::empty(), 1, &genesis)?;
+        let (founded, _) = apply(&State::empty(), 1, &genesis)?;
+        let lock = founded.cluster.as_ref().map(|cluster| cluster.lock.clone()).unwrap_or_default();
         if Self::exists(dir) {
             match Self::open(dir).await {
                 Err(OpenError::Absent(_)) => {}
@@ -205,7 +217,7 @@ impl Cluster {
                 Err(error) => return Err(error),
             }
         }
-        let replica = begin(dir, &place).await?;
+        let replica = begin(dir, &place, lock).await?;
         replica.found(place.manager).await?;
         let cluster = Self::over(replica);
         cluster.lead().await?;
@@ -228,18 +240,38 @@ impl Cluster {
         if Self::exists(dir) {
             return Err(OpenError::Exists(dir.to_owned()));
         }
-        Ok(Self::over(begin(dir, &place).await?))
+        Ok(Self::over(begin(dir, &place, Lock::default()).await?))
+    }
+
+    /// Lays down in `dir` what a manager has that is alone in a cluster that has come to `state`, for [`Cluster::open_at`].
+    pub async fn lay_down(dir: &Path, manager: Manager, state: State) -> Result<(), OpenError> {
+        if Self::exists(dir) {
+            return Err(OpenError::Exists(dir.to_owned()));
+        }
+        let (dir, id) = (dir.to_owned(), rand::rng().random());
+        let lock = state.cluster.as_ref().map(|cluster| cluster.lock.clone()).unwrap_or_default();
+        let laid = blocking(move || {
+            let storage = Storage::create_locked(&dir, Engine::default(), id, lock)?;
+            storage.begin_with(manager, state)?;
+            Ok(storage)
+        });
+        laid.await?.close().await;
+        Ok(())
     }
 
     /// Opens the cluster whose state is in `dir`, for a manager that has no way to others.
     pub async fn open(dir: &Path) -> Result<Self, OpenError> {
-        Self::open_at(dir, Arc::new(Isolated)).await
+        Self::open_at(dir, Arc::new(Isolated), None).await
     }
 
-    /// Opens what `dir` holds. A manager that is alone has its whole state when this returns; one among several has what it
-    /// knows to be decided, and hears of the rest.
-    pub async fn open_at(dir: &Path, transport: Arc<dyn Transport>) -> Result<Self, OpenError> {
-        Self::open_with(dir, transport, None).await
+    /// Opens what `dir` holds, with the unlock key where it is locked. A manager that is alone has its whole state when this
+    /// returns; one among several has what it knows to be decided, and hears of the rest.
+    pub async fn open_at(
+        dir: &Path,
+        transport: Arc<dyn Transport>,
+        unlock: Option<UnlockKey>,
+    ) -> Result<Self, OpenError> {
+        Self::open_with(dir, transport, unlock, None).await
     }
 
     /// Opens what `dir` holds as a cluster of this manager alone (`docker swarm init --force-new-cluster`): for when more
@@ -248,13 +280,15 @@ impl Cluster {
         dir: &Path,
         manager: Manager,
         transport: Arc<dyn Transport>,
+        unlock: Option<UnlockKey>,
     ) -> Result<Self, OpenError> {
-        Self::open_with(dir, transport, Some(manager)).await
+        Self::open_with(dir, transport, unlock, Some(manager)).await
     }
 
     async fn open_with(
         dir: &Path,
         transport: Arc<dyn Transport>,
+        unlock: Option<UnlockKey>,
         force: Option<Manager>,
     ) -> Result<Self, OpenError> {
         if !Self::exists(dir) {
@@ -262,7 +296,7 @@ impl Cluster {
         }
         let mut storage = {
             let dir = dir.to_owned();
-            blocking(move || Storage::open(&dir)).await?
+            blocking(move || Storage::unlock(&dir, unlock.as_ref())).await?
         };
         if let Some(manager) = force {
             let id = rand::rng().random();
@@ -330,6 +364,26 @@ impl Cluster {
         self.inner.state.clone()
     }
 
+    /// The last states that this manager went through.
+    pub fn history(&self) -> History {
+        self.inner.replica.history()
+    }
+
+    /// What of the table changed after `index`; `None` where this manager does not know it from there on.
+    pub(crate) fn changed_since(&self, index: u64) -> Option<BTreeSet<Part>> {
+        self.inner.replica.changed_since(index)
+    }
+
+    /// Has `reporter` say what this manager knows that is not in the state.
+    pub fn report_by(&self, reporter: Reporter) {
+        self.inner.replica.report_by(reporter);
+    }
+
+    /// What each manager knows that is not in the state; none of those that don't answer.
+    pub async fn reports(&self) -> Vec<(Member, Option<Report>)> {
+        self.inner.replica.reports().await
+    }
+
     /// Follows who leads.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.replica.leadership()
@@ -343,6 +397,11 @@ impl Cluster {
     /// This manager's id among the managers.
     pub fn raft_id(&self) -> RaftId {
         self.inner.replica.id()
+    }
+
+    /// What the manager's files are sealed with; none in memory.
+    pub fn keys(&self) -> Option<&Arc<Keys>> {
+        self.inner.replica.keys()
     }
 
     /// The managers, as this one knows them.
@@ -384,11 +443,11 @@ impl Cluster {
 }
 
 /// Begins an empty member; what an unfinished creation left goes.
-async fn begin(dir: &Path, place: &Place) -> Result<Replica, OpenError> {
+async fn begin(dir: &Path, place: &Place, lock: Lock) -> Result<Replica, OpenError> {
     let (dir, engine, id) = (dir.to_owned(), place.engine, rand::rng().random());
     let storage = blocking(move || {
         folder::clear(&dir)?;
-        Storage::create(&dir, engine, id)
+        Storage::create_locked(&dir, engine, id, lock)
     });
     let storage = storage.await?;
     let settings = Settings::product(&mut rand::rng());
@@ -409,6 +468,7 @@ fn genesis(request: InitRequest) -> Result<Genesis, PkiError> {
         id: ClusterId::random(&mut rng),
         ca,
         join_secrets: JoinSecrets { worker: rng.random(), manager: rng.random() },
+        unlock_key: spec.autolock.then(UnlockKey::random),
         hash_seed: rng.random(),
         ingress: NetworkId::random(&mut rng),
         spec,

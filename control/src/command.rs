@@ -2,7 +2,8 @@
 //! ids, secrets and the time, so that applying a log of commands gives the same state wherever and whenever it is done.
 
 use ipnet::Ipv4Net;
-use mesh_api::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
+use mesh_api::id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId, TokenId};
+use mesh_api::seal::UnlockKey;
 use mesh_api::session::{AttachmentSpec, NodeDescription, TaskStatus};
 use mesh_api::table::{NodeState, Role, TaskState};
 use mesh_api::tls::KeyId;
@@ -45,6 +46,8 @@ pub enum Action {
         manager_secret: Option<[u8; 16]>,
         /// The next root, if it changes: made for the present one.
         rotation: Option<Box<Rotation>>,
+        /// The next unlock key, if it changes; without autolock there is none.
+        unlock_key: Option<UnlockKey>,
     },
     /// Every node has a certificate from the next root: it takes the present one's place, and join tokens name it.
     FinishRotation {
@@ -63,6 +66,43 @@ pub enum Action {
         description: NodeDescription,
         /// The root that its certificate comes from.
         issuer: KeyId,
+        /// The join token that it came by, where that is not one of the cluster's two: this is one use of it.
+        token: Option<TokenId>,
+    },
+    /// `shoal token create`.
+    CreateToken {
+        /// Its id.
+        id: TokenId,
+        /// What hosts become that join by it.
+        role: Role,
+        /// SHA-256 of its secret part.
+        secret_digest: [u8; 32],
+        /// How long it is good, ns.
+        life_ns: u64,
+        /// For how many nodes; `None` for any number.
+        uses: Option<u32>,
+    },
+    /// `shoal token rm`.
+    RemoveToken {
+        /// The token.
+        id: TokenId,
+    },
+    /// Tokens go that nobody has to be told of any longer.
+    DropTokens,
+    /// A node whose certificate has expired asks for another, and has proved who it is.
+    NoteAsking {
+        /// The node.
+        id: NodeId,
+    },
+    /// `shoal node approve`: such a node may have another certificate, once and within an hour.
+    ApproveNode {
+        /// The node.
+        id: NodeId,
+    },
+    /// Such a node gets another certificate.
+    ReadmitNode {
+        /// The node.
+        id: NodeId,
     },
     /// A node has another certificate.
     SetNodeIssuer {
@@ -184,6 +224,8 @@ pub struct Genesis {
     pub ca: Authority,
     /// The secret parts of the join tokens.
     pub join_secrets: JoinSecrets,
+    /// The unlock key, with autolock.
+    pub unlock_key: Option<UnlockKey>,
     /// Seed of the flow hash.
     pub hash_seed: u64,
     /// The ingress network's id.

@@ -4,14 +4,18 @@
 //! This crate knows neither the dataplane nor how a task runs; agents do, and they meet in `mesh-api`.
 
 pub mod apply;
+pub mod backup;
 pub mod clock;
 pub mod cluster;
 pub mod command;
 pub mod docker;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod leader;
 pub mod managers;
 pub mod model;
 pub mod orchestrator;
+mod patient;
 pub mod pki;
 pub mod raft;
 pub mod refusal;

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 
 use ipnet::IpNet;
-use mesh_api::id::{NetworkId, NodeId, ServiceId};
+use mesh_api::id::{NetworkId, NodeId, ServiceId, TokenId};
 use serde::{Deserialize, Serialize};
 
 use crate::model::labels::LabelError;
+use crate::model::token::TOKENS_MAX;
 
 /// SwarmKit's (gRPC's) code of a refusal, which Docker turns into an HTTP status and a prefix of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,9 @@ pub enum Refusal {
     /// No such node.
     #[error("node {0} not found")]
     NodeNotFound(NodeId),
+    /// No such join token.
+    #[error("token {0} not found")]
+    TokenNotFound(TokenId),
     /// No such network.
     #[error("network {0} not found")]
     NetworkNotFound(NetworkId),
@@ -171,6 +175,25 @@ pub enum Refusal {
     /// A live node can't be removed.
     #[error("node {0} is not down and can't be removed")]
     NodeNotDown(NodeId),
+    /// A node that the managers hear from needs nobody's approval.
+    #[error("node {0} is ready: its certificate is valid, and there is nothing to approve")]
+    NodeIsReady(NodeId),
+    /// A node whose certificate has expired may not have another.
+    #[error("this node's certificate has expired: `shoal node approve {0}` on a manager lets it come back")]
+    NotApproved(NodeId),
+    /// The join token's time is over.
+    #[error("invalid join token: it has expired; `shoal token create` on a manager makes another")]
+    TokenExpired,
+    /// The join token was for fewer nodes.
+    #[error(
+        "invalid join token: as many nodes have joined by it as it was made for; `shoal token create` on a manager makes another"
+    )]
+    TokenUsedUp,
+    /// There are too many join tokens.
+    #[error(
+        "there are {TOKENS_MAX} tokens already: remove some that are not needed any longer (`shoal token rm`)"
+    )]
+    TokensExhausted,
     /// The last manager can't be demoted.
     #[error("attempting to demote the last manager of the swarm")]
     LastManager,
@@ -213,6 +236,7 @@ impl Refusal {
         match self {
             Self::OutOfSequence => Code::Unknown,
             Self::NodeNotFound(_)
+            | Self::TokenNotFound(_)
             | Self::NetworkNotFound(_)
             | Self::NoSuchNetwork(_)
             | Self::ServiceNotFound(_) => Code::NotFound,
@@ -236,6 +260,11 @@ impl Refusal {
             | Self::NoIngress
             | Self::NodeIsManager(_)
             | Self::NodeNotDown(_)
+            | Self::NodeIsReady(_)
+            | Self::NotApproved(_)
+            | Self::TokenExpired
+            | Self::TokenUsedUp
+            | Self::TokensExhausted
             | Self::LastManager
             | Self::NoPreviousSpec(_) => Code::FailedPrecondition,
             Self::Rename | Self::ModeChange | Self::Unsupported(_) => Code::Unimplemented,

@@ -1,7 +1,9 @@
 //! Objects and states for tests.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
@@ -11,15 +13,30 @@ use mesh_api::session::{self, AttachmentSpec, NodeDescription};
 use mesh_api::table::{NodeState, Protocol, PublishMode, Role, Subnet6Record, TaskState};
 use mesh_api::tls::KeyId;
 use mesh_api::wireguard::WireguardIdentity;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::apply::{Reply, apply, awaits};
 use crate::command::{Action, Command, Genesis};
 use crate::model::{
     Availability, ClusterSpec, EndpointSpec, JoinSecrets, Lookup, Meta, Mode, NetworkAttachment, NetworkSpec,
-    Node, NodeSpec, NodeStatus, PortConfig, ServiceSpec, State, Task, TaskTemplate, UpdateConfig, WARM,
+    Node, NodeSpec, NodeStatus, PortConfig, Readmission, ServiceSpec, State, Task, TaskTemplate,
+    UpdateConfig, WARM,
 };
 use crate::pki::Authority;
 use crate::refusal::Refusal;
+
+/// Lets this process have as many files open as it may.
+pub(crate) fn raise_open_files() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// What this process holds in memory, bytes.
+pub(crate) fn resident() -> u64 {
+    const PAGE_BYTES: u64 = 4096;
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * PAGE_BYTES
+}
 
 /// A description of a host.
 pub(crate) fn description(hostname: &str) -> NodeDescription {
@@ -52,6 +69,7 @@ pub(crate) fn node(id: &str) -> Node {
     Node {
         id: id.into(),
         meta: Meta { version: 1, created_ns: 0, updated_ns: 0 },
+        spec_version: 1,
         spec: NodeSpec {
             name: String::new(),
             labels: BTreeMap::new(),
@@ -61,11 +79,26 @@ pub(crate) fn node(id: &str) -> Node {
         description: description(id),
         status: NodeStatus { state: NodeState::Ready, message: String::new(), since_ns: 0 },
         issuer: KeyId::default(),
+        readmission: Readmission::default(),
     }
 }
 
 /// The certificate authority of clusters that begin with [`genesis`].
 pub(crate) static CA: LazyLock<Authority> = LazyLock::new(|| Authority::generate(SystemTime::now()).unwrap());
+
+thread_local! {
+    static ADDRESSES_TWICE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has the allocator, on this thread, give out addresses that somebody has: a defect that tests must find.
+pub(crate) fn give_addresses_twice(twice: bool) {
+    ADDRESSES_TWICE.set(twice);
+}
+
+/// Whether [`give_addresses_twice`] was asked for.
+pub(crate) fn gives_addresses_twice() -> bool {
+    ADDRESSES_TWICE.get()
+}
 
 /// A cluster's beginning.
 pub(crate) fn genesis() -> Genesis {
@@ -73,6 +106,7 @@ pub(crate) fn genesis() -> Genesis {
         id: "cluster".into(),
         ca: CA.clone(),
         join_secrets: JoinSecrets { worker: [2; 16], manager: [3; 16] },
+        unlock_key: None,
         hash_seed: 7,
         ingress: "ingress-id".into(),
         spec: ClusterSpec::default(),
@@ -130,6 +164,20 @@ pub(crate) fn attach(id: &str, node: &str, network: &str, name: &str) -> Action 
     Action::Attach { id: id.into(), node: node.into(), spec }
 }
 
+/// Copies a folder and what is in it.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 /// A state with its log, and a clock of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct World {
@@ -150,12 +198,18 @@ impl World {
         world
     }
 
+    /// One that has come to this state.
+    pub(crate) fn of(state: State) -> Self {
+        Self { state, log: Vec::new(), now_ns: 1_000_000_000_000, ids: 0 }
+    }
+
     pub(crate) fn add_node(&mut self, id: &str) {
         self.must(Action::AddNode {
             id: id.into(),
             role: Role::Worker,
             description: description(id),
             issuer: KeyId::default(),
+            token: None,
         });
     }
 
@@ -170,8 +224,26 @@ impl World {
             worker_secret: None,
             manager_secret: None,
             rotation: Some(Box::new(rotation)),
+            unlock_key: None,
         });
         id
+    }
+
+    /// `docker swarm update`.
+    #[track_caller]
+    pub(crate) fn update_cluster(&mut self, change: impl FnOnce(&mut ClusterSpec)) {
+        let cluster = self.state.cluster.clone().unwrap();
+        let mut spec = cluster.spec.clone();
+        change(&mut spec);
+        let version = cluster.meta.version;
+        self.must(Action::UpdateCluster {
+            version,
+            spec,
+            worker_secret: None,
+            manager_secret: None,
+            rotation: None,
+            unlock_key: None,
+        });
     }
 
     #[track_caller]
@@ -222,7 +294,7 @@ impl World {
     pub(crate) fn label_node(&mut self, id: &str, label: &str, value: &str) {
         let mut node = self.node(id).clone();
         node.spec.labels.insert(label.to_owned(), value.to_owned());
-        self.must(Action::UpdateNode { id: id.into(), version: node.meta.version, spec: node.spec });
+        self.must(Action::UpdateNode { id: id.into(), version: node.spec_version, spec: node.spec });
     }
 
     /// A node that describes itself with these keys.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mesh_api::seal::Seal;
 use mesh_api::session::{ManagerDescription, NodeDescription};
 use mesh_api::table::Table;
 use mesh_api::tls::{Credential, IdentityError, KeyRequest, Roots, RootsError, Shared};
 use mesh_api::token::JoinToken;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -132,20 +133,39 @@ pub struct Agent {
 
 #[derive(Debug)]
 struct Active {
-    credentials: Arc<Mutex<Credentials>>,
+    proof: Proof,
     session: Session,
     node: Node,
     tables: watch::Receiver<Option<Arc<Table>>>,
 }
 
+/// What the node proves itself with.
+#[derive(Debug)]
+enum Proof {
+    Open(Arc<Mutex<Credentials>>),
+    /// It is sealed; the session waits for it.
+    Sealed(Membership, oneshot::Sender<Arc<Mutex<Credentials>>>),
+}
+
+/// What is known at an agent's start of what seals the node's key.
+#[derive(Debug, Clone)]
+pub enum Sealing {
+    /// The host has no manager.
+    None,
+    /// The manager is locked: the node comes up with its last table, and asks no manager before [`Agent::unlock`].
+    Locked,
+    /// What seals the manager's state.
+    With(Arc<Seal>),
+}
+
 impl Agent {
     /// Comes up with what the state folder says: in no cluster, or a node with its last table, whose dataplane is up
     /// before the managers are asked. What the node proves itself with is kept in `shared`, for as long as it is one.
-    pub async fn start(config: Config, shared: Shared) -> Result<Self, StartError> {
+    pub async fn start(config: Config, shared: Shared, sealing: Sealing) -> Result<Self, StartError> {
         let claim = NetnsClaim::take()?;
         let store = Store::new(&config.state_dir);
         let runtime = Runtime::new(store.tasks(), PathBuf::from("/proc/self/exe"));
-        let describe = Describe::new(config.hostname.clone());
+        let describe = Describe::new(config.hostname.clone()).with_health(config.health.clone());
         let routes = describe.follow_routes().await;
         let (active, current) = (AsyncMutex::new(()), Mutex::new(None));
         let agent = Self {
@@ -160,15 +180,27 @@ impl Agent {
             current,
         };
         let wrap = |source| StartError::State { dir: agent.config.state_dir.clone(), source };
-        let Some(credentials) = agent.store.load_credentials().map_err(wrap)? else {
+        let Some(kept) = agent.store.load().map_err(wrap)? else {
             info!("in no cluster");
             return Ok(agent);
         };
+        let membership = kept.membership;
+        let credentials = match sealing {
+            Sealing::Locked => None,
+            Sealing::None => agent.store.load_credentials().map_err(wrap)?,
+            Sealing::With(seal) => {
+                agent.store.set_seal(Some(seal)).map_err(wrap)?;
+                agent.store.load_credentials().map_err(wrap)?
+            }
+        };
         let table = agent.store.load_table().map(Arc::new);
-        info!(node = %credentials.membership.node_id, index = table.as_ref().map(|table| table.index), "node of a cluster");
+        info!(node = %membership.node_id, index = table.as_ref().map(|table| table.index), "node of a cluster");
         agent.describe.set_wireguard(encryption::remembered(&agent.config.state_dir));
         let has_table = table.is_some();
-        let (active, ready) = agent.activate(credentials, table, false, UPLINK_PATIENCE);
+        let (active, ready) = match credentials {
+            Some(credentials) => agent.activate(credentials, table, false, UPLINK_PATIENCE),
+            None => agent.activate_locked(membership, table),
+        };
         // Without a table there is nothing to wait for until the managers answer.
         if has_table {
             // The loop answers before it does anything else, unless the runtime is shutting down.
@@ -178,14 +210,36 @@ impl Agent {
         Ok(agent)
     }
 
-    /// What the node of the state folder proves itself with, for who needs it before the agent is up; empty where the host
-    /// is in no cluster.
-    pub fn credential(state_dir: &Path) -> Result<Shared, StartError> {
-        let credentials = Store::new(state_dir).load_credentials();
+    /// What the node of the state folder proves itself with, for who needs it before the agent is up; `None` where the host
+    /// is in no cluster. `seal` is what seals the state of the host's manager.
+    pub fn credential(state_dir: &Path, seal: Option<&Seal>) -> Result<Option<Arc<Credential>>, StartError> {
+        let kept = Store::new(state_dir).load();
+        let credentials = kept.and_then(|kept| kept.map(|kept| kept.credentials(&[seal])).transpose());
         let wrap = |source| StartError::State { dir: state_dir.to_owned(), source };
-        let shared = Shared::default();
-        shared.set(credentials.map_err(wrap)?.map(|credentials| credentials.credential));
-        Ok(shared)
+        Ok(credentials.map_err(wrap)?.map(|credentials| credentials.credential))
+    }
+
+    /// Seals the node's key with what seals the host's manager, for as long as its certificate is a manager's; or not at
+    /// all. The file on the disk is replaced when this returns.
+    pub fn set_seal(&self, seal: Option<Arc<Seal>>) -> Result<(), StartError> {
+        let wrap = |source| StartError::State { dir: self.config.state_dir.clone(), source };
+        self.store.set_seal(seal).map_err(wrap)
+    }
+
+    /// Has a node that was started locked ask the managers, with its key, which `seal` opens.
+    pub fn unlock(&self, seal: Arc<Seal>) -> Result<(), StartError> {
+        let wrap = |source| StartError::State { dir: self.config.state_dir.clone(), source };
+        self.store.set_seal(Some(seal)).map_err(wrap)?;
+        let Some(credentials) = self.store.load_credentials().map_err(wrap)? else { return Ok(()) };
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Active { proof, .. }) = &mut *current else { return Ok(()) };
+        self.shared.set(Some(Arc::clone(&credentials.credential)));
+        let credentials = Arc::new(Mutex::new(credentials));
+        if let Proof::Sealed(_, unlock) = std::mem::replace(proof, Proof::Open(Arc::clone(&credentials))) {
+            // The session is there for as long as the node is.
+            let _ = unlock.send(credentials);
+        }
+        Ok(())
     }
 
     fn activate(
@@ -194,7 +248,7 @@ impl Agent {
         table: Option<Arc<Table>>,
         is_fresh: bool,
         patience: Duration,
-    ) -> (Active, tokio::sync::oneshot::Receiver<Result<(), NodeError>>) {
+    ) -> (Active, oneshot::Receiver<Result<(), NodeError>>) {
         let membership = credentials.membership.clone();
         self.shared.set(Some(Arc::clone(&credentials.credential)));
         let credentials = Arc::new(Mutex::new(credentials));
@@ -206,6 +260,27 @@ impl Agent {
             table,
             is_fresh,
         );
+        self.start_node(membership, Proof::Open(credentials), session, patience)
+    }
+
+    /// A node whose key is sealed: all but the session's beginning.
+    fn activate_locked(
+        &self,
+        membership: Membership,
+        table: Option<Arc<Table>>,
+    ) -> (Active, oneshot::Receiver<Result<(), NodeError>>) {
+        let (store, shared, describe) = (self.store.clone(), self.shared.clone(), self.describe.clone());
+        let (session, unlock) = Session::start_locked(store, shared, describe, table);
+        self.start_node(membership.clone(), Proof::Sealed(membership, unlock), session, UPLINK_PATIENCE)
+    }
+
+    fn start_node(
+        &self,
+        membership: Membership,
+        proof: Proof,
+        session: Session,
+        patience: Duration,
+    ) -> (Active, oneshot::Receiver<Result<(), NodeError>>) {
         let inputs = NodeInputs::of_session(
             self.config.clone(),
             membership,
@@ -216,7 +291,7 @@ impl Agent {
         );
         let (node, ready) = Node::start::<Dataplane>(inputs);
         let tables = session.tables.clone();
-        (Active { credentials, session, node, tables }, ready)
+        (Active { proof, session, node, tables }, ready)
     }
 
     /// Joins a cluster by one of its managers; returns once the dataplane holds the first table.
@@ -225,14 +300,8 @@ impl Agent {
         if self.membership().is_some() {
             return Err(JoinError::AlreadyMember);
         }
-        let JoinRequest { remotes, token, advertise, data_path } = request;
-        let key = KeyRequest::new()?;
-        let node = self.description(advertise, data_path);
-        let joined = join(&remotes, &token, key.csr(), node).await?;
-        let Joined { cluster_id, node_id, role, chain, roots } = joined;
-        let credential = Credential { identity: key.identity(&chain)?, roots: Roots::from_pem(&roots)? };
-        credential.check()?;
-        let membership = Membership { cluster_id, node_id, role, advertise, data_path, remotes };
+        let node = self.description(request.advertise, request.data_path);
+        let (membership, credential) = become_node(request, node).await?;
         self.enter(membership.clone(), credential).await?;
         Ok(membership)
     }
@@ -245,6 +314,27 @@ impl Agent {
             return Err(JoinError::AlreadyMember);
         }
         self.enter(membership, credential).await
+    }
+
+    /// Has the node go on by `credential`, and ask the managers at `remotes`: its cluster was restored there.
+    pub async fn reinstate(
+        &self,
+        credential: Credential,
+        remotes: Vec<SocketAddr>,
+    ) -> Result<(), StartError> {
+        let _reinstating = self.active.lock().await;
+        let Some(membership) = self.membership() else { return Ok(()) };
+        let membership = Membership { role: credential.identity.peer().role, remotes, ..membership };
+        let credentials = Credentials { membership, credential: Arc::new(credential) };
+        let saved = self.store.save_credentials(&credentials);
+        saved.map_err(|source| StartError::State { dir: self.config.state_dir.clone(), source })?;
+        self.shared.set(Some(Arc::clone(&credentials.credential)));
+        self.with(|active| {
+            if let Proof::Open(open) = &active.proof {
+                *open.lock().unwrap_or_else(PoisonError::into_inner) = credentials;
+            }
+        });
+        Ok(())
     }
 
     async fn enter(&self, membership: Membership, credential: Credential) -> Result<(), JoinError> {
@@ -290,15 +380,18 @@ impl Agent {
         leftovers.extend(self.store.forget().iter().map(ToString::to_string));
         self.shared.set(None);
         self.describe.set_dataplane(&[]);
+        self.describe.health().clear();
         self.describe.set_wireguard(Vec::new());
         leftovers
     }
 
     /// The host's place in a cluster, while it has one.
     pub fn membership(&self) -> Option<Membership> {
-        self.with(|active| {
-            let credentials = active.credentials.lock().unwrap_or_else(PoisonError::into_inner);
-            credentials.membership.clone()
+        self.with(|active| match &active.proof {
+            Proof::Open(credentials) => {
+                credentials.lock().unwrap_or_else(PoisonError::into_inner).membership.clone()
+            }
+            Proof::Sealed(membership, _) => membership.clone(),
         })
     }
 
@@ -347,4 +440,18 @@ impl Agent {
     fn with<T>(&self, read: impl FnOnce(&Active) -> T) -> Option<T> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(read)
     }
+}
+
+/// Has the host `node` become one of the cluster's.
+pub(crate) async fn become_node(
+    request: JoinRequest,
+    node: NodeDescription,
+) -> Result<(Membership, Credential), JoinError> {
+    let JoinRequest { remotes, token, advertise, data_path } = request;
+    let key = KeyRequest::new()?;
+    let joined = join(&remotes, &token, key.csr(), node).await?;
+    let Joined { cluster_id, node_id, role, chain, roots } = joined;
+    let credential = Credential { identity: key.identity(&chain)?, roots: Roots::from_pem(&roots)? };
+    credential.check()?;
+    Ok((Membership { cluster_id, node_id, role, advertise, data_path, remotes }, credential))
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::health::Health;
+
 /// How the agent runs on this host.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -24,6 +26,8 @@ pub struct Config {
     pub flows_max: u32,
     /// How long a WireGuard key is used; mostly [`crate::KEY_ROTATION`].
     pub key_rotation: Duration,
+    /// Says how the node is; what goes wrong is noted there.
+    pub health: Health,
 }
 
 /// Whether and how XDP runs on the uplinks.

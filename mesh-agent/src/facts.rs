@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::health::Health;
 use crate::links::{LinkError, Links, Watch};
 
 /// How a host that is no node has its dataplane attached.
@@ -28,6 +29,7 @@ const ROUTES_AUDIT: Duration = Duration::from_mins(1);
 pub(crate) struct Describe {
     hostname: String,
     changing: watch::Sender<Changing>,
+    health: Health,
 }
 
 /// Those of them that change.
@@ -54,7 +56,17 @@ impl Describe {
             manager: None,
             surroundings: Surroundings::default(),
         };
-        Self { hostname, changing: watch::Sender::new(changing) }
+        Self { hostname, changing: watch::Sender::new(changing), health: Health::default() }
+    }
+
+    /// The same host, which says in `health` how it is.
+    pub(crate) fn with_health(self, health: Health) -> Self {
+        Self { health, ..self }
+    }
+
+    /// How the host is, beside what it describes itself with.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Sets how the dataplane is attached to each uplink, by the uplink's name; to none, where the host is no node.

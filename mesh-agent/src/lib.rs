@@ -12,17 +12,23 @@ pub mod dns;
 mod encryption;
 mod facts;
 mod files;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+mod health;
 pub mod links;
 mod node;
 pub mod runtime;
 mod session;
+#[cfg(feature = "simulated")]
+pub mod simulated;
 pub mod sys;
 mod uninstall;
 
-pub use agent::{Agent, AttachError, DetachError, JoinError, JoinRequest, LeaveError, StartError};
+pub use agent::{Agent, AttachError, DetachError, JoinError, JoinRequest, LeaveError, Sealing, StartError};
 pub use claim::ClaimError;
 pub use config::{Config, XdpMode};
 pub use encryption::{EncryptionError, EncryptionKind, KEY_ROTATION, KeyStatus, encryption_status};
+pub use health::Health;
 pub use node::NodeError;
 pub use session::{ConnectError, Membership, SessionState};
 pub use uninstall::{Item, Uninstalled, uninstall};

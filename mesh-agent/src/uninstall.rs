@@ -59,7 +59,7 @@ pub async fn uninstall(state_dir: &Path, bpffs: &Path) -> Result<Uninstalled, Cl
     let runtime = Runtime::new(store.tasks(), PathBuf::from("/proc/self/exe"));
     let mut errors = Vec::new();
     // One that can't be read is removed all the same.
-    let node = store.load_credentials().ok().flatten().map(|credentials| credentials.membership.node_id);
+    let node = store.load().ok().flatten().map(|kept| kept.membership.node_id);
     let before = inventory(state_dir, bpffs, &mut errors).await;
     errors.extend(node::remove_all::<Dataplane>(&runtime, bpffs, state_dir).await);
     errors.extend(store.forget().iter().map(ToString::to_string));

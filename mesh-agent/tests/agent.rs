@@ -19,7 +19,7 @@ use mesh_agent::dataplane::cgroup;
 use mesh_agent::runtime::{task_init, whoami};
 use mesh_agent::sys::netns::Netns;
 use mesh_agent::sys::process::spawn_as_init;
-use mesh_agent::{Agent, ClaimError, Config, Item, JoinRequest, StartError, XdpMode, uninstall};
+use mesh_agent::{Agent, ClaimError, Config, Item, JoinRequest, Sealing, StartError, XdpMode, uninstall};
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{AgentMessage, JoinAnswer, JoinRequest as MemberRequest, ManagerMessage};
@@ -425,6 +425,7 @@ fn config(folder: &Path, number: u8, xdp: XdpMode) -> Config {
         uplinks: Vec::new(),
         flows_max: 4096,
         key_rotation: mesh_agent::KEY_ROTATION,
+        health: mesh_agent::Health::default(),
     }
 }
 
@@ -512,7 +513,7 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
             data_path: addr,
         };
         agents.push(host.block_on(async move {
-            let agent = Agent::start(config, Shared::default()).await.unwrap();
+            let agent = Agent::start(config, Shared::default(), Sealing::None).await.unwrap();
             assert!(agent.membership().is_none());
             let membership = agent.join(request).await.unwrap();
             assert_eq!(agent.membership(), Some(membership));
@@ -599,7 +600,7 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     println!("  names, VIP and the way out work inside a task");
 
     // A host has one agent.
-    let second = Agent::start(config(folder, 3, xdp), Shared::default());
+    let second = Agent::start(config(folder, 3, xdp), Shared::default(), Sealing::None);
     let refused = hosts[0].block_on(async { second.await.unwrap_err() });
     assert!(matches!(refused, StartError::Claim(ClaimError::InUse)), "{refused}");
 
@@ -607,9 +608,10 @@ fn scenario(folder: &Path, xdp: XdpMode, ipv6_underlay: bool) {
     let agent = agents.remove(0);
     hosts[0].block_on(agent.shutdown());
     assert!((0..10).all(|_| ask(&outside, "192.0.2.1:8080").is_some()));
-    let credential = Agent::credential(&config(folder, 1, xdp).state_dir).unwrap();
+    let credential = Shared::default();
+    credential.set(Agent::credential(&config(folder, 1, xdp).state_dir, None).unwrap());
     assert!(credential.get().is_some());
-    let start = Agent::start(config(folder, 1, xdp), credential);
+    let start = Agent::start(config(folder, 1, xdp), credential, Sealing::None);
     agents.insert(0, hosts[0].block_on(async { start.await.unwrap() }));
     assert_eq!(shims(folder, 1), std::slice::from_ref(&shim));
     assert!((0..10).all(|_| ask(&outside, "192.0.2.1:8080").is_some()));

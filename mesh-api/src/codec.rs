@@ -5,6 +5,8 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,13 +47,19 @@ pub enum CodecError {
 pub struct FrameReader<R, T> {
     stream: R,
     frame_bytes_max: u32,
+    received: Arc<AtomicU64>,
     message: PhantomData<fn() -> T>,
 }
 
 impl<R: AsyncRead + Unpin, T: DeserializeOwned> FrameReader<R, T> {
     /// Reads from `stream`, refusing frames longer than `frame_bytes_max`.
     pub fn new(stream: R, frame_bytes_max: u32) -> Self {
-        Self { stream, frame_bytes_max, message: PhantomData }
+        Self { stream, frame_bytes_max, received: Arc::default(), message: PhantomData }
+    }
+
+    /// How many bytes of messages have come so far: more of them are a sign of life before the message is whole.
+    pub fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
     }
 
     /// The next message; `None` when the peer closed between frames. Not cancel-safe: own the reader by one task.
@@ -68,9 +76,13 @@ impl<R: AsyncRead + Unpin, T: DeserializeOwned> FrameReader<R, T> {
         }
         let mut body = Vec::new();
         // Grows with what arrives, so that an announced length alone costs nothing.
-        let read = (&mut self.stream).take(u64::from(len)).read_to_end(&mut body).await?;
-        if read < len as usize {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        let mut rest = (&mut self.stream).take(u64::from(len));
+        while rest.limit() > 0 {
+            let read = rest.read_buf(&mut body).await?;
+            if read == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            self.received.fetch_add(read as u64, Ordering::Relaxed);
         }
         serde_json::from_slice(&body).map(Some).map_err(CodecError::Decode)
     }
@@ -166,6 +178,25 @@ mod tests {
 
     fn framed(body: &[u8]) -> Vec<u8> {
         [&(body.len() as u32).to_be_bytes(), body].concat()
+    }
+
+    #[tokio::test]
+    async fn what_has_come_of_a_message_shows_before_it_is_whole() {
+        let (mut a, b) = tokio::io::duplex(1024);
+        let mut reader = FrameReader::<_, AgentMessage>::new(b, AGENT_FRAME_BYTES_MAX);
+        let received = reader.received();
+        let body = serde_json::to_vec(&AgentMessage::Applied { index: 7 }).unwrap();
+        let (first, rest) = body.split_at(5);
+        a.write_u32(u32::try_from(body.len()).unwrap()).await.unwrap();
+        a.write_all(first).await.unwrap();
+        let reading = tokio::spawn(async move { reader.next().await });
+        while received.load(Ordering::Relaxed) < 5 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!reading.is_finished());
+        a.write_all(rest).await.unwrap();
+        assert_eq!(reading.await.unwrap().unwrap(), Some(AgentMessage::Applied { index: 7 }));
+        assert_eq!(received.load(Ordering::Relaxed), body.len() as u64);
     }
 
     proptest! {

@@ -125,6 +125,8 @@ ids! {
     ServiceId;
     /// A task: one running instance of a service.
     TaskId;
+    /// A join token beside the cluster's two.
+    TokenId;
 }
 
 #[cfg(test)]

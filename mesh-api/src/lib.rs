@@ -7,7 +7,11 @@
 pub mod attachment;
 pub mod codec;
 pub mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+pub mod health;
 pub mod id;
+pub mod seal;
 pub mod session;
 pub mod table;
 pub mod tls;

@@ -1,13 +1,14 @@
-//! The session between an agent and a manager: one stream, framed by [`crate::codec`], opened by the agent; and the one
-//! exchange before, by which a host becomes a node.
+//! The session between an agent and a manager: one stream, framed by [`crate::codec`], opened by the agent; and the
+//! exchanges by which a host becomes a node, and by which a node comes back whose certificate has expired.
 //!
 //! ```text
 //! host    -> JoinRequest              manager -> JoinAnswer (and the stream ends)
+//! node    -> ReadmitRequest           manager -> ReadmitAnswer (and the stream ends)
 //!
 //! agent   -> Resume                   manager -> Resumed | Moved | Refused (after which the stream ends)
-//!                                     manager -> Snapshot, then Delta for every change
+//!                                     manager -> Snapshot unless a Delta will do, then Delta for every change
 //! agent   -> Applied, Tasks,          manager -> Settled, Trust, Alive
-//!            Described, Alive
+//!            Described, Health, Alive
 //! agent   -> Attach                   manager -> Attached
 //!                                     manager -> Renew
 //! agent   -> Renew                    manager -> Certificate
@@ -22,12 +23,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::health::NodeHealth;
 use crate::id::{ClusterId, NodeId, TaskId};
 use crate::table::{Delta, Role, Table, TaskState};
 use crate::wireguard::WireguardIdentity;
 
 /// Version of this protocol; a manager refuses another.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The default port of managers.
 pub const DEFAULT_PORT: u16 = 2377;
@@ -59,7 +61,8 @@ pub enum AgentMessage {
         protocol: u32,
         /// The host as it is today.
         node: NodeDescription,
-        /// The index of the table that it has; 0 where it has lost that, `None` where it has never had one.
+        /// The index of the table that it has; 0 where it has lost that, `None` where it has never had one. A manager that
+        /// knows what changed since goes on from there.
         index: Option<u64>,
     },
     /// The dataplane holds the table at this index.
@@ -76,6 +79,11 @@ pub enum AgentMessage {
     Described {
         /// The host as it is now.
         node: NodeDescription,
+    },
+    /// How the node is, at the beginning and when that has changed; at most one a second. Decides nothing.
+    Health {
+        /// How it is.
+        health: NodeHealth,
     },
     /// What runs on this node already, a process or a namespace, is to get an endpoint on a network. A manager of a version
     /// that has no attachments ends the session at it.
@@ -123,12 +131,12 @@ pub enum ManagerMessage {
         /// For people: what is wrong and what to do.
         message: String,
     },
-    /// The whole table.
+    /// The whole table, in place of any that the agent has, whatever the index of that.
     Snapshot {
         /// The table.
         table: Box<Table>,
     },
-    /// A change of the table.
+    /// A change of the table: of the one that `Resume` told of, or of the last that was sent.
     Delta {
         /// The changes.
         delta: Delta,
@@ -209,6 +217,40 @@ pub enum JoinAnswer {
     },
 }
 
+/// The one message of a node whose certificate has expired.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadmitRequest {
+    /// [`PROTOCOL_VERSION`].
+    pub protocol: u32,
+    /// The node's certificate chain, PEM: it says which node asks.
+    pub chain: String,
+    /// The request for its next certificate, PEM.
+    pub csr: String,
+    /// That the node has the chain's key: a signature over this connection and the request
+    /// ([`crate::tls::Identity::prove`]).
+    pub proof: Vec<u8>,
+}
+
+/// What a manager answers to a [`ReadmitRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum ReadmitAnswer {
+    /// The node can open its session again.
+    Readmitted {
+        /// Its certificate chain, PEM, its own first.
+        chain: String,
+        /// The roots to trust, PEM.
+        roots: String,
+    },
+    /// It can't, for the moment or for good.
+    Refused {
+        /// Why, for programs.
+        reason: RefusalReason,
+        /// For people: what is wrong and what to do.
+        message: String,
+    },
+}
+
 /// What is asked for an attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentSpec {
@@ -248,12 +290,14 @@ pub enum AttachRefusedReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalReason {
-    /// The join token is not this cluster's, or was rotated.
+    /// The join token is not this cluster's, was rotated, or is used up or expired.
     InvalidToken,
     /// The node is not in the cluster (any more).
     UnknownNode,
     /// The node's certificate is not valid any more, or can't be made.
     Certificate,
+    /// The node's certificate has expired, and no operator has approved that it comes back.
+    Unapproved,
     /// The two speak different versions.
     Protocol,
     /// The host's description can't be accepted (its message says which field).

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::id::BASE36;
 
 const PREFIX: &str = "SWMTKN-1-";
@@ -37,6 +39,11 @@ impl JoinToken {
     /// Whether it is of the cluster whose root certificate has this digest.
     pub fn names(&self, digest: &[u8; 32]) -> bool {
         self.digest == base36(digest, DIGEST_LEN)
+    }
+
+    /// SHA-256 of the secret's digits: enough to know the token by, and not to make it.
+    pub fn secret_digest(&self) -> [u8; 32] {
+        Sha256::digest(&self.secret).into()
     }
 }
 
@@ -92,6 +99,7 @@ mod tests {
         let text = token.to_string();
         assert_eq!(text.len(), "SWMTKN-1-".len() + 50 + 1 + 25);
         assert!(token.names(&[0xff; 32]) && !token.names(&[0xfe; 32]));
+        assert_ne!(token.secret_digest(), JoinToken::new(&[0xff; 32], &[8; 16]).secret_digest());
         assert_eq!(text.parse(), Ok(token));
     }
 

@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use base64::engine::general_purpose::STANDARD;
+use base64::{DecodeError, Engine as _};
 use ipnet::Ipv6Net;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -23,27 +25,20 @@ pub const WIREGUARD_IDENTITIES_MAX: usize = 2;
 
 /// Bytes of a key.
 const KEY_LEN: usize = 32;
-/// Characters of a key's text, the padding's among them.
-const TEXT_LEN: usize = 44;
-/// The alphabet of base64 (RFC 4648, section 4).
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// A public key, an X25519 point. Its text, in JSON as well, is the one that WireGuard's tools print: base64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WireguardKey([u8; KEY_LEN]);
 
 /// A text that is not a WireGuard key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MalformedKey {
-    /// It is too short or too long.
-    #[error("a WireGuard key is 44 characters of base64; this has {0} bytes")]
+    /// It is not base64.
+    #[error("a WireGuard key is 44 characters of base64, the last of them `=`: {0}")]
+    Text(#[from] DecodeError),
+    /// It is the base64 of something shorter or longer.
+    #[error("a WireGuard key is 44 characters of base64, for 32 bytes; this has {0} bytes")]
     Length(usize),
-    /// A byte that base64 does not have, or has elsewhere only.
-    #[error("a WireGuard key is 44 characters of base64, the last of them `=`; byte {0} is another")]
-    Byte(usize),
-    /// Its bits go on where a key's have ended.
-    #[error("a WireGuard key is 32 bytes in base64; the last character before `=` holds more")]
-    Rest,
 }
 
 impl WireguardKey {
@@ -61,16 +56,7 @@ impl From<[u8; KEY_LEN]> for WireguardKey {
 
 impl fmt::Display for WireguardKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::with_capacity(TEXT_LEN);
-        for bytes in self.0.chunks(3) {
-            let group =
-                bytes.iter().fold(0, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - bytes.len()));
-            for digit in 0..=bytes.len() {
-                text.push(char::from(BASE64[(group >> (18 - 6 * digit) & 0x3f) as usize]));
-            }
-        }
-        text.push('=');
-        f.pad(&text)
+        f.pad(&STANDARD.encode(self.0))
     }
 }
 
@@ -84,29 +70,9 @@ impl FromStr for WireguardKey {
     type Err = MalformedKey;
 
     fn from_str(text: &str) -> Result<Self, MalformedKey> {
-        let text: &[u8; TEXT_LEN] =
-            text.as_bytes().try_into().map_err(|_| MalformedKey::Length(text.len()))?;
-        let [digits @ .., last] = text;
-        let mut bytes = [0; KEY_LEN];
-        let (mut bits, mut held, mut at) = (0_u32, 0, 0);
-        for (place, digit) in digits.iter().enumerate() {
-            let value = BASE64.iter().position(|known| known == digit).ok_or(MalformedKey::Byte(place))?;
-            bits = bits << 6 | value as u32;
-            held += 6;
-            if held >= 8 {
-                held -= 8;
-                bytes[at] = (bits >> held) as u8;
-                bits &= (1 << held) - 1;
-                at += 1;
-            }
-        }
-        if *last != b'=' {
-            return Err(MalformedKey::Byte(digits.len()));
-        }
-        if bits != 0 {
-            return Err(MalformedKey::Rest);
-        }
-        Ok(Self(bytes))
+        let bytes = STANDARD.decode(text)?;
+        let key = bytes.as_slice().try_into().map_err(|_| MalformedKey::Length(bytes.len()))?;
+        Ok(Self(key))
     }
 }
 
@@ -189,16 +155,16 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        let cases = [
+        let last = DecodeError::InvalidLastSymbol { offset: 42, symbol: b'p', symbol_value: 41 };
+        for (text, error) in [
             (String::new(), MalformedKey::Length(0)),
-            (TEXT.replace('=', ""), MalformedKey::Length(43)),
-            (format!("{TEXT}="), MalformedKey::Length(45)),
-            (TEXT.replace('/', "_"), MalformedKey::Byte(23)),
-            (TEXT.replace('=', "A"), MalformedKey::Byte(43)),
-            (TEXT.replace("mo=", "m=="), MalformedKey::Byte(42)),
-            (TEXT.replace("o=", "p="), MalformedKey::Rest),
-        ];
-        for (text, error) in cases {
+            (TEXT.replace("Tmo=", ""), MalformedKey::Length(30)),
+            (TEXT.replace('=', "A"), MalformedKey::Length(33)),
+            (TEXT.replace('=', ""), DecodeError::InvalidPadding.into()),
+            (format!("{TEXT}="), DecodeError::InvalidByte(43, b'=').into()),
+            (TEXT.replace('/', "_"), DecodeError::InvalidByte(23, b'_').into()),
+            (TEXT.replace("o=", "p="), last.into()),
+        ] {
             assert_eq!(text.parse::<WireguardKey>(), Err(error), "{text}");
         }
         let error = serde_json::from_str::<WireguardKey>("\"AAAA\"").unwrap_err();

@@ -9,22 +9,27 @@ use std::time::Duration;
 use anyhow::Context;
 use control::docker::{self, LocalNode, Membership};
 use mesh_agent::sys::limits;
-use mesh_agent::{Agent, Config, Item, Uninstalled};
+use mesh_agent::{Agent, Config, Health, Item, Sealing, Uninstalled};
+use mesh_api::tls::Shared;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::AgentArgs;
 use crate::facts;
-use crate::host::Host;
+use crate::host::{Host, Part};
 use crate::manager::{self, Manager};
 use crate::preflight::{self, PreflightError};
+use crate::problems::Problems;
 
 /// The Docker-compatible socket in the run folder.
 pub(crate) const SOCKET: &str = "docker.sock";
 
 /// Runs the agent until SIGTERM or SIGINT; or removes what agents left, if that is asked for.
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
-    start_log(&args.log)?;
+    let health = Health::default();
+    start_log(&args.log, health.clone())?;
     if args.uninstall {
         return uninstall(args);
     }
@@ -35,7 +40,7 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("can't start the runtime")?;
-    runtime.block_on(serve(args))
+    runtime.block_on(serve(args, health))
 }
 
 /// Removes what agents left on this host, and prints it.
@@ -53,7 +58,12 @@ fn uninstall(args: &AgentArgs) -> anyhow::Result<()> {
     let Uninstalled { node, mut removed, left, mut errors } =
         runtime.block_on(mesh_agent::uninstall(state_dir, bpffs))?;
     let own_lock = state_dir.join(preflight::LOCK_FILE);
-    let files = [state_dir.join(manager::DIR), state_dir.join(facts::ID_FILE), run_dir.join(SOCKET)];
+    let files = [
+        state_dir.join(manager::DIR),
+        state_dir.join(manager::UNFINISHED),
+        state_dir.join(facts::ID_FILE),
+        run_dir.join(SOCKET),
+    ];
     for path in files.into_iter().chain([own_lock.clone()]) {
         match remove(&path) {
             // Taken just now.
@@ -124,7 +134,7 @@ fn describe(item: &Item) -> [String; 2] {
     }
 }
 
-fn start_log(filter: &str) -> anyhow::Result<()> {
+fn start_log(filter: &str, health: Health) -> anyhow::Result<()> {
     // The user-space WireGuard device tells of every peer that comes or goes, and openraft of each of its steps, unless the
     // filter asks for them by name. What became of raft's steps, `control::raft` says.
     let filter = EnvFilter::try_new(format!("gotatun=warn,openraft=off,{filter}")).with_context(|| {
@@ -133,11 +143,12 @@ fn start_log(filter: &str) -> anyhow::Result<()> {
         )
     })?;
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
+    tracing_subscriber::registry().with(filter).with(lines).with(Problems(health)).init();
     Ok(())
 }
 
-async fn serve(args: &AgentArgs) -> anyhow::Result<()> {
+async fn serve(args: &AgentArgs, health: Health) -> anyhow::Result<()> {
     // Before anything else, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("can't listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for SIGINT")?;
@@ -149,7 +160,7 @@ async fn serve(args: &AgentArgs) -> anyhow::Result<()> {
     };
     let socket = args.run_dir.join(SOCKET);
     let listener = docker::bind(&socket).await?;
-    let host = bring_up(args).await.inspect_err(|_| drop(std::fs::remove_file(&socket)))?;
+    let host = bring_up(args, health).await.inspect_err(|_| drop(std::fs::remove_file(&socket)))?;
     tracing::info!(socket = %socket.display(), version = facts::version_line(), "the agent is up");
     let stopped = async {
         let signal = stop.await;
@@ -165,7 +176,7 @@ async fn serve(args: &AgentArgs) -> anyhow::Result<()> {
 }
 
 /// The manager first, if this host is one: its own agent's session goes to it like any other's.
-async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
+pub(crate) async fn bring_up(args: &AgentArgs, health: Health) -> anyhow::Result<Arc<Host>> {
     let AgentArgs {
         state_dir,
         run_dir,
@@ -186,8 +197,19 @@ async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
             .to_string_lossy()
             .into_owned(),
     };
-    let credential = Agent::credential(state_dir)?;
-    let manager = Manager::open(state_dir, credential.clone()).await?;
+    let credential = Shared::default();
+    let sealing = manager::sealing(state_dir, None)?;
+    let (manager, sealing) = match sealing {
+        Sealing::Locked => (None, Sealing::Locked),
+        Sealing::None => (None, Sealing::None),
+        Sealing::With(seal) => {
+            credential.set(Agent::credential(state_dir, Some(&seal))?);
+            let manager = Manager::open(state_dir, credential.clone(), None).await?;
+            let seal = manager.as_ref().and_then(Manager::seal);
+            (manager, seal.map_or(Sealing::None, Sealing::With))
+        }
+    };
+    let is_locked = matches!(sealing, Sealing::Locked);
     let config = Config {
         state_dir: state_dir.clone(),
         run_dir: run_dir.clone(),
@@ -197,17 +219,30 @@ async fn bring_up(args: &AgentArgs) -> anyhow::Result<Arc<Host>> {
         uplinks: uplinks.clone(),
         flows_max: *flows_max,
         key_rotation: Duration::from_hours((*key_rotation).into()),
+        health,
     };
-    let agent = Agent::start(config, credential).await?;
+    let agent = Agent::start(config, credential, sealing).await?;
     let manager = match manager {
-        Some(manager) if agent.membership().is_none() => drop_unfinished(manager).await?,
+        Some(manager) if agent.membership().is_none() => {
+            agent.set_seal(None)?;
+            drop_unfinished(manager).await?
+        }
         manager => manager,
     };
+    anyhow::ensure!(
+        !is_locked || agent.membership().is_some(),
+        "the state folder holds the locked state of a manager, but not this node's membership: restore membership.json, or \
+         remove the folder's `manager` to give the cluster up"
+    );
     agent.set_manager(manager.as_ref().map(Manager::description));
-    let host = Host::new(agent, manager, id, hostname, state_dir.clone());
+    let part = if is_locked { Part::Locked } else { manager.map_or(Part::None, Part::Manager) };
+    let host = Host::new(agent, part, id, hostname, state_dir.clone());
     tokio::spawn(Host::follow_role(Arc::downgrade(&host)));
     if let Membership::Active { node, role, addr, .. } = host.membership() {
         tracing::info!(%node, ?role, %addr, "back in the cluster");
+    }
+    if let Membership::Locked { node, .. } = host.membership() {
+        tracing::warn!(%node, "the manager is locked: tasks and dataplane go on, `docker swarm unlock` brings the rest");
     }
     Ok(host)
 }

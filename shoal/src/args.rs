@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Agent(Box<AgentArgs>),
     /// Shows this node: its place in the cluster, how its dataplane is attached, what is in it, what goes wrong.
     Status(StatusArgs),
+    /// Shows what happens to the swarm's nodes, networks, services, tasks and attachments, as it happens: on a manager.
+    Watch(WatchArgs),
     /// Shows the flows that this node knows.
     Flows(FlowsArgs),
     /// Shows how many packets this node dropped, why, and the last of each kind.
@@ -31,6 +33,14 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// What managers do with networks beyond the `docker` command line.
     Network(NetworkArgs),
+    /// Join tokens that hold for a time, and for so many nodes: on a manager.
+    Token(TokenArgs),
+    /// What managers do with nodes beyond the `docker` command line.
+    Node(NodeArgs),
+    /// Writes the swarm's state to a file: on a manager.
+    Backup(BackupArgs),
+    /// Makes this host the only manager of a swarm whose managers are lost, with what a backup holds.
+    Restore(RestoreArgs),
     /// Gives a process or a network namespace of this node an interface on an attachable network.
     Attach(AttachArgs),
     /// Takes such an interface away again.
@@ -77,6 +87,143 @@ pub(crate) struct NetworkArgs {
 pub(crate) enum NetworkCommand {
     /// Has every node replace the keys that encrypted networks are encrypted with. On a manager; loses no packet.
     RotateKeys(SocketArgs),
+}
+
+/// What to do with join tokens.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    pub(crate) command: TokenCommand,
+}
+
+/// What to do with join tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Makes a token, and shows the command that a host joins by.
+    Create(TokenCreateArgs),
+    /// Shows the tokens, without their secrets.
+    Ls(TokenListArgs),
+    /// Removes tokens: no host joins by them any longer. Nodes that did stay.
+    Rm(TokenRemoveArgs),
+}
+
+/// What token to make.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenCreateArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// What hosts become that join by it: worker or manager.
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) role: String,
+    /// How long it holds: 1m to 8760h.
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub(crate) expires: String,
+    /// For how many nodes it holds; any number where not given.
+    #[arg(long, value_name = "N")]
+    pub(crate) uses: Option<u32>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How to show tokens.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenListArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which tokens to remove.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenRemoveArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// Tokens, each by its id or the beginning of one.
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) tokens: Vec<String>,
+}
+
+/// What to do with nodes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeArgs {
+    #[command(subcommand)]
+    pub(crate) command: NodeCommand,
+}
+
+/// What to do with nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Shows the nodes, and which of them ask to come back because their certificates have expired.
+    Ls(NodeListArgs),
+    /// Lets a node whose certificate has expired have another, once and within an hour.
+    Approve(NodeApproveArgs),
+}
+
+/// How to show nodes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeListArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which node comes back.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeApproveArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// The node, by its id, its host name or the beginning of its id.
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+}
+
+/// What to back up, and where to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BackupArgs {
+    /// The file to make; `-` for standard output.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Replaces the file if it exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Reads what a manager left in the state folder, whose agent does not run.
+    #[arg(long)]
+    pub(crate) offline: bool,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// With --offline, where autolock is on: a file with what `docker swarm unlock-key` shows; `-` for standard input.
+    #[arg(long, value_name = "FILE", requires = "offline")]
+    pub(crate) unlock_key_file: Option<PathBuf>,
+}
+
+/// What to restore, and where.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RestoreArgs {
+    /// The backup; `-` for standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The address by which the other nodes reach this one, or the interface that has it: best that of a former manager. A node
+    /// of the swarm keeps its own.
+    #[arg(long, value_name = "ADDRESS|INTERFACE[:PORT]")]
+    pub(crate) advertise_addr: Option<String>,
+    /// Where the manager listens; 0.0.0.0:2377 where not given.
+    #[arg(long, value_name = "ADDRESS|INTERFACE[:PORT]")]
+    pub(crate) listen_addr: Option<String>,
+    /// The address for the traffic between nodes; the advertised one where not given.
+    #[arg(long, value_name = "ADDRESS|INTERFACE")]
+    pub(crate) data_path_addr: Option<String>,
+    /// Even if managers of the swarm answer.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
 }
 
 /// What to attach, and to what.
@@ -153,13 +300,65 @@ pub(crate) enum Protocol {
 /// What of this node to show, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
+    /// Shows all nodes as the managers know them, instead of this one: on a manager.
+    #[arg(long)]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) pins: PinsArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
     /// Prints JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What to watch, and how to show it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// Only objects of this kind. May be repeated.
+    #[arg(long = "kind", value_name = "KIND")]
+    pub(crate) kinds: Vec<WatchKind>,
+    /// Goes on after this index, as far back as the manager remembers.
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) since: Option<u64>,
+    /// Prints JSON: a line for each change with the whole object, and one now and then where nothing happens.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WatchKind {
+    /// What `shoal attach` made.
+    Attachment,
+    /// The swarm's own settings.
+    Cluster,
+    /// Networks.
+    Network,
+    /// Nodes.
+    Node,
+    /// Services.
+    Service,
+    /// Tasks.
+    Task,
+}
+
+impl WatchKind {
+    /// The word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Attachment => "attachment",
+            Self::Cluster => "cluster",
+            Self::Network => "network",
+            Self::Node => "node",
+            Self::Service => "service",
+            Self::Task => "task",
+        }
+    }
 }
 
 /// Which flows to show, and how.
@@ -336,6 +535,38 @@ mod tests {
     }
 
     #[test]
+    fn tokens_and_nodes_are_named() {
+        let line = "shoal token create --role worker --uses 3";
+        let Command::Token(args) = Args::parse_from(line.split(' ')).command else { panic!("not token") };
+        let TokenCommand::Create(args) = args.command else { panic!("not create") };
+        assert_eq!((args.role.as_str(), args.expires.as_str(), args.uses), ("worker", "24h", Some(3)));
+        let line = "shoal token rm abc def";
+        let Command::Token(args) = Args::parse_from(line.split(' ')).command else { panic!("not token") };
+        let TokenCommand::Rm(args) = args.command else { panic!("not rm") };
+        assert_eq!(args.tokens, ["abc", "def"]);
+        let line = "shoal node approve n1 --run-dir /run/shoal/n2";
+        let Command::Node(args) = Args::parse_from(line.split(' ')).command else { panic!("not node") };
+        let NodeCommand::Approve(args) = args.command else { panic!("not approve") };
+        assert_eq!((args.node.as_str(), args.socket.run_dir), ("n1", PathBuf::from("/run/shoal/n2")));
+    }
+
+    #[test]
+    fn a_backup_and_its_restoration_are_read() {
+        let line = "shoal backup x --offline --state-dir /mnt/shoal --unlock-key-file - --force";
+        let Command::Backup(args) = Args::parse_from(line.split(' ')).command else { panic!("not backup") };
+        assert_eq!(
+            (args.file, args.state.state_dir),
+            (PathBuf::from("x"), PathBuf::from("/mnt/shoal"))
+        );
+        assert!(args.offline && args.force && args.unlock_key_file == Some(PathBuf::from("-")));
+        let line =
+            "shoal restore - --advertise-addr eth1:2378 --listen-addr 0.0.0.0:2378 --run-dir /run/shoal/n1";
+        let Command::Restore(args) = Args::parse_from(line.split(' ')).command else { panic!("not restore") };
+        assert_eq!((args.file, args.advertise_addr.as_deref()), (PathBuf::from("-"), Some("eth1:2378")));
+        assert_eq!((args.listen_addr.as_deref(), args.force), (Some("0.0.0.0:2378"), false));
+    }
+
+    #[test]
     fn one_thing_is_attached() {
         let line = "shoal attach --network front --alias a --alias b --ip 10.0.1.9 -- curl --silent web";
         let Command::Attach(args) = Args::parse_from(line.split(' ')).command else { panic!("not attach") };
@@ -361,7 +592,14 @@ mod tests {
             ("shoal attach --network front --pid 7 --netns /run/netns/x", "--netns"),
             ("shoal attach --network front --pid 7 -- true", "--pid"),
             ("shoal attach --network front --ip web --pid 7", "--ip"),
+            ("shoal backup", "FILE"),
+            ("shoal backup x --unlock-key-file y", "--offline"),
+            ("shoal restore", "FILE"),
             ("shoal detach", "ATTACHMENT"),
+            ("shoal token create", "--role"),
+            ("shoal token create --role worker --uses many", "--uses"),
+            ("shoal token rm", "ID"),
+            ("shoal node approve", "NODE"),
             ("shoal agent --xdp sideways", "sideways"),
             ("shoal agent --flows-max 7", "1024"),
             ("shoal agent --key-rotation 0", "1..=8760"),

@@ -11,7 +11,7 @@ use hyper::Method;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::api;
 use crate::args::{AttachArgs, AttachmentsArgs, DetachArgs, TargetArgs};
@@ -62,7 +62,7 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<()> {
     let attachment: Attachment =
         serde_json::from_slice(&answer).context("the agent's answer does not decode")?;
     match command.split_first() {
-        None if args.json => print::line(&pretty(&answer)?)?,
+        None if args.json => print::line(&print::json(&answer)?)?,
         None => print::line(&told(&attachment))?,
         Some((program, arguments)) => {
             use_name_server(&args.socket.run_dir, &attachment.name_server)
@@ -78,7 +78,7 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<()> {
 /// Ends attachments, and prints what was ended.
 pub(crate) fn detach(args: &DetachArgs) -> Result<()> {
     for wanted in &args.attachments {
-        api::send(&args.socket.run_dir, Method::DELETE, &format!("{PATH}/{}", escaped(wanted)), "")?;
+        api::send(&args.socket.run_dir, Method::DELETE, &format!("{PATH}/{}", api::escaped(wanted)), "")?;
         print::line(wanted)?;
     }
     Ok(())
@@ -88,7 +88,7 @@ pub(crate) fn detach(args: &DetachArgs) -> Result<()> {
 pub(crate) fn list(args: &AttachmentsArgs) -> Result<()> {
     let answer = api::send(&args.socket.run_dir, Method::GET, PATH, "")?;
     if args.json {
-        print::line(&pretty(&answer)?)?;
+        print::line(&print::json(&answer)?)?;
         return Ok(());
     }
     let attachments: Vec<Attachment> =
@@ -137,22 +137,10 @@ impl Attachment {
     }
 }
 
-fn pretty(answer: &[u8]) -> Result<String> {
-    let value: Value = serde_json::from_slice(answer).context("the agent's answer does not decode")?;
-    Ok(serde_json::to_string_pretty(&value)?)
-}
-
 /// The agent has another working directory.
 fn absolute(path: &Path) -> Result<String> {
     let path = std::path::absolute(path).with_context(|| format!("--netns {}", path.display()))?;
     Ok(path.to_str().with_context(|| format!("--netns {}: not a text", path.display()))?.to_owned())
-}
-
-/// A name as a part of a path: what is no id or name becomes one that nothing has.
-fn escaped(wanted: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let byte = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    wanted.bytes().map(byte).collect()
 }
 
 /// Puts the network's name server in the place of the host's, for this process and what it becomes.
@@ -189,11 +177,5 @@ mod tests {
             name server 10.0.1.1";
         assert_eq!(told(&attachment), expected);
         assert_eq!(row(&attachment)[3..], ["10.0.1.5/24, fd00::5/64", "eth1", "process 7"]);
-    }
-
-    #[test]
-    fn names_are_one_part_of_a_path() {
-        assert_eq!(escaped("db-1.front_x"), "db-1.front_x");
-        assert_eq!(escaped("a/../b?c %é"), "a%2F..%2Fb%3Fc%20%25%C3%A9");
     }
 }

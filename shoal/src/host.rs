@@ -1,5 +1,8 @@
 //! This host, as the API and the process see it: the agent, and on a manager the cluster.
 
+mod part;
+mod restore;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -8,7 +11,8 @@ use std::time::Duration;
 use control::cluster::{Cluster, InitRequest as ClusterRequest};
 use control::command::{Action, Command};
 use control::docker::{
-    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
+    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, RestoreError,
+    RestoreRequest, RestoredSwarm, SwarmError,
 };
 use control::model::{Availability, ClusterSpec, NodeSpec, State};
 use control::pki::First;
@@ -19,12 +23,15 @@ use mesh_agent::{Agent, ConnectError, JoinError, LeaveError};
 use mesh_api::attachment::{AttachRequest, Attachment};
 use mesh_api::error::chain;
 use mesh_api::id::NodeId;
+use mesh_api::seal::UnlockKey;
 use mesh_api::session::{DEFAULT_PORT, RefusalReason};
 use mesh_api::table::{NodeRecord, Role, Table};
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::manager::{Addresses, Manager, ManagerError};
+pub(crate) use self::part::Part;
+use self::part::follow_seal;
+use crate::manager::{self, Addresses, Manager, ManagerError};
 use crate::{attachments, facts, interfaces};
 
 /// How long the other managers may take to do without one that leaves.
@@ -33,6 +40,9 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 const STATE_LIMIT: Duration = Duration::from_secs(15);
 /// How often to look whether the manager is as it should be, where nothing tells of a change.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the swarm goes on without this manager before that is taken for one of a former life: no change of leaders takes so
+/// long.
+const PASSED_OVER: Duration = Duration::from_secs(10);
 /// How long calls in progress get to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
@@ -42,7 +52,7 @@ pub(crate) struct Host {
     /// For what goes on without the call that asked for it.
     own: Weak<Host>,
     agent: Mutex<Option<Arc<Agent>>>,
-    manager: Mutex<Option<Manager>>,
+    part: Mutex<Part>,
     /// Held while the host joins or leaves.
     changing: AsyncMutex<()>,
     id: String,
@@ -78,10 +88,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    /// A host with its agent, and its manager if it is one.
+    /// A host with its agent, and its part.
     pub(crate) fn new(
         agent: Agent,
-        manager: Option<Manager>,
+        part: Part,
         id: String,
         hostname: String,
         state_dir: PathBuf,
@@ -89,7 +99,7 @@ impl Host {
         Arc::new_cyclic(|own| Self {
             own: own.clone(),
             agent: Mutex::new(Some(Arc::new(agent))),
-            manager: Mutex::new(manager),
+            part: Mutex::new(part),
             changing: AsyncMutex::new(()),
             id,
             hostname,
@@ -131,7 +141,7 @@ impl Host {
                 tokio::time::sleep(SHUTDOWN_POLL).await;
             }
         }
-        let manager = locked(&self.manager).take();
+        let manager = locked(&self.part).take_manager();
         if let Some(manager) = manager {
             manager.stop().await;
         }
@@ -154,6 +164,7 @@ impl Host {
             labels,
             task_history,
             cert_expiry_ns,
+            autolock,
             availability,
         } = request;
         let addresses = Addresses { listen, advertise, advertise_port };
@@ -163,6 +174,7 @@ impl Host {
                 labels,
                 task_history: task_history.unwrap_or(default.task_history),
                 cert_expiry_ns: cert_expiry_ns.unwrap_or(default.cert_expiry_ns),
+                autolock,
                 ..default
             },
             data_path_port,
@@ -183,13 +195,23 @@ impl Host {
             remotes: vec![addresses.local()],
         };
         agent.set_manager(Some(manager.description()));
-        if let Err(error) = agent.found(membership, credential).await {
+        let sealed = agent.set_seal(manager.seal()).map_err(|error| SwarmError::Host(chain(&error)));
+        let founded = match sealed {
+            Ok(()) => {
+                let founded = agent.found(membership, credential).await;
+                founded.map_err(|error| join_error(error, &[addresses.local()]))
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = founded {
             agent.set_manager(None);
+            // There is no key to unseal.
+            let _ = agent.set_seal(None);
             manager.destroy().await;
-            return Err(join_error(error, &[addresses.local()]));
+            return Err(error);
         }
         let cluster = manager.cluster().clone();
-        *locked(&self.manager) = Some(manager);
+        *locked(&self.part) = Part::Manager(manager);
         if availability != Availability::Active {
             set_availability(&cluster, &node, availability).await?;
         }
@@ -239,13 +261,22 @@ impl Host {
         let manager = Manager::join(&self.state_dir, addresses, &membership.node_id, shared).await?;
         tracing::info!(listen = %addresses.listen, "this node becomes a manager");
         agent.set_manager(Some(manager.description()));
-        *locked(&self.manager) = Some(manager);
+        follow_seal(agent, &manager);
+        *locked(&self.part) = Part::Manager(manager);
         Ok(())
     }
 
     /// Ends this node's manager, and removes its state.
     async fn end_manager(&self, agent: &Agent) {
-        let manager = locked(&self.manager).take();
+        // What opens the node's key goes with the state.
+        if let Err(error) = agent.set_seal(None) {
+            tracing::error!(
+                error = chain(&error),
+                "the node's key can't be unsealed, and its manager is left"
+            );
+            return;
+        }
+        let manager = locked(&self.part).take_manager();
         if let Some(manager) = manager {
             tracing::info!("this node is a manager no longer");
             manager.destroy().await;
@@ -262,12 +293,18 @@ impl Host {
         let mut credential = shared.watch();
         // Removed by the others, and not given the certificate that goes with it yet.
         let mut is_removed = false;
+        let mut passed_over: Option<Instant> = None;
         loop {
+            let Some(this) = host.upgrade() else { return };
+            // Not while the host joins or leaves: what it is then isn't what it is to be.
+            let changing = this.changing.lock().await;
             let role = credential.borrow_and_update().as_ref().map(|own| own.identity.peer().role);
             is_removed &= role == Some(Role::Manager);
-            let Some(this) = host.upgrade() else { return };
-            is_removed = (is_removed && !this.is_wanted_anew()) || this.is_superfluous();
+            passed_over = this.is_passed_over().then(|| passed_over.unwrap_or_else(Instant::now));
+            let is_former = passed_over.is_some_and(|since| since.elapsed() >= PASSED_OVER);
+            is_removed = (is_removed && !this.is_wanted_anew()) || this.is_superfluous() || is_former;
             this.match_role(role.filter(|_| !is_removed)).await;
+            drop(changing);
             let removed = this.cluster().map(|cluster| cluster.removed());
             drop(this);
             let removal = async {
@@ -307,11 +344,18 @@ impl Host {
         agent.table()?.nodes.get(&agent.membership()?.node_id).cloned()
     }
 
-    /// Begins or ends the manager.
+    /// Begins or ends the manager, while the host is [`Host::changing`].
     async fn match_role(&self, role: Option<Role>) {
-        let _changing = self.changing.lock().await;
         let Some(agent) = self.agent() else { return };
-        let runs = locked(&self.manager).is_some();
+        let runs = match &*locked(&self.part) {
+            Part::None => false,
+            Part::Manager(manager) => {
+                follow_seal(&agent, manager);
+                true
+            }
+            // It waits for its key.
+            Part::Locked => return,
+        };
         match role {
             Some(Role::Manager) if !runs => {
                 if let Err(error) = self.begin_manager(&agent, None).await {
@@ -330,13 +374,16 @@ impl Host {
         let _changing = self.changing.lock().await;
         let agent = self.agent().ok_or(Stopping)?;
         let membership = agent.membership().ok_or(SwarmError::NotInSwarm)?;
-        let manager = locked(&self.manager).take().ok_or(SwarmError::NotManager)?;
+        if matches!(*locked(&self.part), Part::Locked) {
+            return Err(SwarmError::Locked);
+        }
+        let manager = locked(&self.part).take_manager().ok_or(SwarmError::NotManager)?;
         let node = membership.node_id;
         let forced = manager.force_new_cluster(&node, agent.shared().clone()).await;
         let manager = forced.map_err(manager_error)?;
         tracing::warn!(%node, "this node is the swarm's only manager by force");
         agent.set_manager(Some(manager.description()));
-        *locked(&self.manager) = Some(manager);
+        *locked(&self.part) = Part::Manager(manager);
         Ok(node)
     }
 
@@ -372,6 +419,10 @@ impl Host {
         let left = agent.leave().await;
         // With the only manager the cluster goes.
         self.end_manager(&agent).await;
+        if matches!(*locked(&self.part), Part::Locked) {
+            manager::remove_state(&self.state_dir);
+            *locked(&self.part) = Part::None;
+        }
         left.map_err(|error| match error {
             LeaveError::NotMember => SwarmError::NotInSwarm,
             LeaveError::Leftovers(_) => SwarmError::Host(chain(&error)),
@@ -384,7 +435,11 @@ impl LocalNode for Host {
         let Some(membership) = self.agent().and_then(|agent| agent.membership()) else {
             return Membership::Inactive;
         };
-        let own = locked(&self.manager).as_ref().map(|manager| {
+        let part = locked(&self.part);
+        if matches!(*part, Part::Locked) {
+            return Membership::Locked { node: membership.node_id, addr: membership.advertise };
+        }
+        let own = part.manager().map(|manager| {
             let mut managers = vec![manager.addresses().advertised()];
             let others = membership.remotes.iter().filter(|addr| **addr != manager.addresses().local());
             managers.extend(others.filter(|addr| **addr != managers[0]).copied().collect::<Vec<_>>());
@@ -423,7 +478,7 @@ impl LocalNode for Host {
     }
 
     fn cluster(&self) -> Option<Cluster> {
-        locked(&self.manager).as_ref().map(|manager| manager.cluster().clone())
+        locked(&self.part).manager().map(|manager| manager.cluster().clone())
     }
 
     fn table(&self) -> Option<Arc<Table>> {
@@ -440,6 +495,14 @@ impl LocalNode for Host {
 
     fn force_new_cluster(&self) -> BoxFuture<'_, Result<NodeId, SwarmError>> {
         self.to_its_end(|host| async move { host.force_new().await })
+    }
+
+    fn swarm_unlock(&self, key: UnlockKey) -> BoxFuture<'_, Result<(), SwarmError>> {
+        self.to_its_end(|host| async move { host.unlock(key).await })
+    }
+
+    fn restore(&self, request: RestoreRequest) -> BoxFuture<'_, Result<RestoredSwarm, RestoreError>> {
+        self.to_its_end(|host| async move { host.restore_swarm(request).await })
     }
 
     fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {
@@ -480,7 +543,7 @@ async fn set_availability(
     let state = cluster.state();
     let Some(node) = state.nodes.get(node) else { return Ok(()) };
     let spec = NodeSpec { availability, ..node.spec.clone() };
-    let action = Action::UpdateNode { id: node.id.clone(), version: node.meta.version, spec };
+    let action = Action::UpdateNode { id: node.id.clone(), version: node.spec_version, spec };
     match cluster.propose(Command::now(action)).await {
         Ok(_) => Ok(()),
         Err(error) => Err(SwarmError::Host(format!(
@@ -507,7 +570,9 @@ fn list(remotes: &[SocketAddr]) -> String {
 fn manager_error(error: ManagerError) -> SwarmError {
     match error {
         ManagerError::Listen { listen, source } => SwarmError::Listen { listen, cause: source.to_string() },
+        ManagerError::State { source, .. } if source.is_wrong_key() => SwarmError::InvalidUnlockKey,
         ManagerError::State { .. }
+        | ManagerError::Restore { .. }
         | ManagerError::Addresses { .. }
         | ManagerError::First(_)
         | ManagerError::Demote(_) => SwarmError::Host(chain(&error)),
@@ -539,81 +604,4 @@ fn join_error(error: JoinError, remotes: &[SocketAddr]) -> SwarmError {
 }
 
 #[cfg(test)]
-mod tests {
-    use mesh_agent::{Config, XdpMode};
-    use mesh_api::tls::Shared;
-
-    use super::*;
-
-    #[test]
-    fn an_init_whose_client_goes_away_comes_to_its_end() {
-        if !nix::unistd::geteuid().is_root() {
-            println!("skipped: needs root");
-            return;
-        }
-        // In a network namespace of its own: what a failed init clears away is not this host's.
-        let test = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            for line in ["link set lo up", "address add 192.0.2.1/32 dev lo"] {
-                let done = std::process::Command::new("ip").args(line.split(' ')).status();
-                assert!(done.unwrap().success(), "{line}");
-            }
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(abandoned_init());
-        });
-        if let Err(panic) = test.join() {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
-    async fn abandoned_init() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config {
-            state_dir: dir.path().to_owned(),
-            run_dir: dir.path().to_owned(),
-            bpffs: dir.path().join("bpf"),
-            hostname: "h".to_owned(),
-            xdp: XdpMode::Off,
-            uplinks: vec!["no-such-uplink".to_owned()],
-            flows_max: 1024,
-            key_rotation: mesh_agent::KEY_ROTATION,
-        };
-        let agent = Agent::start(config, Shared::default()).await.unwrap();
-        let host = Host::new(agent, None, "id".to_owned(), "h".to_owned(), dir.path().to_owned());
-        let addr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-        let free = std::net::TcpListener::bind((addr, 0)).unwrap().local_addr().unwrap();
-        let request = || InitRequest {
-            listen: free,
-            advertise: addr,
-            advertise_port: free.port(),
-            data_path: addr,
-            data_path_port: 4789,
-            address_pools: vec!["10.0.0.0/8".parse().unwrap()],
-            subnet_size: 24,
-            labels: std::collections::BTreeMap::new(),
-            task_history: None,
-            cert_expiry_ns: None,
-            availability: Availability::Active,
-        };
-        let mut init = LocalNode::swarm_init(&*host, request());
-        let made = dir.path().join("manager");
-        while !made.exists() {
-            let waited = tokio::time::timeout(Duration::from_millis(1), &mut init).await;
-            assert!(waited.is_err(), "it is over already: {waited:?}");
-        }
-        drop(init);
-        // The uplink is missing, so its end is that nothing is left, the port included.
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        while made.exists() || std::net::TcpListener::bind(free).is_err() {
-            assert!(tokio::time::Instant::now() < deadline, "the init was left half-way");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert!(!dir.path().join("membership.json").exists());
-        let again = host.init(request()).await;
-        assert!(
-            matches!(&again, Err(SwarmError::Host(text)) if text.contains("no-such-uplink")),
-            "{again:?}"
-        );
-        host.shutdown().await;
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ mod api;
 mod args;
 mod attach;
 mod attachments;
+mod backup;
 mod drops;
 mod explain;
 mod facts;
@@ -14,9 +15,13 @@ mod interfaces;
 mod internal;
 mod manager;
 mod network;
+mod node;
 mod preflight;
 mod print;
+mod problems;
 mod status;
+mod token;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -30,10 +35,15 @@ fn main() -> ExitCode {
     let result = match args::Args::parse().command {
         args::Command::Agent(args) => agent::run(&args),
         args::Command::Status(args) => status::run(&args),
+        args::Command::Watch(args) => watch::run(&args),
         args::Command::Flows(args) => flows::run(&args),
         args::Command::Drops(args) => drops::run(&args),
         args::Command::Explain(args) => explain::run(&args),
         args::Command::Network(args) => network::run(&args),
+        args::Command::Token(args) => token::run(&args),
+        args::Command::Node(args) => node::run(&args),
+        args::Command::Backup(args) => backup::backup(&args),
+        args::Command::Restore(args) => backup::restore(&args),
         args::Command::Attach(args) => attach::attach(&args),
         args::Command::Detach(args) => attach::detach(&args),
         args::Command::Attachments(args) => attach::list(&args),

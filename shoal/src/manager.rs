@@ -1,6 +1,7 @@
 //! The manager's part of a host: the cluster's state on disk, the port that agents and other managers come by, and the
 //! leader's duties while it leads.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -10,10 +11,14 @@ use std::time::Duration;
 use control::cluster::{Cluster, InitRequest, OpenError, Place, ProposeError};
 use control::command::{Action, Command};
 use control::managers;
-use control::model::NodeSpec;
+use control::model::{NodeSpec, State};
 use control::pki::{First, FirstError, first_manager};
 use control::raft;
+use control::store::StoreError;
+use control::store::keys::Keys;
+use mesh_agent::Sealing;
 use mesh_api::id::NodeId;
+use mesh_api::seal::{Seal, UnlockKey};
 use mesh_api::session::{ManagerDescription, NodeDescription};
 use mesh_api::table::Role;
 use mesh_api::tls::Shared;
@@ -23,7 +28,9 @@ use tokio::task::JoinHandle;
 
 /// The folder in the state folder.
 pub(crate) const DIR: &str = "manager";
-/// The file in it that says where the manager listens.
+/// The folder beside it where a restored state is laid down, until it is whole.
+pub(crate) const UNFINISHED: &str = "manager.unfinished";
+/// The file in the folder that says where the manager listens.
 const ADDRESSES_FILE: &str = "addresses.json";
 /// How long between attempts to listen, at a start at which the address is not there yet.
 const LISTEN_PERIOD: Duration = Duration::from_secs(1);
@@ -66,6 +73,8 @@ pub(crate) enum ManagerError {
     Listen { listen: SocketAddr, source: io::Error },
     #[error("this host can't become the swarm's first node")]
     First(#[source] Box<FirstError>),
+    #[error("the restored state can't be put in {}", dir.display())]
+    Restore { dir: PathBuf, source: io::Error },
     #[error("the other managers can't be made workers")]
     Demote(#[source] Box<ProposeError>),
 }
@@ -117,14 +126,20 @@ impl Manager {
         }
     }
 
-    /// Takes up the cluster that is in the state folder, if there is one, as the node that has `credential`.
-    pub(crate) async fn open(state_dir: &Path, credential: Shared) -> Result<Option<Self>, ManagerError> {
+    /// Takes up the cluster that is in the state folder, if there is one, as the node that has `credential`; with the unlock
+    /// key where it is locked.
+    pub(crate) async fn open(
+        state_dir: &Path,
+        credential: Shared,
+        unlock: Option<UnlockKey>,
+    ) -> Result<Option<Self>, ManagerError> {
         let dir = state_dir.join(DIR);
         if !Cluster::exists(&dir) {
             return Ok(None);
         }
         let addresses = Addresses::load(&dir)?;
-        let cluster = Cluster::open_at(&dir, Arc::new(managers::Wire::new(credential.clone()))).await;
+        let wire = Arc::new(managers::Wire::new(credential.clone()));
+        let cluster = Cluster::open_at(&dir, wire, unlock).await;
         let cluster =
             cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source: source.into() })?;
         let duties = tokio::spawn(listen_and_serve(cluster.clone(), credential, addresses.listen));
@@ -155,6 +170,40 @@ impl Manager {
         Ok(Self { cluster, addresses, dir, duties })
     }
 
+    /// Begins the only manager of a cluster that has come to `state`, of which this host is `node`. The state is on the disk
+    /// whole or not at all; leaves nothing behind if it fails.
+    pub(crate) async fn restore(
+        state_dir: &Path,
+        addresses: Addresses,
+        node: &NodeId,
+        state: State,
+        credential: Shared,
+    ) -> Result<Self, ManagerError> {
+        let (dir, unfinished) = (state_dir.join(DIR), state_dir.join(UNFINISHED));
+        let listen = addresses.listen;
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|source| ManagerError::Listen { listen, source })?;
+        let unlock = state.cluster.as_ref().and_then(|cluster| cluster.lock.key.clone());
+        match std::fs::remove_dir_all(&unfinished) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(ManagerError::Restore { dir: unfinished, source });
+            }
+            _ => {}
+        }
+        let failed = |source: OpenError| ManagerError::State { dir: dir.clone(), source: source.into() };
+        let laid = Cluster::lay_down(&unfinished, addresses.manager(node), state).await;
+        let put = laid.map_err(failed).and_then(|()| addresses.save(&unfinished)).and_then(|()| {
+            let put = std::fs::rename(&unfinished, &dir).and_then(|()| File::open(state_dir)?.sync_all());
+            put.map_err(|source| ManagerError::Restore { dir: dir.clone(), source })
+        });
+        put.inspect_err(|_| drop(std::fs::remove_dir_all(&unfinished)))?;
+        let wire = Arc::new(managers::Wire::new(credential.clone()));
+        let cluster = Cluster::open_at(&dir, wire, unlock).await;
+        let cluster = cluster.map_err(failed).inspect_err(|_| remove(&dir))?;
+        let duties = tokio::spawn(managers::serve(cluster.clone(), credential, listener));
+        Ok(Self { cluster, addresses, dir, duties })
+    }
+
     /// Goes on with what `node` has on its disk as the only manager, since more than half of them are lost; the others are
     /// workers, should they come back.
     pub(crate) async fn force_new_cluster(
@@ -163,15 +212,16 @@ impl Manager {
         credential: Shared,
     ) -> Result<Self, ManagerError> {
         let (dir, addresses) = (self.dir.clone(), self.addresses);
+        let unlock = self.cluster.keys().and_then(|keys| keys.unlock_key());
         self.stop().await;
         let wire = Arc::new(managers::Wire::new(credential.clone()));
-        let cluster = Cluster::force_new_cluster(&dir, addresses.manager(node), wire).await;
+        let cluster = Cluster::force_new_cluster(&dir, addresses.manager(node), wire, unlock).await;
         let cluster =
             cluster.map_err(|source| ManagerError::State { dir: dir.clone(), source: source.into() })?;
         let others: Vec<_> = cluster.state().nodes.values().cloned().collect();
         for other in others.iter().filter(|other| other.id != *node && other.spec.role == Role::Manager) {
             let spec = NodeSpec { role: Role::Worker, ..other.spec.clone() };
-            let action = Action::UpdateNode { id: other.id.clone(), version: other.meta.version, spec };
+            let action = Action::UpdateNode { id: other.id.clone(), version: other.spec_version, spec };
             cluster
                 .propose(Command::now(action))
                 .await
@@ -179,6 +229,11 @@ impl Manager {
         }
         let duties = tokio::spawn(listen_and_serve(cluster.clone(), credential, addresses.listen));
         Ok(Self { cluster, addresses, dir, duties })
+    }
+
+    /// What seals its state, and the node's key with it.
+    pub(crate) fn seal(&self) -> Option<Arc<Seal>> {
+        self.cluster.keys().map(|keys| keys.seal())
     }
 
     /// What the node says of it.
@@ -236,6 +291,25 @@ impl Addresses {
             .and_then(|bytes| std::fs::write(&path, bytes));
         written.map_err(|source| ManagerError::Addresses { path, source })
     }
+}
+
+/// What seals the state of the manager in the state folder, and the node's key with it: opened with the unlock key where it
+/// is locked.
+pub(crate) fn sealing(state_dir: &Path, unlock: Option<&UnlockKey>) -> Result<Sealing, ManagerError> {
+    let dir = state_dir.join(DIR);
+    if !Cluster::exists(&dir) {
+        return Ok(Sealing::None);
+    }
+    match Keys::open(&dir, unlock) {
+        Ok(keys) => Ok(Sealing::With(keys.seal())),
+        Err(StoreError::Locked) => Ok(Sealing::Locked),
+        Err(error) => Err(ManagerError::State { dir, source: OpenError::from(error).into() }),
+    }
+}
+
+/// Removes the state of a manager that does not run.
+pub(crate) fn remove_state(state_dir: &Path) {
+    remove(&state_dir.join(DIR));
 }
 
 fn remove(dir: &Path) {
@@ -299,15 +373,15 @@ mod tests {
     #[tokio::test]
     async fn a_manager_comes_back_with_its_cluster() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Manager::open(dir.path(), Shared::default()).await.unwrap().is_none());
+        assert!(Manager::open(dir.path(), Shared::default(), None).await.unwrap().is_none());
         let manager = create(dir.path(), 0).await.unwrap();
         let id = manager.cluster().state().cluster.clone().unwrap().id.clone();
         manager.stop().await;
-        let manager = Manager::open(dir.path(), Shared::default()).await.unwrap().unwrap();
+        let manager = Manager::open(dir.path(), Shared::default(), None).await.unwrap().unwrap();
         assert_eq!(manager.cluster().state().cluster.clone().unwrap().id, id);
         assert_eq!(manager.addresses(), addresses(0));
         manager.destroy().await;
-        assert!(Manager::open(dir.path(), Shared::default()).await.unwrap().is_none());
+        assert!(Manager::open(dir.path(), Shared::default(), None).await.unwrap().is_none());
     }
 
     #[tokio::test]
@@ -328,7 +402,7 @@ mod tests {
         let manager = create(dir.path(), 0).await.unwrap();
         manager.stop().await;
         addresses(port).save(&dir.path().join(DIR)).unwrap();
-        let manager = Manager::open(dir.path(), Shared::default()).await.unwrap().unwrap();
+        let manager = Manager::open(dir.path(), Shared::default(), None).await.unwrap().unwrap();
         drop(taken);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {

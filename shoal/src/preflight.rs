@@ -89,6 +89,11 @@ pub(crate) fn take_folders(state_dir: &Path, run_dir: &Path) -> Result<StateLock
     make(state_dir, "--state-dir", 0o700)?;
     // Whoever may dial the socket has to get to it.
     make(run_dir, "--run-dir", 0o755)?;
+    take_state(state_dir)
+}
+
+/// Takes a state folder that exists for this process.
+pub(crate) fn take_state(state_dir: &Path) -> Result<StateLock, PreflightError> {
     let path = state_dir.join(LOCK_FILE);
     let failed = |source| PreflightError::Lock { path: path.clone(), source };
     let mut file =

@@ -3,7 +3,10 @@
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
+use anyhow::{Context as _, Result};
+use serde_json::Value;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Prints a text and a line's end; `false` where nobody reads any more.
 pub(crate) fn line(text: &str) -> io::Result<bool> {
@@ -31,11 +34,22 @@ pub(crate) fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> 
     rows.map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// An agent's answer in JSON, on as many lines as it takes.
+pub(crate) fn json(answer: &[u8]) -> Result<String> {
+    let value: Value = serde_json::from_slice(answer).context("the agent's answer does not decode")?;
+    Ok(serde_json::to_string_pretty(&value)?)
+}
+
 /// A time in UTC, to the millisecond.
 pub(crate) fn time(time: SystemTime) -> String {
     let time = OffsetDateTime::from(time);
     let (hour, minute, second, ms) = time.time().as_hms_milli();
     format!("{}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z", time.date())
+}
+
+/// A time as the agent's API writes it (RFC 3339).
+pub(crate) fn parsed(text: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
 }
 
 /// A duration in its largest unit.
@@ -83,5 +97,7 @@ mod tests {
     fn times_are_in_utc_to_the_millisecond() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_micros(86_400_000_000 + 12_345);
         assert_eq!(time(at), "1970-01-02T00:00:00.012Z");
+        assert_eq!(parsed("1970-01-02T00:00:00.012345Z"), Some(at));
+        assert_eq!(parsed("yesterday"), None);
     }
 }

@@ -1,5 +1,7 @@
 //! `shoal status`: this node at a glance.
 
+mod all;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::thread::sleep;
@@ -41,8 +43,11 @@ struct Shown {
     problems: Vec<Ended>,
 }
 
-/// Prints what this node is and does.
+/// Prints what this node is and does, or how all nodes are.
 pub(crate) fn run(args: &StatusArgs) -> Result<()> {
+    if args.all {
+        return all::run(&args.socket.run_dir, args.json);
+    }
     let (bpffs, state_dir) = (&args.pins.bpffs, &args.state.state_dir);
     let (facts, keys) = look(state_dir)?;
     let mut status = status(state_dir, bpffs, &facts)?;

@@ -33,19 +33,33 @@ macro_rules! figure {
     ($($part:tt)*) => { println!("    {}", format_args!($($part)*)) };
 }
 
-/// Runs those of `cases` that the command line asks for, and those of `on_request` that it asks for by their full names.
-pub(crate) fn main(cases: &[Case], on_request: &[Case]) -> ExitCode {
+/// The cases there are.
+pub(crate) struct Cases {
+    /// They run on every lab.
+    pub(crate) everywhere: &'static [Case],
+    /// They run on labs with XDP.
+    pub(crate) once: &'static [Case],
+    /// They run where the command line asks for them by their full names.
+    pub(crate) on_request: &'static [Case],
+}
+
+/// Runs the cases that are meant for the lab, if the command line asks for them or names none, and those that it names in full.
+pub(crate) fn main(cases: &Cases) -> ExitCode {
     let arguments = Arguments::parse(std::env::args().skip(1));
+    let Cases { everywhere, once, on_request } = cases;
+    let all = everywhere.len() + once.len() + on_request.len();
     let Some(lab) = Lab::from_environment() else {
         if arguments.list {
             return ExitCode::SUCCESS;
         }
         // Of a plain `cargo test`: no result of any case, so that nobody takes it for one.
-        println!("\nno lab: these {} cases run by `cargo xtask test`", cases.len());
+        println!("\nno lab: these {} cases run by `cargo xtask test`", all - on_request.len());
         return ExitCode::SUCCESS;
     };
-    let requested = on_request.iter().filter(|case| arguments.names(case.name));
-    let chosen = cases.iter().filter(|case| arguments.chooses(case.name)).chain(requested);
+    let is_chosen = |case: &&Case| arguments.chooses(case.name);
+    let is_named = |case: &&Case| arguments.names(case.name);
+    let once = once.iter().filter(|case| if lab.has_xdp { is_chosen(case) } else { is_named(case) });
+    let chosen = everywhere.iter().filter(is_chosen).chain(once).chain(on_request.iter().filter(is_named));
     let chosen: Vec<&Case> = chosen.collect();
     if arguments.list {
         for case in chosen {
@@ -53,7 +67,7 @@ pub(crate) fn main(cases: &[Case], on_request: &[Case]) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    run(&lab, &chosen, cases.len() + on_request.len())
+    run(&lab, &chosen, all)
 }
 
 fn run(lab: &Lab, chosen: &[&Case], all: usize) -> ExitCode {

@@ -36,6 +36,8 @@ const SLOWNESS: &str = "SHOAL_SLOWNESS";
 /// A lab with a swarm: n1 is its manager.
 pub(crate) struct Lab {
     xtask: OsString,
+    /// The nodes attach their dataplanes with XDP where they can.
+    pub(crate) has_xdp: bool,
     pub(crate) nodes: Vec<Node>,
 }
 
@@ -92,7 +94,8 @@ impl Lab {
         let record = fs::read("/run/shoal/lab.json").ok()?;
         let record: Value = serde_json::from_slice(&record).ok()?;
         let count = u8::try_from(record["nodes"].as_u64()?).ok()?;
-        Some(Self { xtask, nodes: (1..=count).map(Node::new).collect() })
+        let has_xdp = record["xdp"].as_str()? != "off";
+        Some(Self { xtask, has_xdp, nodes: (1..=count).map(Node::new).collect() })
     }
 
     pub(crate) fn manager(&self) -> &Node {

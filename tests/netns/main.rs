@@ -1,7 +1,8 @@
 //! The netns suite: a lab of hosts in network namespaces with the real agents, the real `docker` and real clients.
 //!
-//! `cargo xtask test` brings the lab up, as often as there are ways to attach the dataplane, and runs this on each. A
-//! case may assume a swarm of three without services, and is judged by what it leaves behind as well.
+//! `cargo xtask test` brings the lab up, as often as there are ways to attach the dataplane, and runs this on each: all cases with
+//! XDP, and without it those that it makes a difference to. A case may assume a swarm of three without services, and is judged by
+//! what it leaves behind as well.
 
 mod attach;
 mod capture;
@@ -40,12 +41,14 @@ mod overlay;
 mod overlay6;
 mod paths;
 mod peers;
+mod quorum;
 mod raw;
 mod receiver;
 mod refusals;
 mod relay;
 mod restarts;
 mod rivals;
+mod rotation;
 mod silent;
 mod stale;
 mod steady;
@@ -68,10 +71,8 @@ fn main() -> ExitCode {
     #[expect(clippy::expect_used, reason = "every kernel knows the signal")]
     SigSet::from(Signal::SIGCHLD).thread_block().expect("the signal exists");
     // Sets the kernel as a whole, and takes modules that few kernels have.
-    let for_machines_of_their_own =
-        cases![flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh];
+    let on_request = cases![flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh];
     let everywhere = cases![
-        commands::nodes_and_versions_are_shown,
         mesh::http_reaches_every_task_by_every_node_with_the_clients_address,
         mesh::udp_reaches_every_task_by_every_node_with_the_clients_address,
         mesh::client_behind_a_router_is_served_and_seen,
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         churn::addresses_used_again_get_nothing_of_their_former_tasks,
         churn::addresses_used_again_get_nothing_on_an_encrypted_network,
         stale::node_cut_off_from_managers_learns_which_tasks_are_gone,
+        stale::node_cut_off_from_managers_serves_all_the_time_and_catches_up,
         names::every_kind_of_record_is_answered,
         names::every_kind_of_record_is_answered_on_an_encrypted_network,
         names::a_thousand_questions_a_second_are_answered,
@@ -170,6 +172,10 @@ fn main() -> ExitCode {
         failures::node_cut_off_loses_its_tasks_to_the_others,
         silent::node_cut_off_gets_no_new_flows_within_a_second_and_does_again_once_it_is_back,
         silent::node_whose_agent_is_dead_goes_on_getting_new_flows,
+    ];
+    // How the dataplane is attached makes no difference to these.
+    let once = cases![
+        commands::nodes_and_versions_are_shown,
         commands::commands_of_the_notes_work,
         commands::create_and_update_wait_until_it_is_done,
         commands::networks_are_made_shown_and_removed,
@@ -180,10 +186,13 @@ fn main() -> ExitCode {
         commands::node_leaves_and_joins_again,
         managers::nodes_become_managers_and_cease_to_be,
         managers::leaders_that_die_lose_no_write,
-        managers::without_a_majority_traffic_goes_on,
+        quorum::without_a_majority_traffic_goes_on,
+        quorum::forced_new_cluster_goes_on_with_all_it_had,
+        quorum::manager_leaves_by_force_and_the_others_go_on,
+        rotation::roots_and_tokens_are_replaced_under_load_without_a_failed_request,
         refusals::docker_says_what_is_wrong,
         refusals::wrong_tokens_and_managers_are_refused,
         refusals::api_answers_broken_requests_in_dockers_form,
     ];
-    harness::main(everywhere, for_machines_of_their_own)
+    harness::main(&harness::Cases { everywhere, once, on_request })
 }

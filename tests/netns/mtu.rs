@@ -25,7 +25,7 @@ const ENCRYPTION: u32 = 60 + 70;
 /// Links that carry less have no IPv6 (RFC 8200, section 5).
 const IPV6_LEAST: u32 = 1280;
 /// How long agents may take to see that links have changed.
-const FOLLOWED: Duration = Duration::from_secs(10);
+const FOLLOWED: Duration = Duration::from_secs(30);
 /// Of datagrams: what a starved machine may lose. A path that does not carry them loses all.
 const LOST_MAX_PERCENT: f64 = 20.0;
 /// How long a transfer goes on whose path changes, and how much of that it may stand still, s.

@@ -1,6 +1,6 @@
 //! A node that the managers can't reach goes on by its last table, and learns from the other nodes what is wrong in it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,8 @@ use crate::client;
 use crate::engine;
 use crate::figure;
 use crate::lab::{self, Lab, Node, command_in};
+use crate::load::Load;
+use crate::mesh::{any, create_web, targets};
 use crate::overlay::{ENCRYPTED, create_idle, create_network};
 use crate::undo::Undo;
 
@@ -17,6 +19,11 @@ use crate::undo::Undo;
 const REQUESTS: usize = 60;
 /// A request that takes longer has lost its first packet: that is sent again after a second.
 const AT_ONCE: Duration = Duration::from_millis(500);
+/// How long a node is cut off, s, by which the managers have given it up; the variable of the environment that says otherwise.
+const AWAY_S: u64 = 20;
+const AWAY_S_BY: &str = "SHOAL_AWAY_S";
+/// Between two changes of the table meanwhile.
+const BETWEEN_CHANGES: Duration = Duration::from_millis(500);
 /// What cuts a node off from the managers, and nothing else.
 const CUT: &str = "table inet cut {
     chain in { type filter hook input priority filter; tcp sport 2377 drop; }
@@ -86,4 +93,40 @@ fn learns(lab: &Lab, network: &str) -> Result<()> {
             Ok((tasks.len() == 2).then_some(()))
         })
     })
+}
+
+pub(crate) fn node_cut_off_from_managers_serves_all_the_time_and_catches_up(lab: &Lab) -> Result<()> {
+    let web = create_web(lab, lab.nodes.len(), &[])?;
+    let cut = &lab.nodes[2];
+    let seconds = std::env::var(AWAY_S_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(AWAY_S);
+    let load = Load::start(&targets(lab), "/");
+    let began = Instant::now();
+    let undo = cut_off(cut)?;
+    // The table changes all the time, and the managers move the node's task once they give the node up.
+    let mut changes = 0;
+    while began.elapsed() < Duration::from_secs(seconds) {
+        let label = format!("change={changes}");
+        engine::docker_ok(lab.manager(), &["service", "update", "--detach", "--label-add", &label, "web"])?;
+        changes += 1;
+        std::thread::sleep(BETWEEN_CHANGES);
+    }
+    engine::create(lab, "late", 2, &["--replicas", "2", "--publish", "8081:80", "shoal/whoami"])?;
+    drop(undo);
+    let healed = Instant::now();
+    let to = SocketAddrV4::new(cut.address, 8081);
+    lab::until("the node serves what was published meanwhile", Duration::from_secs(30), || {
+        Ok(lab::as_client(|| client::http(any(lab::CLIENT), to, "/")).ok())
+    })?;
+    let caught_up = healed.elapsed().as_secs_f32();
+    lab.until_ready(lab.nodes.len())?;
+    engine::until_running(lab, "web", web.len())?;
+    let requests = load.finish()?;
+    let errors: Vec<&String> = requests.iter().filter_map(|request| request.error.as_ref()).collect();
+    figure!(
+        "cut off for {seconds} s and {changes} changes, caught up in {caught_up:.1} s: {} requests, {} failed",
+        requests.len(),
+        errors.len()
+    );
+    ensure!(errors.is_empty() && requests.len() > 100, "{errors:?}");
+    Ok(())
 }

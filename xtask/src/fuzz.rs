@@ -26,15 +26,43 @@ pub(crate) struct Options {
     /// Only this target of libFuzzer's
     #[arg(long, requires = "guided", value_parser = TARGETS)]
     target: Option<String>,
-    /// Writes what libFuzzer begins with anew, from the packet fixtures, and does nothing else
+    /// Writes what libFuzzer begins with anew, from the packet fixtures and the decoders' tests, and does nothing else
     #[arg(long)]
     corpus: bool,
 }
 
 /// What libFuzzer searches in: the binaries of `fuzz/`.
-const TARGETS: [&str; 3] = ["parse", "hooks", "decapsulate"];
+const TARGETS: [&str; 21] = [
+    "parse",
+    "hooks",
+    "decapsulate",
+    "agent_message",
+    "manager_message",
+    "exchange",
+    "token",
+    "certificate",
+    "raft_message",
+    "raft_entry",
+    "snapshot",
+    "node",
+    "csr",
+    "service",
+    "network",
+    "request",
+    "filters",
+    "labels",
+    "dns_question",
+    "dns_answer",
+    "echo",
+];
+/// The crates that have decoders among them, and tests that write what libFuzzer begins with for these.
+const DECODING: [&str; 3] = ["mesh-api", "control", "mesh-agent"];
+/// What has them write it.
+const WRITE_CORPUS: &str = "SHOAL_WRITE_CORPUS";
 /// Longest input that libFuzzer makes, bytes.
-const INPUT_MAX: u32 = 2048;
+const INPUT_MAX: u32 = 16 << 10;
+/// What a search may hold in memory, MB: nothing that is that long may need more.
+const MEMORY_MAX_MB: u32 = 1024;
 
 /// The release profile, where what it would wrap around is a panic, and without what only takes time to build.
 const PROFILE: [&str; 6] = [
@@ -59,7 +87,7 @@ const COVERAGE: [&str; 6] = [
 /// `cargo xtask fuzz`.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.corpus {
-        return mutate("corpus", &[folder().join("corpus").to_string_lossy().as_ref()]);
+        return corpus();
     }
     let seed = options.seed.map_or_else(now_s, Ok)?.to_string();
     if options.packets > 0 {
@@ -74,6 +102,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         guided(options)?;
     }
     Ok(())
+}
+
+/// Writes what libFuzzer begins with.
+fn corpus() -> Result<()> {
+    mutate("corpus", &[folder().join("corpus").to_string_lossy().as_ref()])?;
+    let mut command = workspace::cargo();
+    command.env(WRITE_CORPUS, "1").args(["test", "--quiet", "--lib"]);
+    for package in DECODING {
+        command.args(["--package", package]);
+    }
+    run::inherit(command.arg("fuzz::"))
 }
 
 fn now_s() -> Result<u64> {
@@ -115,7 +154,8 @@ fn guided(options: &Options) -> Result<()> {
         println!("{target}: {} s", options.guided);
         let mut search = std::process::Command::new(target_dir.join(&host).join("release").join(target));
         search.arg(format!("-max_total_time={}", options.guided));
-        search.args([format!("-max_len={INPUT_MAX}"), format!("-artifact_prefix={}/", failures.display())]);
+        search.args([format!("-max_len={INPUT_MAX}"), format!("-rss_limit_mb={MEMORY_MAX_MB}")]);
+        search.arg(format!("-artifact_prefix={}/", failures.display()));
         run::inherit(
             search.arg("-print_final_stats=1").arg(found).arg(folder().join("corpus").join(target)),
         )?;

@@ -49,7 +49,8 @@ pub(crate) fn has_room(config: &IpamConfig) -> bool {
 
 /// Whether a network can give out an address.
 pub fn has_free_address(state: &State, network: &NetworkId) -> bool {
-    has_unused_address(state, network) || rested(state, network).is_some()
+    state.counters.know_all_addresses()
+        && (has_unused_address(state, network) || rested(state, network).is_some())
 }
 
 /// Whether a network has an address that neither is taken nor rests.
@@ -65,8 +66,12 @@ fn rested(state: &State, network: &NetworkId) -> Option<Freed> {
     (first.index <= state.counters.acknowledged).then_some(first)
 }
 
-/// Whether an address rests only until it is known that every live node has applied the table up to `index`.
+/// Whether an address rests only until it is known that every live node has applied the table up to `index`; all of them do
+/// after a backup was restored.
 pub(crate) fn awaits(state: &State, index: u64) -> bool {
+    if !state.counters.know_all_addresses() && state.counters.restored <= index {
+        return true;
+    }
     let unspecified = Ipv4Addr::UNSPECIFIED;
     let next = Freed { index: state.counters.acknowledged.saturating_add(1), addr: unspecified };
     let awaited = |resting: &OrdSet<Freed>| resting.range(next..).next().is_some_and(|it| it.index <= index);
@@ -90,6 +95,9 @@ pub(super) fn acknowledge(draft: &mut Draft, index: u64) {
 impl Draft {
     /// Gives out an address; whoever puts it into a task or service takes it. `None` if there is none.
     pub(super) fn take_address(&mut self, id: &NetworkId) -> Option<Ipv4Addr> {
+        if !self.state.counters.know_all_addresses() {
+            return None;
+        }
         if !has_unused_address(&self.state, id) {
             let freed = rested(&self.state, id)?;
             self.end_rest(id, freed);
@@ -99,6 +107,10 @@ impl Draft {
         let free = |subnet: &Subnet| {
             let (first, last) = bounds(subnet);
             let count = last.checked_sub(first)? + 1;
+            #[cfg(test)]
+            if crate::testing::gives_addresses_twice() {
+                return Some((1, Ipv4Addr::from(first + 1)));
+            }
             let is_free = |addr: Ipv4Addr| {
                 addr != subnet.gateway
                     && !subnet.reserved.contains(&addr)
@@ -140,6 +152,13 @@ impl Draft {
         }
         if self.state.lookup.is_taken(id, addr) {
             return Err(Refusal::conflict(FIELD, format!("{addr} is another's in network {name}")));
+        }
+        if !self.state.counters.know_all_addresses() {
+            let problem = format!(
+                "{addr} may be another's in network {name}, since the swarm was restored from a backup a moment ago: try again \
+                 in some seconds"
+            );
+            return Err(Refusal::conflict(FIELD, problem));
         }
         let resting = self.state.freed.get(id).and_then(|resting| resting.iter().find(|it| it.addr == addr));
         if let Some(freed) = resting.copied() {

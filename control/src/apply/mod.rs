@@ -14,18 +14,20 @@ mod ports;
 mod service;
 mod step;
 mod task;
+mod token;
 mod validate;
 
 #[cfg(test)]
 mod tests;
 
 use mesh_api::id::NetworkId;
+use mesh_api::seal::UnlockKey;
 use mesh_api::tls::KeyId;
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Action, Command, Genesis};
 use crate::model::network::INGRESS_NAME;
-use crate::model::{ClusterObject, ClusterSpec, Ipam6Config, JoinSecrets, NetworkSpec, State, labels};
+use crate::model::{ClusterObject, ClusterSpec, Ipam6Config, JoinSecrets, Lock, NetworkSpec, State, labels};
 use crate::pki::{CERT_EXPIRY_MIN_NS, Rotation};
 use crate::refusal::Refusal;
 
@@ -56,14 +58,25 @@ pub fn apply(state: &State, index: u64, command: &Command) -> Result<(State, Rep
     let mut draft = Draft::new(state.clone(), index, command.at_ns);
     match &command.action {
         Action::Initialize(genesis) => initialize(&mut draft, genesis)?,
-        Action::UpdateCluster { version, spec, worker_secret, manager_secret, rotation } => {
+        Action::UpdateCluster { version, spec, worker_secret, manager_secret, rotation, unlock_key } => {
             let secrets = [*worker_secret, *manager_secret];
-            update_cluster(&mut draft, *version, spec, secrets, rotation.as_deref())?;
+            update_cluster(&mut draft, *version, spec, secrets, rotation.as_deref(), unlock_key.as_ref())?;
         }
         Action::FinishRotation { root, join_secrets } => finish_rotation(&mut draft, *root, join_secrets)?,
-        Action::AddNode { id, role, description, issuer } => {
+        Action::AddNode { id, role, description, issuer, token } => {
             node::add(&mut draft, id, *role, description, *issuer)?;
+            if let Some(token) = token {
+                token::take(&mut draft, token, *role)?;
+            }
         }
+        Action::CreateToken { id, role, secret_digest, life_ns, uses } => {
+            token::create(&mut draft, id, *role, *secret_digest, *life_ns, *uses)?;
+        }
+        Action::RemoveToken { id } => token::remove(&mut draft, id)?,
+        Action::DropTokens => token::drop_forgotten(&mut draft),
+        Action::NoteAsking { id } => node::note_asking(&mut draft, id)?,
+        Action::ApproveNode { id } => node::approve(&mut draft, id)?,
+        Action::ReadmitNode { id } => node::readmit(&mut draft, id)?,
         Action::SetNodeIssuer { id, issuer } => node::set_issuer(&mut draft, id, *issuer)?,
         Action::SetNodeStatus { id, state, message, description } => {
             node::set_status(&mut draft, id, *state, message, description.as_ref())?;
@@ -97,6 +110,7 @@ fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
         id,
         ca,
         join_secrets,
+        unlock_key,
         hash_seed,
         ingress,
         spec,
@@ -108,12 +122,15 @@ fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
     validate::address_pools(&address_pools, subnet_size)?;
     labels::cluster(&spec.labels).map_err(Refusal::label("Spec.Labels"))?;
     cert_expiry(&spec)?;
+    let mut lock = Lock::default();
+    lock.set(next_unlock_key(&spec, unlock_key.as_ref(), None)?);
     let cluster = ClusterObject {
         id,
         meta: draft.fresh_meta(),
         spec,
         ca,
         join_secrets,
+        lock,
         hash_seed,
         data_path_port,
         address_pools,
@@ -145,6 +162,7 @@ fn update_cluster(
     spec: &ClusterSpec,
     [worker_secret, manager_secret]: [Option<[u8; 16]>; 2],
     rotation: Option<&Rotation>,
+    unlock_key: Option<&UnlockKey>,
 ) -> Result<(), Refusal> {
     let mut cluster = draft.cluster()?.clone();
     if cluster.meta.version != version {
@@ -155,6 +173,8 @@ fn update_cluster(
     }
     labels::cluster(&spec.labels).map_err(Refusal::label("Labels"))?;
     cert_expiry(spec)?;
+    let unlock_key = next_unlock_key(spec, unlock_key, cluster.lock.key.as_ref())?;
+    cluster.lock.set(unlock_key);
     cluster.spec = spec.clone();
     if let Some(secret) = worker_secret {
         cluster.join_secrets.worker = secret;
@@ -173,6 +193,21 @@ fn update_cluster(
     Ok(())
 }
 
+/// The unlock key that goes with a specification: a new one, where one was given, or the present one.
+fn next_unlock_key(
+    spec: &ClusterSpec,
+    given: Option<&UnlockKey>,
+    present: Option<&UnlockKey>,
+) -> Result<Option<UnlockKey>, Refusal> {
+    match given.or(present) {
+        _ if !spec.autolock => Ok(None),
+        Some(key) => Ok(Some(key.clone())),
+        None => {
+            Err(Refusal::invalid("EncryptionConfig.AutoLockManagers", "there is no unlock key to lock with"))
+        }
+    }
+}
+
 fn cert_expiry(spec: &ClusterSpec) -> Result<(), Refusal> {
     if spec.cert_expiry_ns < CERT_EXPIRY_MIN_NS {
         return Err(Refusal::invalid("CAConfig.NodeCertExpiry", "minimum certificate expiry time is 1h0m0s"));
@@ -189,6 +224,8 @@ fn finish_rotation(draft: &mut Draft, root: KeyId, join_secrets: &JoinSecrets) -
     };
     cluster.ca.root = root;
     cluster.join_secrets = join_secrets.clone();
+    // They name the former root.
+    draft.state.tokens.clear();
     draft.touch(&mut cluster.meta);
     draft.put_cluster(cluster);
     Ok(())

@@ -7,8 +7,11 @@ use mesh_api::tls::KeyId;
 
 use super::{Draft, task, validate};
 use crate::model::cluster::DEFAULT_CERT_EXPIRY_NS;
-use crate::model::{Availability, Node, NodeSpec, NodeStatus, labels};
+use crate::model::{Availability, Node, NodeSpec, NodeStatus, Readmission, labels};
 use crate::refusal::Refusal;
+
+/// How long an operator's approval is good, ns: an hour.
+const APPROVAL_NS: u64 = 3600 * 1_000_000_000;
 
 pub(super) fn add(
     draft: &mut Draft,
@@ -27,6 +30,7 @@ pub(super) fn add(
     draft.put_node(Node {
         id: id.clone(),
         meta,
+        spec_version: meta.version,
         spec: NodeSpec {
             name: String::new(),
             labels: std::collections::BTreeMap::new(),
@@ -36,6 +40,7 @@ pub(super) fn add(
         description: description.clone(),
         status: NodeStatus { state: NodeState::Ready, message: String::new(), since_ns: draft.at_ns },
         issuer,
+        readmission: Readmission::default(),
     });
     Ok(())
 }
@@ -62,6 +67,9 @@ pub(super) fn set_status(
         node.status.since_ns = draft.at_ns;
     }
     node.status.state = state;
+    if state == NodeState::Ready {
+        node.readmission = Readmission::default();
+    }
     message.clone_into(&mut node.status.message);
     draft.touch(&mut node.meta);
     draft.put_node(node);
@@ -78,7 +86,7 @@ pub(super) fn set_issuer(draft: &mut Draft, id: &NodeId, issuer: KeyId) -> Resul
 
 pub(super) fn update(draft: &mut Draft, id: &NodeId, version: u64, spec: &NodeSpec) -> Result<(), Refusal> {
     let mut node = Node::clone(draft.node(id)?);
-    if node.meta.version != version {
+    if node.spec_version != version {
         return Err(Refusal::OutOfSequence);
     }
     match (node.spec.role, spec.role) {
@@ -87,6 +95,40 @@ pub(super) fn update(draft: &mut Draft, id: &NodeId, version: u64, spec: &NodeSp
     }
     labels::node(&spec.labels).map_err(Refusal::label("Labels"))?;
     node.spec = spec.clone();
+    draft.touch(&mut node.meta);
+    node.spec_version = node.meta.version;
+    draft.put_node(node);
+    Ok(())
+}
+
+pub(super) fn note_asking(draft: &mut Draft, id: &NodeId) -> Result<(), Refusal> {
+    if draft.node(id)?.readmission.asking_since_ns.is_some() {
+        return Ok(());
+    }
+    let mut node = Node::clone(draft.node(id)?);
+    node.readmission.asking_since_ns = Some(draft.at_ns);
+    draft.touch(&mut node.meta);
+    draft.put_node(node);
+    Ok(())
+}
+
+pub(super) fn approve(draft: &mut Draft, id: &NodeId) -> Result<(), Refusal> {
+    let mut node = Node::clone(draft.node(id)?);
+    if node.is_ready() {
+        return Err(Refusal::NodeIsReady(id.clone()));
+    }
+    node.readmission.approved_until_ns = Some(draft.at_ns.saturating_add(APPROVAL_NS));
+    draft.touch(&mut node.meta);
+    draft.put_node(node);
+    Ok(())
+}
+
+pub(super) fn readmit(draft: &mut Draft, id: &NodeId) -> Result<(), Refusal> {
+    let mut node = Node::clone(draft.node(id)?);
+    if !node.is_approved(draft.at_ns) {
+        return Err(Refusal::NotApproved(id.clone()));
+    }
+    node.readmission = Readmission::default();
     draft.touch(&mut node.meta);
     draft.put_node(node);
     Ok(())

@@ -2,6 +2,8 @@
 
 mod attachment;
 mod encryption;
+mod readmission;
+mod token;
 
 use std::net::Ipv4Addr;
 
@@ -316,6 +318,7 @@ fn managers_and_live_nodes_are_not_removed_by_accident() {
         role: Role::Manager,
         description: crate::testing::description("m"),
         issuer: KeyId::default(),
+        token: None,
     };
     world.must(manager.clone());
     let Action::AddNode { role, description, issuer, .. } = manager else { unreachable!() };
@@ -324,11 +327,11 @@ fn managers_and_live_nodes_are_not_removed_by_accident() {
     assert_eq!(world.try_to(remove("n1", false)).unwrap_err(), Refusal::NodeNotDown("n1".into()));
     let node = world.node("m").clone();
     let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
-    let demote = Action::UpdateNode { id: "m".into(), version: node.meta.version, spec };
+    let demote = Action::UpdateNode { id: "m".into(), version: node.spec_version, spec };
     assert_eq!(world.try_to(demote.clone()).unwrap_err(), Refusal::LastManager);
     world.must(remove("n1", true));
     assert_eq!(world.try_to(remove("n1", true)).unwrap_err(), Refusal::NodeNotFound("n1".into()));
-    world.must(Action::AddNode { id: "m2".into(), role, description, issuer });
+    world.must(Action::AddNode { id: "m2".into(), role, description, issuer, token: None });
     world.must(demote);
     world.must(remove("m", true));
     let removed = |world: &World| -> Vec<NodeId> {
@@ -375,7 +378,7 @@ fn nodes_exchange_data_over_one_address_family() {
     };
     let add = |vtep: &str| {
         let (id, role, issuer) = ("n2".into(), Role::Worker, KeyId::default());
-        Action::AddNode { id, role, description: describe(vtep), issuer }
+        Action::AddNode { id, role, description: describe(vtep), issuer, token: None }
     };
     let refusal = world.try_to(add("fd00::9")).unwrap_err();
     assert_eq!(
@@ -423,7 +426,7 @@ fn labels_of_shoals_own_are_checked_on_services_nodes_and_the_cluster() {
     let node = world.node("n1").clone();
     let mut spec = node.spec.clone();
     spec.labels.insert("shoal.weight".into(), "0".into());
-    let update = Action::UpdateNode { id: "n1".into(), version: node.meta.version, spec };
+    let update = Action::UpdateNode { id: "n1".into(), version: node.spec_version, spec };
     assert!(world.try_to(update).unwrap_err().to_string().contains("from 1 to 100"));
 
     let cluster = world.state.cluster.clone().unwrap();
@@ -436,6 +439,7 @@ fn labels_of_shoals_own_are_checked_on_services_nodes_and_the_cluster() {
         worker_secret: None,
         manager_secret: None,
         rotation: None,
+        unlock_key: None,
     };
     assert!(world.try_to(update).unwrap_err().to_string().contains("it belongs to a node"));
     let genesis = Genesis { spec, ..crate::testing::genesis() };
@@ -569,6 +573,7 @@ fn act(world: &mut World, deed: &Deed) {
                     id,
                     role: Role::Worker,
                     issuer: KeyId::default(),
+                    token: None,
                 },
             }
         }

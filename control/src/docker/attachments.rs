@@ -41,7 +41,7 @@ pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Ap
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn read(request: wire::AttachmentRequest) -> ApiResult<AttachRequest> {
+pub(super) fn read(request: wire::AttachmentRequest) -> ApiResult<AttachRequest> {
     let wire::AttachmentRequest { network, name, aliases, ipv4_address, pid, netns, interface } = request;
     let network = network.filter(|network| !network.is_empty());
     let network =

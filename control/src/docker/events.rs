@@ -1,5 +1,5 @@
-//! `GET /events`: a stream that stays open, with what happens to nodes, services and networks from now on. It
-//! follows the replicated state: an event is a difference between two states.
+//! `GET /events`: a stream that stays open, with what happens to nodes, services and networks, from now on or from a while
+//! ago, as far as this manager's history goes. An event is a difference between two states.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -10,17 +10,22 @@ use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use futures::stream;
-use imbl::ordmap::DiffItem;
 use mesh_api::table::{NodeState, Role};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::differences::{Difference, differences};
 use super::error::{ApiError, ApiResult};
 use super::filters::Filters;
 use super::request::Params;
 use super::{Api, services};
 use crate::clock;
 use crate::model::{self, Availability, Mode, Network, Node, Service};
+use crate::raft::{History, Moment, Next};
+
+/// What Docker has events of; each is a filter, by a name or an id, or the beginning of one.
+const KINDS: [&str; 10] =
+    ["config", "container", "daemon", "image", "network", "node", "plugin", "secret", "service", "volume"];
 
 /// `events.Message`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -43,36 +48,36 @@ struct Actor {
     #[serde(rename = "ID")]
     id: String,
     #[serde(rename = "Attributes")]
-    attributes: BTreeMap<&'static str, String>,
+    attributes: BTreeMap<String, String>,
 }
 
 /// `GET /events`.
 pub(super) async fn events(State(api): State<Api>, params: Params) -> ApiResult<Response> {
-    let accepted = [
-        "config",
-        "container",
-        "daemon",
-        "event",
-        "id",
-        "image",
-        "label",
-        "network",
-        "node",
-        "plugin",
-        "scope",
-        "secret",
-        "service",
-        "type",
-        "volume",
-    ];
+    let accepted: Vec<&str> = KINDS.into_iter().chain(["event", "id", "label", "scope", "type"]).collect();
     let filters = Filters::parse(params.get("filters"), &accepted)?;
-    let until = deadline(params.get("until"))?;
+    let (since, until) = (point_ns(&params, "since")?, point_ns(&params, "until")?);
+    if let (Some(since_ns), Some(until_ns)) = (since, until)
+        && until_ns < since_ns
+    {
+        let [since, until] = ["since", "until"].map(|name| params.get(name).unwrap_or_default());
+        return Err(ApiError::invalid(format!(
+            "`since` time ({since}) cannot be after `until` time ({until})"
+        )));
+    }
     // A worker's stream stays open and silent, as there is nothing that it would know first-hand.
-    let watched = api.host.cluster().map(|cluster| cluster.watch());
+    let history = api.host.cluster().map(|cluster| cluster.history());
+    let last = history.as_ref().map(|history| match since {
+        Some(since_ns) => history.before(since_ns),
+        None => history.newest(),
+    });
+    let left = until.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(clock::now_ns())));
     let follower = Follower {
-        last: watched.as_ref().map(|state| state.borrow().clone()),
-        watched,
-        until,
+        history,
+        last,
+        since_ns: since.unwrap_or_default(),
+        until_ns: until.unwrap_or(u64::MAX),
+        is_past: left == Some(Duration::ZERO),
+        end: left.and_then(|left| Instant::now().checked_add(left)),
         queue: VecDeque::new(),
     };
     let body = stream::unfold((follower, filters), |(mut follower, filters)| async move {
@@ -91,23 +96,36 @@ pub(super) async fn events(State(api): State<Api>, params: Params) -> ApiResult<
     Ok(response)
 }
 
-/// Reads `until`: seconds since the epoch, with a fraction.
-fn deadline(text: Option<&str>) -> ApiResult<Option<tokio::time::Instant>> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    let seconds: f64 =
-        text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0).ok_or_else(
-            || ApiError::invalid(format!("until: '{text}' is not a time: expected seconds since the epoch")),
-        )?;
-    let end = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-    let left = end.saturating_sub(Duration::from_nanos(clock::now_ns()));
-    Ok(tokio::time::Instant::now().checked_add(left))
+/// The time that a parameter names, ns since the epoch: `seconds[.nanoseconds]`, as `docker` makes it of whatever it is given.
+fn point_ns(params: &Params, name: &str) -> ApiResult<Option<u64>> {
+    let Some(text) = params.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let point = || {
+        if !is_number(seconds) || !is_number(fraction) {
+            return None;
+        }
+        let fraction = &fraction[..fraction.len().min(9)];
+        let ns: u64 = format!("{fraction:0<9}").parse().ok()?;
+        // One that is centuries away is as good as any other.
+        Some(seconds.parse().unwrap_or(u64::MAX).saturating_mul(1_000_000_000).saturating_add(ns))
+    };
+    let error =
+        || ApiError::invalid(format!("{name}: '{text}' is not a time: expected seconds since the epoch"));
+    point().map(Some).ok_or_else(error)
 }
 
 /// Turns states into events.
 struct Follower {
-    watched: Option<watch::Receiver<model::State>>,
-    last: Option<model::State>,
-    until: Option<tokio::time::Instant>,
+    history: Option<History>,
+    /// What has been told.
+    last: Option<Moment>,
+    /// Of which time to tell, ns since the epoch.
+    since_ns: u64,
+    until_ns: u64,
+    /// That time is over.
+    is_past: bool,
+    end: Option<Instant>,
     queue: VecDeque<Event>,
 }
 
@@ -118,96 +136,115 @@ impl Follower {
             if let Some(event) = self.queue.pop_front() {
                 return Some(event);
             }
-            let changed = async {
-                match &mut self.watched {
-                    Some(watched) => watched.changed().await.is_ok(),
-                    None => std::future::pending().await,
+            let last = self.last.as_ref().map(|last| last.state.index);
+            match self.history.as_ref().zip(last).map(|(history, last)| (history.after(last), history)) {
+                Some((Next::Moment(next), _)) => self.take(&next),
+                // Whoever takes them slowly gets what came of many changes as one.
+                Some((Next::Forgotten, history)) => {
+                    let next = history.newest();
+                    self.take(&next);
                 }
-            };
-            let over = async {
-                match self.until {
-                    Some(until) => tokio::time::sleep_until(until).await,
-                    None => std::future::pending().await,
+                Some((Next::UpToDate, _)) | None => {
+                    if self.is_past || !self.wait().await {
+                        return None;
+                    }
                 }
-            };
-            tokio::select! {
-                going_on = changed => if !going_on { return None },
-                () = over => return None,
             }
-            let state = self.watched.as_mut()?.borrow_and_update().clone();
-            if let Some(last) = self.last.replace(state.clone()) {
-                self.queue.extend(differences(&last, &state));
+        }
+    }
+
+    fn take(&mut self, next: &Moment) {
+        if let Some(last) = self.last.replace(next.clone())
+            && (self.since_ns..=self.until_ns).contains(&next.at_ns)
+        {
+            self.queue.extend(events_between(&last.state, next));
+        }
+    }
+
+    /// Waits for another state; false if there is to be none, or if it is time to end.
+    async fn wait(&mut self) -> bool {
+        let changed = async {
+            match &mut self.history {
+                Some(history) => history.changed().await,
+                None => std::future::pending().await,
             }
+        };
+        let over = async {
+            match self.end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            going_on = changed => going_on,
+            () = over => false,
         }
     }
 }
 
 /// What happened between two states.
-fn differences(last: &model::State, state: &model::State) -> Vec<Event> {
-    let mut events = Vec::new();
-    for item in last.nodes.diff(&state.nodes) {
-        match item {
-            DiffItem::Add(_, node) => events.push(node_event("create", node)),
-            DiffItem::Remove(_, node) => events.push(node_event("remove", node)),
-            DiffItem::Update { old: (_, old), new: (_, new) } => events.extend(node_update(old, new)),
+fn events_between(last: &model::State, next: &Moment) -> Vec<Event> {
+    let (state, at_ns) = (&next.state, next.at_ns);
+    let nodes =
+        differences(&last.nodes, &state.nodes).into_iter().filter_map(|difference| match difference {
+            Difference::Created(node) => Some(node_event("create", &node, at_ns)),
+            Difference::Removed(node) => Some(node_event("remove", &node, at_ns)),
+            Difference::Updated { old, new } => node_update(&old, &new, at_ns),
+        });
+    let networks = differences(&last.networks, &state.networks).into_iter();
+    let networks = networks.filter_map(|difference| match difference {
+        Difference::Created(network) => Some(network_event("create", &network, at_ns)),
+        Difference::Removed(network) => Some(network_event("remove", &network, at_ns)),
+        // Otherwise only the allocator's cursor moves.
+        Difference::Updated { old, new } => {
+            (old.spec != new.spec).then(|| network_event("update", &new, at_ns))
         }
-    }
-    for item in last.networks.diff(&state.networks) {
-        match item {
-            DiffItem::Add(_, network) => events.push(network_event("create", network)),
-            DiffItem::Remove(_, network) => events.push(network_event("remove", network)),
-            DiffItem::Update { old: (_, old), new: (_, new) } => {
-                // Otherwise only the allocator's cursor moves.
-                events.extend((old.spec != new.spec).then(|| network_event("update", new)));
-            }
-        }
-    }
-    for item in last.services.diff(&state.services) {
-        match item {
-            DiffItem::Add(_, service) => events.push(service_event("create", service)),
-            DiffItem::Remove(_, service) => events.push(service_event("remove", service)),
-            DiffItem::Update { old: (_, old), new: (_, new) } => events.push(service_update(old, new)),
-        }
-    }
-    events
+    });
+    let services = differences(&last.services, &state.services).into_iter();
+    let services = services.map(|difference| match difference {
+        Difference::Created(service) => service_event("create", &service, at_ns),
+        Difference::Removed(service) => service_event("remove", &service, at_ns),
+        Difference::Updated { old, new } => service_update(&old, &new, at_ns),
+    });
+    nodes.chain(networks).chain(services).collect()
 }
 
-fn event(kind: &'static str, action: &'static str, id: String, name: String) -> Event {
-    let now = clock::now_ns();
+fn event(kind: &'static str, action: &'static str, id: String, name: String, at_ns: u64) -> Event {
     Event {
         kind,
         action,
-        actor: Actor { id, attributes: BTreeMap::from([("name", name)]) },
+        actor: Actor { id, attributes: BTreeMap::from([("name".to_owned(), name)]) },
         scope: "swarm",
-        time: now / 1_000_000_000,
-        time_nano: now,
+        time: at_ns / 1_000_000_000,
+        time_nano: at_ns,
     }
 }
 
-fn node_event(action: &'static str, node: &Node) -> Event {
-    event("node", action, node.id.to_string(), node.description.hostname.clone())
+fn node_event(action: &'static str, node: &Node, at_ns: u64) -> Event {
+    let name = if node.spec.name.is_empty() { &node.description.hostname } else { &node.spec.name };
+    event("node", action, node.id.to_string(), name.clone(), at_ns)
 }
 
-fn network_event(action: &'static str, network: &Network) -> Event {
-    event("network", action, network.id.to_string(), network.spec.name.clone())
+fn network_event(action: &'static str, network: &Network, at_ns: u64) -> Event {
+    event("network", action, network.id.to_string(), network.spec.name.clone(), at_ns)
 }
 
-fn service_event(action: &'static str, service: &Service) -> Event {
-    event("service", action, service.id.to_string(), service.spec.name.clone())
+fn service_event(action: &'static str, service: &Service, at_ns: u64) -> Event {
+    event("service", action, service.id.to_string(), service.spec.name.clone(), at_ns)
 }
 
 impl Event {
     /// Notes a value that changed, under Docker's `<what>.old` and `<what>.new`.
-    fn changed(&mut self, [old_key, new_key]: [&'static str; 2], old: &str, new: &str) {
+    fn changed(&mut self, what: &str, old: &str, new: &str) {
         if old != new {
-            self.actor.attributes.insert(old_key, old.to_owned());
-            self.actor.attributes.insert(new_key, new.to_owned());
+            self.actor.attributes.insert(format!("{what}.old"), old.to_owned());
+            self.actor.attributes.insert(format!("{what}.new"), new.to_owned());
         }
     }
 }
 
 /// What changed of a node, if it is something that operators set or see.
-fn node_update(old: &Node, new: &Node) -> Option<Event> {
+fn node_update(old: &Node, new: &Node, at_ns: u64) -> Option<Event> {
     let state = |node: &Node| match node.status.state {
         NodeState::Unknown => "unknown",
         NodeState::Ready => "ready",
@@ -222,14 +259,14 @@ fn node_update(old: &Node, new: &Node) -> Option<Event> {
         Role::Manager => "manager",
         Role::Worker => "worker",
     };
-    let mut event = node_event("update", new);
-    event.changed(["state.old", "state.new"], state(old), state(new));
-    event.changed(["availability.old", "availability.new"], availability(old), availability(new));
-    event.changed(["role.old", "role.new"], role(old), role(new));
+    let mut event = node_event("update", new, at_ns);
+    event.changed("state", state(old), state(new));
+    event.changed("availability", availability(old), availability(new));
+    event.changed("role", role(old), role(new));
     (event.actor.attributes.len() > 1 || old.spec != new.spec).then_some(event)
 }
 
-fn service_update(old: &Service, new: &Service) -> Event {
+fn service_update(old: &Service, new: &Service, at_ns: u64) -> Event {
     let update = |service: &Service| {
         service.update_status.as_ref().map_or("", |status| services::state_name(status.state))
     };
@@ -237,29 +274,25 @@ fn service_update(old: &Service, new: &Service) -> Event {
         Mode::Replicated { replicas } => replicas.to_string(),
         Mode::Global => String::new(),
     };
-    let mut event = service_event("update", new);
-    event.changed(["image.old", "image.new"], &old.spec.task.container.image, &new.spec.task.container.image);
-    event.changed(["replicas.old", "replicas.new"], &replicas(old), &replicas(new));
-    event.changed(["updatestate.old", "updatestate.new"], update(old), update(new));
+    let mut event = service_event("update", new, at_ns);
+    event.changed("image", &old.spec.task.container.image, &new.spec.task.container.image);
+    event.changed("replicas", &replicas(old), &replicas(new));
+    event.changed("updatestate", update(old), update(new));
     event
 }
 
+/// Whether an event is asked for: by any value of each filter, as in Docker.
 fn matches(filters: &Filters, event: &Event) -> bool {
-    let actor = |kind: &str| {
-        let name = event.actor.attributes.get("name");
-        filters.any(kind, |wanted| {
-            event.kind == kind
-                && (event.actor.id.starts_with(wanted) || name.is_some_and(|name| name == wanted))
-        })
+    let Event { kind, action, actor: Actor { id, attributes }, scope, .. } = event;
+    let name = attributes.get("name").map(String::as_str).unwrap_or_default();
+    let is_it = |of_kind: &str| {
+        filters
+            .any(of_kind, |wanted| of_kind == *kind && (id.starts_with(wanted) || name.starts_with(wanted)))
     };
-    let never = ["config", "container", "daemon", "image", "plugin", "secret", "volume"];
-    let actors = ["network", "node", "service"];
-    let chosen: Vec<&str> = actors.into_iter().filter(|kind| filters.contains(kind)).collect();
-    filters.any("type", |wanted| wanted == event.kind)
-        && filters.any("event", |wanted| wanted == event.action)
-        && filters.any("scope", |wanted| wanted == event.scope)
-        && filters.any("id", |wanted| event.actor.id == wanted)
-        && !filters.contains("label")
-        && !never.into_iter().any(|kind| filters.contains(kind))
-        && (chosen.is_empty() || chosen.into_iter().any(actor))
+    filters.any("type", |wanted| wanted == *kind)
+        && filters.any("event", |wanted| wanted == *action)
+        && filters.any("scope", |wanted| wanted == *scope)
+        && filters.any("id", |wanted| wanted == id)
+        && filters.labels("label", attributes)
+        && KINDS.into_iter().all(is_it)
 }

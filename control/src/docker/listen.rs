@@ -1,32 +1,45 @@
-//! The API's unix socket: bound so that only root and its group may dial it, and served with limits, so that
+//! The API's unix socket: bound so that only root and its group may dial it, and served within [`Limits`], so that
 //! a client that stalls or floods takes nothing from the others.
 
+mod room;
+
+use std::convert::Infallible;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
+use axum::http::{Request, Response};
+use axum::response::IntoResponse as _;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tower::ServiceExt;
+use tokio::time::timeout;
+use tower::ServiceExt as _;
 
-/// Connections served at once; further ones wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 512;
+use super::error::{ApiError, ApiResult};
+use super::request;
+use crate::patient::{Patient, Turn};
+pub(super) use room::Limits;
+use room::{Crowded, Place, Room};
 
 /// Connections that wait in the kernel's queue.
-const BACKLOG: u32 = 256;
-
-/// How long a client may take to send a request's head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const BACKLOG: u32 = 1024;
+/// Headers of a request.
+const HEADERS_MAX: usize = 100;
+/// A request's line and headers, bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// How long requests in progress get to end at shutdown. Event streams don't end by themselves.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -92,51 +105,147 @@ pub async fn bind(path: &Path) -> Result<UnixListener, ListenError> {
 
 /// Serves `router` on `listener` until `shutdown` resolves; gives requests in progress a moment to end.
 pub async fn serve(listener: UnixListener, router: Router, shutdown: impl Future<Output = ()>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    serve_within(listener, router, Limits::PRODUCT, shutdown).await;
+}
+
+/// Serves within `limits`.
+pub(super) async fn serve_within(
+    listener: UnixListener,
+    router: Router,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let room = Room::new(limits);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
-        let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (listener.accept().await, slot)
-        };
-        let (stream, slot) = tokio::select! {
+        // Reaps, so that the set holds few that have ended.
+        while connections.try_join_next().is_some() {}
+        let accepted = tokio::select! {
             () = &mut shutdown => break,
-            accepted = accepted => match accepted {
-                (Ok((stream, _)), Ok(slot)) => (stream, slot),
-                (Err(error), _) => {
-                    tracing::warn!(%error, "can't accept a connection on the API socket");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-                (_, Err(_)) => break,
-            },
-            // Reaps, so that the set holds live connections only.
-            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
         };
-        let router = router.clone();
-        connections.spawn(async move {
-            connection(stream, router).await;
-            drop(slot);
-        });
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection on the API socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (place, ended) = tokio::select! {
+            () = &mut shutdown => break,
+            entered = room.enter() => entered,
+        };
+        connections.spawn(connection(stream, router.clone(), place, ended));
     }
     drop(listener);
     let ended = async { while connections.join_next().await.is_some() {} };
     // What is still open after the grace (event streams) is dropped with the set.
-    let _ = tokio::time::timeout(SHUTDOWN_GRACE, ended).await;
+    let _ = timeout(SHUTDOWN_GRACE, ended).await;
 }
 
-async fn connection(stream: UnixStream, router: Router) {
-    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        router.clone().oneshot(request.map(Body::new))
+async fn connection(stream: UnixStream, router: Router, place: Place, ended: oneshot::Receiver<()>) {
+    let place = Arc::new(place);
+    let limits = place.room.limits;
+    let own = Arc::clone(&place);
+    let stream = Patient::new(stream, limits.stalled).telling(move |turn| match turn {
+        Turn::Theirs => own.awaits(),
+        Turn::Ours => own.flushed(),
     });
+    let service = service_fn(move |request| exchange(request, router.clone(), Arc::clone(&place)));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection on the API socket ended early");
+        .header_read_timeout(limits.head)
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            tracing::debug!(%error, "a connection on the API socket ended early");
+        },
+        _ = ended => tracing::debug!("a connection on the API socket gave way to others"),
+    }
+}
+
+/// Answers one request.
+async fn exchange(
+    request: Request<Incoming>,
+    router: Router,
+    place: Arc<Place>,
+) -> Result<Response<Answer>, Infallible> {
+    let response = worked_on(request, router, &place).await.unwrap_or_else(ApiError::into_response);
+    Ok(response.map(|body| Answer { body, place }))
+}
+
+async fn worked_on(
+    request: Request<Incoming>,
+    router: Router,
+    place: &Place,
+) -> ApiResult<axum::response::Response> {
+    let Room { limits, large_bodies, restores, .. } = &*place.room;
+    let (parts, body) = request.into_parts();
+    let (body, _leave) = if request::is_streamed(&parts) {
+        // Whoever reads it knows how much of it to take.
+        let leave = Arc::clone(restores).try_acquire_owned();
+        let leave = leave.map_err(|_| ApiError::unavailable("another backup is being restored already"))?;
+        (Body::new(body), Some(leave))
+    } else {
+        let (bytes, leave) = request::read_whole(body, large_bodies, limits.body).await?;
+        (Body::from(bytes), leave)
+    };
+    let busy = |Crowded| {
+        ApiError::unavailable(format!(
+            "the API is busy with {} other requests: try again in a moment",
+            limits.requests
+        ))
+    };
+    place.begin().await.map_err(busy)?;
+    let answered = timeout(limits.work, router.oneshot(Request::from_parts(parts, body))).await;
+    place.answer();
+    let Ok(Ok(response)) = answered else {
+        let message =
+            format!("the request took longer than {} s: its effect is unknown", limits.work.as_secs());
+        return Err(ApiError::unavailable(message));
+    };
+    if response.body().size_hint().exact().is_none() {
+        let many = |Crowded| {
+            ApiError::unavailable(format!("{} streams of events are open: end some of them", limits.streams))
+        };
+        place.follow().map_err(many)?;
+    }
+    Ok(response)
+}
+
+/// An answer's body, which tells its connection's place when all of it is on its way.
+struct Answer {
+    body: Body,
+    place: Arc<Place>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.place.said();
+    }
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

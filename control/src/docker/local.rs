@@ -8,10 +8,12 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net};
 use mesh_api::attachment::{AttachRequest, Attachment};
-use mesh_api::id::NodeId;
+use mesh_api::id::{ClusterId, NodeId};
+use mesh_api::seal::UnlockKey;
 use mesh_api::table::{Role, Table};
 use mesh_api::token::JoinToken;
 
+use crate::backup::Backup;
 use crate::cluster::Cluster;
 use crate::model::Availability;
 
@@ -33,6 +35,10 @@ pub trait LocalNode: Send + Sync + 'static {
     fn swarm_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<NodeId, SwarmError>>;
     /// Goes on with what this manager has on its disk as the only one: more than half of the managers are lost.
     fn force_new_cluster(&self) -> BoxFuture<'_, Result<NodeId, SwarmError>>;
+    /// Unlocks the host's manager, which was started locked.
+    fn swarm_unlock(&self, key: UnlockKey) -> BoxFuture<'_, Result<(), SwarmError>>;
+    /// Makes this host the only manager of the cluster of a backup.
+    fn restore(&self, request: RestoreRequest) -> BoxFuture<'_, Result<RestoredSwarm, RestoreError>>;
     /// Leaves the cluster; a manager only if `force`.
     fn swarm_leave(&self, force: bool) -> BoxFuture<'_, Result<(), SwarmError>>;
     /// What is attached on this host without being a task.
@@ -80,6 +86,13 @@ pub enum Membership {
         addr: IpAddr,
         /// The managers that it knows.
         managers: Vec<SocketAddr>,
+    },
+    /// A manager that was started locked: its tasks and its dataplane go on, and it takes no part in the cluster.
+    Locked {
+        /// The node's id.
+        node: NodeId,
+        /// The address that it advertises.
+        addr: IpAddr,
     },
 }
 
@@ -144,6 +157,8 @@ pub struct InitRequest {
     pub task_history: Option<u64>,
     /// Life of node certificates, ns; `None` for the default.
     pub cert_expiry_ns: Option<u64>,
+    /// Whether managers that start are to be unlocked.
+    pub autolock: bool,
     /// Whether the node gets tasks.
     pub availability: Availability,
 }
@@ -165,6 +180,83 @@ pub struct JoinRequest {
     pub availability: Availability,
 }
 
+/// `shoal restore`, its addresses resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreRequest {
+    /// The backup.
+    pub backup: Box<Backup>,
+    /// Where the manager listens.
+    pub listen: SocketAddr,
+    /// The node's address for the others.
+    pub advertise: IpAddr,
+    /// The port that managers are dialled on.
+    pub advertise_port: u16,
+    /// The node's VXLAN address; `None` for the one that it has as a node, or else the advertised one.
+    pub data_path: Option<IpAddr>,
+    /// Even if the swarm seems to live.
+    pub force: bool,
+}
+
+/// A swarm that was restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoredSwarm {
+    /// Its id.
+    pub cluster: ClusterId,
+    /// This host's id.
+    pub node: NodeId,
+    /// The table index that it goes on from.
+    pub index: u64,
+    /// Where this manager is dialled.
+    pub advertise: SocketAddr,
+    /// Host names of the nodes that were managers, and are workers.
+    pub demoted: Vec<String>,
+    /// Host names of the nodes that had this host's address, and are removed.
+    pub replaced: Vec<String>,
+    /// Where the nodes look for managers, by what they knew when the backup was taken.
+    pub known: Vec<SocketAddr>,
+}
+
+/// Why a swarm was not restored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The host is a manager.
+    #[error(
+        "this host is a manager, and has a swarm's state. To go on with that as the only manager: `docker swarm init \
+         --force-new-cluster`. To go back to the backup: `docker swarm leave --force` here, and then restore again"
+    )]
+    Manager,
+    /// The host is a node of another.
+    #[error(
+        "this host is a node of another swarm ({own}) than the backup's ({backup}): leave it first (`docker swarm leave`)"
+    )]
+    OtherSwarm {
+        /// The swarm that it is of.
+        own: ClusterId,
+        /// The backup's.
+        backup: ClusterId,
+    },
+    /// Some of it is not lost.
+    #[error(
+        "{0}. A swarm that is restored while the former one lives is there twice: stop the agents of its managers first, or give \
+         --force if no node can reach them"
+    )]
+    Alive(String),
+    /// The host does not fit the swarm.
+    #[error("{0}")]
+    Unfit(String),
+    /// The address is not this host's.
+    #[error("can't listen on {listen}: {cause}. Choose an address of this host with --listen-addr")]
+    Listen {
+        /// Where.
+        listen: SocketAddr,
+        /// Why not.
+        cause: String,
+    },
+    /// Something failed underneath: dataplane, state directory.
+    #[error("{0}")]
+    Host(String),
+}
+
 /// Why the host did not become a node, or did not leave.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SwarmError {
@@ -184,6 +276,20 @@ pub enum SwarmError {
         "This node is not a swarm manager: --force-new-cluster goes on with the state that a manager has on its disk"
     )]
     NotManager,
+    /// It is a manager that is locked.
+    #[error(
+        "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
+    )]
+    Locked,
+    /// It is a locked manager, and was not told to force its leaving.
+    #[error("Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")]
+    LockedLeaves,
+    /// It is not locked.
+    #[error("swarm is not locked")]
+    NotLocked,
+    /// The unlock key is another.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    InvalidUnlockKey,
     /// The token is not the cluster's.
     #[error("invalid join token: {0}")]
     InvalidToken(String),

@@ -7,10 +7,13 @@
 
 mod address;
 mod attachments;
+mod differences;
 mod engine;
 mod error;
 mod events;
 mod filters;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod listen;
 mod local;
 mod names;
@@ -19,6 +22,7 @@ mod nodes;
 mod refused;
 mod request;
 mod services;
+mod shoal;
 mod spec;
 mod swarm;
 mod system;
@@ -35,13 +39,14 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use mesh_api::table::Role;
 use tower::{ServiceExt as _, service_fn};
 
 pub use listen::{ListenError, bind, serve};
 pub use local::{
-    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
+    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, RestoreError,
+    RestoreRequest, RestoredSwarm, SwarmError,
 };
 
 use crate::cluster::Cluster;
@@ -60,11 +65,10 @@ impl Api {
         let membership = self.host.membership();
         // One that was demoted may not be gone yet.
         let is_worker = matches!(membership, Membership::Active { role: Role::Worker, .. });
-        self.host.cluster().filter(|_| !is_worker).ok_or_else(|| {
-            ApiError::unavailable(match membership {
-                Membership::Inactive => NO_SWARM,
-                Membership::Active { .. } => NOT_A_MANAGER,
-            })
+        self.host.cluster().filter(|_| !is_worker).ok_or_else(|| match membership {
+            Membership::Inactive => ApiError::unavailable(NO_SWARM),
+            Membership::Active { .. } => ApiError::unavailable(NOT_A_MANAGER),
+            Membership::Locked { .. } => SwarmError::Locked.into(),
         })
     }
 }
@@ -107,13 +111,20 @@ pub fn router(host: Arc<dyn LocalNode>) -> Router {
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
+        .route("/shoal/v1/backup", get(shoal::backup::backup))
+        .route("/shoal/v1/restore", post(shoal::backup::restore))
+        .route("/shoal/v1/tokens", get(shoal::tokens::list).post(shoal::tokens::create))
+        .route("/shoal/v1/tokens/{id}", delete(shoal::tokens::remove))
+        .route("/shoal/v1/nodes", get(shoal::nodes::list))
+        .route("/shoal/v1/status", get(shoal::status::status))
+        .route("/shoal/v1/watch", get(shoal::watch::watch))
+        .route("/shoal/v1/nodes/{id}/approve", post(shoal::nodes::approve))
         .route("/shoal/v1/networks/rotate-keys", post(networks::rotate_keys))
         .route("/shoal/v1/networks/{id}/subnets", post(networks::add_subnet))
         .route("/shoal/v1/attachments", get(attachments::list).post(attachments::create))
         .route("/shoal/v1/attachments/{id}", get(attachments::inspect).delete(attachments::remove))
         .fallback(elsewhere)
         .method_not_allowed_fallback(elsewhere)
-        .layer(middleware::from_fn(request::read_whole))
         .layer(middleware::from_fn_with_state(api.clone(), headers))
         .with_state(api);
     let versioned = service_fn(move |mut request: Request| {
@@ -150,12 +161,13 @@ async fn headers(State(api): State<Api>, request: Request, next: Next) -> Respon
     response
 }
 
-/// `active/manager`, `active/worker`, `inactive`: the `Swarm` header of `_ping`.
+/// `active/manager`, `active/worker`, `inactive`, `locked`: the `Swarm` header of `_ping`.
 fn swarm_header(membership: &Membership) -> &'static str {
     match membership {
         Membership::Inactive => "inactive",
         Membership::Active { role: Role::Manager, .. } => "active/manager",
         Membership::Active { role: Role::Worker, .. } => "active/worker",
+        Membership::Locked { .. } => "locked",
     }
 }
 

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
+use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId, TokenId};
 use rand::RngExt as _;
 
 use super::error::{ApiError, ApiResult};
-use crate::model::{Network, Node, Service, State, Task};
+use crate::model::{Network, Node, Service, State, Task, Token};
 
 /// Longest name, characters: a DNS label.
 const NAME_LEN_MAX: usize = 63;
@@ -91,6 +91,13 @@ pub(super) fn network<'s>(state: &'s State, input: &str) -> ApiResult<&'s Arc<Ne
     find("network", input, state.networks.get(&NetworkId::from(input)), || {
         let named = state.networks.values().filter(|network| network.spec.name == input).collect();
         (named, state.networks.values().filter(|network| network.id.as_str().starts_with(input)).collect())
+    })
+}
+
+/// The join token with this id, or beginning of an id.
+pub(super) fn token<'s>(state: &'s State, input: &str) -> ApiResult<&'s Arc<Token>> {
+    find("token", input, state.tokens.get(&TokenId::from(input)), || {
+        (Vec::new(), state.tokens.values().filter(|token| token.id.as_str().starts_with(input)).collect())
     })
 }
 

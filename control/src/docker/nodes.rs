@@ -131,7 +131,8 @@ pub(super) fn availability(text: &str) -> ApiResult<Availability> {
     }
 }
 
-fn role(text: &str) -> ApiResult<Role> {
+/// Reads `manager` or `worker`.
+pub(super) fn role(text: &str) -> ApiResult<Role> {
     match text.to_ascii_lowercase().as_str() {
         "manager" => Ok(Role::Manager),
         "worker" => Ok(Role::Worker),
@@ -139,14 +140,22 @@ fn role(text: &str) -> ApiResult<Role> {
     }
 }
 
-fn role_name(role: Role) -> &'static str {
+pub(super) fn role_name(role: Role) -> &'static str {
     match role {
         Role::Manager => "manager",
         Role::Worker => "worker",
     }
 }
 
-fn show(node: &Node, managers: &[Member], ca: &Authority) -> wire::Node {
+pub(super) fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Unknown => "unknown",
+        NodeState::Ready => "ready",
+        NodeState::Down => "down",
+    }
+}
+
+pub(super) fn show(node: &Node, managers: &[Member], ca: &Authority) -> wire::Node {
     let NodeDescription {
         hostname,
         addr,
@@ -179,7 +188,7 @@ fn show(node: &Node, managers: &[Member], ca: &Authority) -> wire::Node {
     let dataplane = attachments.map(|uplink| plugin("Dataplane", uplink));
     wire::Node {
         id: node.id.to_string(),
-        version: wire::Version { index: node.meta.version },
+        version: wire::Version { index: node.spec_version },
         created_at: rfc3339(node.meta.created_ns),
         updated_at: rfc3339(node.meta.updated_ns),
         spec: wire::NodeSpec {
@@ -204,11 +213,7 @@ fn show(node: &Node, managers: &[Member], ca: &Authority) -> wire::Node {
             tls_info: swarm::tls_info(ca.trusted(), ca.root_of(node.issuer)),
         },
         status: wire::NodeStatus {
-            state: match node.status.state {
-                NodeState::Unknown => "unknown",
-                NodeState::Ready => "ready",
-                NodeState::Down => "down",
-            },
+            state: state_name(node.status.state),
             message: node.status.message.clone(),
             addr: addr.to_string(),
         },

@@ -38,10 +38,14 @@ impl From<SwarmError> for ApiError {
             | SwarmError::NotInSwarm
             | SwarmError::ManagerLeaves(_)
             | SwarmError::NotManager
+            | SwarmError::Locked
+            | SwarmError::LockedLeaves
             | SwarmError::Unreachable { .. } => Self::unavailable(message),
             SwarmError::InvalidToken(_) | SwarmError::Refused { .. } | SwarmError::Listen { .. } => {
                 Self::invalid(message)
             }
+            SwarmError::NotLocked => Self::conflict(message),
+            SwarmError::InvalidUnlockKey => Self::unauthorized(message),
             SwarmError::Host(_) => Self::internal(message),
         }
     }

@@ -2,31 +2,69 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{Method, StatusCode, Uri};
+use futures::StreamExt as _;
+use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::error::{ApiError, ApiResult};
 
 /// Longest body that is read, bytes: a service's spec is a few kB.
-const BODY_BYTES_MAX: usize = 4 << 20;
+pub(super) const BODY_BYTES_MAX: usize = 4 << 20;
+/// Longest body that is read without leave, bytes: most are shorter by far.
+pub(super) const SMALL_BODY_BYTES: usize = 64 << 10;
+
+/// Whether a request's body is its handler's to read, piece by piece: a backup is longer than any other.
+pub(super) fn is_streamed(request: &Parts) -> bool {
+    request.method == Method::POST && request.uri.path().ends_with("/shoal/v1/restore")
+}
 
 /// Reads a request's body before it is answered, whoever answers: a client that is still writing when it is refused
-/// reports the broken connection instead of the refusal.
-pub(super) async fn read_whole(request: Request, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
-    match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
-        Ok(bytes) => next.run(Request::from_parts(parts, axum::body::Body::from(bytes))).await,
-        Err(_) => ApiError::too_large(format!(
+/// reports the broken connection instead of the refusal. One that is long waits for a permit of `large`, and keeps that.
+pub(super) async fn read_whole(
+    body: hyper::body::Incoming,
+    large: &Arc<Semaphore>,
+    limit: Duration,
+) -> ApiResult<(Vec<u8>, Option<OwnedSemaphorePermit>)> {
+    let too_large = || {
+        ApiError::too_large(format!(
             "the request's body can't be read: it may have up to {BODY_BYTES_MAX} bytes"
         ))
-        .into_response(),
+    };
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
     }
+    let read = async {
+        let (mut bytes, mut leave) = (Vec::new(), None);
+        let mut pieces = axum::body::Body::new(body).into_data_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece
+                .map_err(|error| ApiError::invalid(format!("the request's body can't be read: {error}")))?;
+            if bytes.len() + piece.len() > BODY_BYTES_MAX {
+                return Err(too_large());
+            }
+            if bytes.len() + piece.len() > SMALL_BODY_BYTES && leave.is_none() {
+                // It is never closed.
+                leave = Arc::clone(large).acquire_owned().await.ok();
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok((bytes, leave))
+    };
+    let late = |_| ApiError {
+        status: StatusCode::REQUEST_TIMEOUT,
+        message: format!("the request's body did not come within {} s", limit.as_secs()),
+    };
+    timeout(limit, read).await.map_err(late)?
 }
 
 /// A JSON body.
@@ -80,13 +118,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let pairs: Vec<(String, String)> =
-            Query::try_from_uri(&parts.uri).map(|Query(pairs)| pairs).unwrap_or_default();
-        Ok(Self(pairs.into_iter().collect()))
+        Ok(Self::of(&parts.uri))
     }
 }
 
 impl Params {
+    /// Those of an address.
+    pub(super) fn of(uri: &Uri) -> Self {
+        let pairs: Vec<(String, String)> =
+            Query::try_from_uri(uri).map(|Query(pairs)| pairs).unwrap_or_default();
+        Self(pairs.into_iter().collect())
+    }
+
     /// A parameter.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)

@@ -120,7 +120,7 @@ fn status(state: &model::State, service: &Service) -> wire::ServiceStatus {
     wire::ServiceStatus { running_tasks, desired_tasks, completed_tasks: 0 }
 }
 
-fn show(state: &model::State, service: &Service) -> wire::Service {
+pub(super) fn show(state: &model::State, service: &Service) -> wire::Service {
     let vips = service.endpoint.vips.iter().filter_map(|vip| {
         let network = state.networks.get(&vip.network)?;
         let addr = vip.addr?;

@@ -8,15 +8,16 @@ use std::time::SystemTime;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::{IpNet, Ipv4Net};
 use mesh_api::error::chain;
 use mesh_api::id::NodeId;
+use mesh_api::seal::{MalformedUnlockKey, UnlockKey};
 use mesh_api::session::DEFAULT_PORT;
 use mesh_api::table::Role;
-use mesh_api::tls::pem;
 use mesh_api::token::JoinToken;
 use rand::RngExt as _;
-use serde_json::{Value, json};
 
 use super::address::{self, AddressError};
 use super::error::{ApiError, ApiResult};
@@ -50,9 +51,7 @@ pub(super) async fn init(
         return Err(SwarmError::AlreadyInSwarm.into());
     }
     let spec = request.spec.unwrap_or_default();
-    if request.auto_lock_managers == Some(true) {
-        return Err(autolock());
-    }
+    let autolock = request.auto_lock_managers == Some(true) || autolock(&spec);
     let task_history = history(&spec)?;
     check_spec(&spec)?;
     let cert_expiry_ns = spec.ca_config.and_then(|ca| ca.node_cert_expiry).filter(|ns| *ns > 0);
@@ -85,6 +84,7 @@ pub(super) async fn init(
         labels,
         task_history,
         cert_expiry_ns,
+        autolock,
         availability: availability(request.availability.as_deref())?,
     };
     Ok(Json(api.host.swarm_init(request).await?))
@@ -141,7 +141,8 @@ pub(super) async fn leave(State(api): State<Api>, params: Params) -> ApiResult<S
             let members = api.host.cluster().map(|cluster| cluster.managers()).unwrap_or_default();
             return Err(SwarmError::ManagerLeaves(what_leaving_costs(&members)).into());
         }
-        Membership::Active { .. } => {}
+        Membership::Locked { .. } if !force => return Err(SwarmError::LockedLeaves.into()),
+        Membership::Active { .. } | Membership::Locked { .. } => {}
     }
     api.host.swarm_leave(force).await?;
     Ok(StatusCode::OK)
@@ -186,14 +187,13 @@ pub(super) async fn update(
     let version = params.version("swarm")?;
     let rotate_worker = params.boolean("rotateWorkerToken")?;
     let rotate_manager = params.boolean("rotateManagerToken")?;
-    if params.boolean("rotateManagerUnlockKey")? {
-        return Err(autolock());
-    }
+    let rotate_unlock_key = params.boolean("rotateManagerUnlockKey")?;
     let default = ClusterSpec::default();
     check_spec(&spec)?;
     let task_history = history(&spec)?.unwrap_or(default.task_history);
     let state = cluster.linearizable().await?;
     let present = object(&state)?;
+    let autolock = autolock(&spec);
     let ca = spec.ca_config.unwrap_or_default();
     let force_rotate = ca.force_rotate.unwrap_or(present.spec.force_rotate);
     let spec = ClusterSpec {
@@ -206,8 +206,12 @@ pub(super) async fn update(
             .unwrap_or(default.heartbeat_ns),
         cert_expiry_ns: ca.node_cert_expiry.filter(|ns| *ns > 0).unwrap_or(default.cert_expiry_ns),
         force_rotate,
+        autolock,
         labels: spec.labels.unwrap_or_default(),
     };
+    // As in Docker, a rotation without autolock is none.
+    let wants_key = autolock && (rotate_unlock_key || present.lock.key.is_none());
+    let unlock_key = wants_key.then(UnlockKey::random);
     let (worker_secret, manager_secret) = {
         let mut rng = rand::rng();
         (rotate_worker.then(|| rng.random()), rotate_manager.then(|| rng.random()))
@@ -218,26 +222,36 @@ pub(super) async fn update(
         let next = present.ca.next(SystemTime::now());
         Some(Box::new(next.map_err(|error| ApiError::internal(chain(&error)))?))
     };
-    let action = Action::UpdateCluster { version, spec, worker_secret, manager_secret, rotation };
+    let action = Action::UpdateCluster { version, spec, worker_secret, manager_secret, rotation, unlock_key };
     cluster.propose(Command::now(action)).await?;
     Ok(StatusCode::OK)
 }
 
-/// `GET /swarm/unlockkey`: there never is one.
-pub(super) async fn unlock_key(State(api): State<Api>) -> ApiResult<Json<Value>> {
-    api.manager()?;
-    Ok(Json(json!({ "UnlockKey": "" })))
+/// `GET /swarm/unlockkey`.
+pub(super) async fn unlock_key(State(api): State<Api>) -> ApiResult<Json<wire::UnlockKey>> {
+    let state = api.state().await?;
+    let key = object(&state)?.lock.key.as_ref();
+    Ok(Json(wire::UnlockKey { unlock_key: key.map(UnlockKey::to_string).unwrap_or_default() }))
 }
 
 /// `POST /swarm/unlock`.
-pub(super) async fn unlock(State(api): State<Api>) -> ApiResult<StatusCode> {
-    api.manager()?;
-    Err(ApiError::conflict("swarm is not locked"))
+pub(super) async fn unlock(
+    State(api): State<Api>,
+    Body(request): Body<wire::UnlockRequest>,
+) -> ApiResult<StatusCode> {
+    if !matches!(api.host.membership(), Membership::Locked { .. }) {
+        api.manager()?;
+        return Err(SwarmError::NotLocked.into());
+    }
+    let key = request.unlock_key.unwrap_or_default().trim().parse();
+    let key = key.map_err(|error: MalformedUnlockKey| ApiError::invalid(error.to_string()))?;
+    api.host.swarm_unlock(key).await?;
+    Ok(StatusCode::OK)
 }
 
 /// The cluster in the API's words; with its join tokens for `docker swarm join-token`.
 pub(super) fn show(cluster: &ClusterObject, with_tokens: bool) -> wire::Swarm {
-    let ClusterSpec { name: _, labels, task_history, heartbeat_ns, cert_expiry_ns, force_rotate } =
+    let ClusterSpec { name: _, labels, task_history, heartbeat_ns, cert_expiry_ns, force_rotate, autolock } =
         &cluster.spec;
     wire::Swarm {
         id: cluster.id.to_string(),
@@ -260,7 +274,7 @@ pub(super) fn show(cluster: &ClusterObject, with_tokens: bool) -> wire::Swarm {
             dispatcher: wire::Dispatcher { heartbeat_period: *heartbeat_ns },
             ca_config: wire::CaConfig { node_cert_expiry: *cert_expiry_ns, force_rotate: *force_rotate },
             task_defaults: BTreeMap::new(),
-            encryption_config: wire::EncryptionConfig { auto_lock_managers: false },
+            encryption_config: wire::EncryptionConfig { auto_lock_managers: *autolock },
         },
         tls_info: tls_info(cluster.ca.root.certificate.clone(), Some(cluster.ca.signer())),
         root_rotation_in_progress: cluster.ca.rotation.is_some(),
@@ -279,8 +293,8 @@ pub(super) fn tls_info(trust_root: String, issuer: Option<&RootCa>) -> wire::Tls
     let facts = issuer.and_then(|root| root.facts().ok());
     wire::TlsInfo {
         trust_root,
-        cert_issuer_subject: facts.as_ref().map(|facts| pem::base64(&facts.subject)).unwrap_or_default(),
-        cert_issuer_public_key: facts.map(|facts| pem::base64(&facts.public_key)).unwrap_or_default(),
+        cert_issuer_subject: facts.as_ref().map(|facts| STANDARD.encode(&facts.subject)).unwrap_or_default(),
+        cert_issuer_public_key: facts.map(|facts| STANDARD.encode(&facts.public_key)).unwrap_or_default(),
     }
 }
 
@@ -288,17 +302,15 @@ pub(super) fn object(state: &ClusterState) -> ApiResult<&Arc<ClusterObject>> {
     state.cluster.as_ref().ok_or_else(|| ApiError::unavailable("the cluster is being made: try again"))
 }
 
-fn autolock() -> ApiError {
-    ApiError::unsupported("AutoLockManagers is not supported: leave out --autolock")
+/// Whether managers that start are to be unlocked; not, where nothing is said.
+fn autolock(spec: &wire::SpecRequest) -> bool {
+    spec.encryption_config.as_ref().is_some_and(|config| config.auto_lock_managers == Some(true))
 }
 
 /// Refuses what Shoal would pass over.
-fn check_spec(spec: &wire::SpecRequest) -> ApiResult<()> {
+pub(super) fn check_spec(spec: &wire::SpecRequest) -> ApiResult<()> {
     if spec.name.as_deref().is_some_and(|name| !name.is_empty() && name != "default") {
         return Err(ApiError::invalid("Name: swarm spec must be named \"default\""));
-    }
-    if spec.encryption_config.as_ref().is_some_and(|config| config.auto_lock_managers == Some(true)) {
-        return Err(autolock());
     }
     let Some(ca) = &spec.ca_config else { return Ok(()) };
     let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());

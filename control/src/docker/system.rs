@@ -10,7 +10,7 @@ use mesh_api::table::{Role, TaskState};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ApiResult};
-use super::local::{HostFacts, Membership};
+use super::local::{HostFacts, Membership, SwarmError};
 use super::wire::answer::{RemoteManager, SwarmInfo};
 use super::{Api, spec, swarm, swarm_header, version as api_version};
 use crate::clock;
@@ -163,7 +163,14 @@ fn swarm_info(api: &Api) -> SwarmInfo {
         managers: 0,
         cluster: None,
     };
-    let Membership::Active { node, role, addr, managers } = api.host.membership() else { return inactive };
+    let (node, role, addr, managers) = match api.host.membership() {
+        Membership::Inactive => return inactive,
+        Membership::Active { node, role, addr, managers } => (node, role, addr, managers),
+        Membership::Locked { node: _, addr } => {
+            let (node_addr, error) = (addr.to_string(), SwarmError::Locked.to_string());
+            return SwarmInfo { node_addr, local_node_state: "locked", error, ..inactive };
+        }
+    };
     let state = api.host.cluster().map(|cluster| cluster.state());
     let manager_of = |addr: &std::net::SocketAddr| {
         let found = state.as_ref().and_then(|state| {
@@ -192,7 +199,9 @@ fn swarm_info(api: &Api) -> SwarmInfo {
 
 /// Tasks that run on this node.
 fn running_tasks(api: &Api) -> usize {
-    let Membership::Active { node, .. } = api.host.membership() else { return 0 };
+    let (Membership::Active { node, .. } | Membership::Locked { node, .. }) = api.host.membership() else {
+        return 0;
+    };
     api.host.table().map_or(0, |table| {
         let here =
             |task: &&mesh_api::table::TaskRecord| task.node == node && task.observed == TaskState::Running;

@@ -126,7 +126,7 @@ fn name(state: TaskState) -> &'static str {
     }
 }
 
-fn show(state: &model::State, task: &Task) -> wire::Task {
+pub(super) fn show(state: &model::State, task: &Task) -> wire::Task {
     let attachments = task.endpoints.iter().filter_map(|endpoint| {
         let network = state.networks.get(&endpoint.network)?;
         let subnet_of = |addr| network.subnets.iter().find(|subnet| subnet.cidr.contains(&addr));

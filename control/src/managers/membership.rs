@@ -60,8 +60,16 @@ fn next(state: &State, members: &[Member]) -> Option<Change> {
         node.description.manager.as_ref()
     };
     let known: BTreeMap<RaftId, &Member> = members.iter().map(|member| (member.id, member)).collect();
+    // What a node told may be of its former self, until it has told anew; which member the leader is, it knows.
+    let leader = members.iter().find(|member| member.is_leader);
+    let is_former = |node: &NodeId, raft: RaftId| {
+        leader.is_some_and(|leader| leader.manager.node == *node && leader.id != raft)
+    };
     for node in state.nodes.values().filter(|node| !node.is_down()) {
         let Some(ManagerDescription { raft, addr }) = reached(&node.id) else { continue };
+        if is_former(&node.id, *raft) {
+            continue;
+        }
         let is_member = known.get(raft).is_some_and(|member| member.is_voter && member.manager.addr == *addr);
         if !is_member {
             return Some(Change::Add(*raft, Manager { node: node.id.clone(), addr: *addr }));
@@ -70,7 +78,7 @@ fn next(state: &State, members: &[Member]) -> Option<Change> {
     let goes = |member: &&Member| match state.nodes.get(&member.manager.node) {
         // One that has not told yet how it is reached stays what it was.
         Some(node) if node.spec.role == Role::Manager => {
-            node.description.manager.as_ref().is_some_and(|own| own.raft != member.id)
+            !member.is_leader && node.description.manager.as_ref().is_some_and(|own| own.raft != member.id)
         }
         _ => true,
     };

@@ -1,6 +1,7 @@
 //! Managers among themselves: what carries raft's questions, and who is one.
 
 pub mod membership;
+mod own;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -16,7 +17,8 @@ use crate::cluster::Cluster;
 use crate::leader;
 use crate::session::{Listener, RaftHandler, Server};
 
-/// Serves whoever comes to a manager's port, and leads while the managers have it so, until it is dropped.
+/// Serves whoever comes to a manager's port, and leads while the managers have it so, until it is dropped. Where `credential`
+/// has expired, that is replaced for the meantime.
 pub async fn serve(cluster: Cluster, credential: Shared, listener: TcpListener) {
     let server = Server::new(cluster.clone());
     let answering = cluster.clone();
@@ -28,6 +30,7 @@ pub async fn serve(cluster: Cluster, credential: Shared, listener: TcpListener) 
             }
         })
     });
+    let own = own::keep_valid(cluster.clone(), credential.clone());
     let port = Listener::new(Arc::clone(&server), credential).with_raft(raft);
-    tokio::join!(leader::follow(cluster, server), port.serve(listener));
+    tokio::join!(leader::follow(cluster, server), port.serve(listener), own);
 }

@@ -1,9 +1,11 @@
 //! Two managers over real TLS: one becomes a member, ceases to be one, and is no node any more.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use mesh_api::id::NodeId;
+use mesh_api::seal::UnlockKey;
 use mesh_api::session::{ManagerDescription, NodeDescription};
 use mesh_api::table::{NodeState, Role};
 use mesh_api::tls::{Credential, KeyRequest, Roots};
@@ -12,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::cluster::{InitRequest, Place};
 use crate::command::{Action, Command};
-use crate::model::NodeSpec;
+use crate::model::{ClusterSpec, NodeSpec};
 use crate::pki::{Subject, first_manager};
 use crate::raft::{Call, Manager, Request, Response, Transport as _};
 use crate::testing::{description, network};
@@ -55,7 +57,7 @@ impl Running {
         let roots = Roots::from_pem(&object.ca.trusted()).unwrap();
         credential.set(Some(Credential { identity: key.identity(&signed.chain).unwrap(), roots }.into()));
         let (issuer, host) = (signed.issuer, description("m2"));
-        first.must(Action::AddNode { id: id.clone(), role, description: host, issuer }).await;
+        first.must(Action::AddNode { id: id.clone(), role, description: host, issuer, token: None }).await;
         let cluster = Cluster::join(dir.path(), place("m2", addr, &credential)).await.unwrap();
         let serving = tokio::spawn(serve(cluster.clone(), credential.clone(), listener));
         Self { node: id, cluster, credential, addr, serving, _dir: dir }
@@ -99,6 +101,36 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_joins_is_locked_as_the_others_are() {
+    let first = Running::first().await;
+    let lock = async |key: Option<UnlockKey>| {
+        let present = first.cluster.linearizable().await.unwrap().cluster.unwrap();
+        let spec = ClusterSpec { autolock: key.is_some(), ..present.spec.clone() };
+        let version = present.meta.version;
+        let (worker_secret, manager_secret, rotation) = (None, None, None);
+        let update =
+            Action::UpdateCluster { version, spec, worker_secret, manager_secret, rotation, unlock_key: key };
+        first.must(update).await;
+    };
+    let key = UnlockKey::random();
+    lock(Some(key.clone())).await;
+    let second = Running::second(&first).await;
+    let has =
+        |one: &Running, key: Option<&UnlockKey>| one.cluster.keys().unwrap().unlock_key().as_ref() == key;
+    assert!(has(&second, None), "it knows nothing yet");
+    second.tell(&first).await;
+    let both = |key: Option<&UnlockKey>| has(&first, key) && has(&second, key);
+    until("both are locked", || both(Some(&key))).await;
+    let next = UnlockKey::random();
+    lock(Some(next.clone())).await;
+    until("both have the next key", || both(Some(&next))).await;
+    lock(None).await;
+    until("neither is locked", || both(None)).await;
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_manager_comes_takes_part_and_goes() {
     let first = Running::first().await;
     let second = Running::second(&first).await;
@@ -112,9 +144,21 @@ async fn a_manager_comes_takes_part_and_goes() {
     first.must(Action::CreateNetwork { id: "red".into(), spec: network("red") }).await;
     assert!(second.cluster.linearizable().await.unwrap().network_by_name("red").is_some());
 
+    // What only the leader knows, and what each knows of itself.
+    for one in [&first, &second] {
+        let reports = one.cluster.reports().await;
+        let known: Vec<_> =
+            reports.iter().map(|(member, report)| (member.is_leader, report.as_ref())).collect();
+        assert_eq!(known.len(), 2);
+        for (is_leader, report) in known {
+            let nodes = report.expect("it answers").nodes.as_ref();
+            assert_eq!(nodes.map(BTreeMap::len), is_leader.then_some(2));
+        }
+    }
+
     let node = first.cluster.state().nodes[&second.node].clone();
     let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
-    first.must(Action::UpdateNode { id: node.id.clone(), version: node.meta.version, spec }).await;
+    first.must(Action::UpdateNode { id: node.id.clone(), version: node.spec_version, spec }).await;
     until("the second hears that it is none any longer", || *second.cluster.removed().borrow()).await;
     assert_eq!(voters(&first), 1);
 
@@ -133,6 +177,7 @@ async fn a_manager_comes_takes_part_and_goes() {
     first.must(Action::RemoveNode { id: second.node.clone(), force: true }).await;
     assert!(matches!(wire.call(&to, ask()).await, Ok(Response::Unavailable) | Err(_)));
     assert!(Wire::new(second.credential.clone()).call(&to, ask()).await.is_err());
+    assert!(matches!(first.cluster.reports().await[..], [(_, Some(_))]), "it is not asked any more");
     second.stop().await;
     first.stop().await;
 }
@@ -149,5 +194,54 @@ async fn who_is_dialled_must_be_who_answers() {
     let to = Manager { node: first.node.clone(), addr: first.addr };
     let error = nowhere.call(&to, request()).await.unwrap_err();
     assert!(error.to_string().contains("no certificate"), "{error}");
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn managers_whose_certificates_have_expired_hear_each_other_until_they_have_others() {
+    let first = Running::first().await;
+    let second = Running::second(&first).await;
+    second.tell(&first).await;
+    let voters = |one: &Running| one.cluster.managers().iter().filter(|member| member.is_voter).count();
+    until("both decide", || voters(&first) == 2 && voters(&second) == 2).await;
+    let past = SystemTime::now() - Duration::from_hours(2);
+    let ca = first.cluster.state().cluster.unwrap().ca.clone();
+    for one in [&first, &second] {
+        let former = one.credential.get().unwrap();
+        let (key, peer) = (KeyRequest::new().unwrap(), former.identity.peer());
+        let subject = Subject { node: peer.node.clone(), role: peer.role, cluster: peer.cluster.clone() };
+        let signed = ca.sign(key.csr(), &subject, Duration::from_hours(1), past).unwrap();
+        let identity = key.identity(&signed.chain).unwrap();
+        let expired = Arc::new(Credential { identity, roots: former.roots.clone() });
+        assert!(expired.check().is_err());
+        one.credential.set(Some(Arc::clone(&expired)));
+        until("it certifies itself", || one.credential.get().unwrap().check().is_ok()).await;
+        let own = one.credential.get().unwrap();
+        assert_eq!((&own.identity.peer().node, own.identity.peer().role), (&one.node, Role::Manager));
+        // What its node gets, it keeps.
+        one.credential.replace(&expired, Arc::clone(&former));
+        assert!(Arc::ptr_eq(&one.credential.get().unwrap(), &own), "that was another's to replace");
+    }
+    // On streams of their own.
+    for (from, to) in [(&first, &second), (&second, &first)] {
+        let wire = Wire::new(from.credential.clone());
+        let (whom, ids) = (
+            Manager { node: to.node.clone(), addr: to.addr },
+            (from.cluster.raft_id(), to.cluster.raft_id()),
+        );
+        let request = Request { from: ids.0, to: ids.1, call: Call::ReadIndex };
+        assert!(wire.call(&whom, request).await.is_ok());
+    }
+    second.must(Action::CreateNetwork { id: "blue".into(), spec: network("blue") }).await;
+
+    // A node that is to be a worker is no manager for that.
+    let node = first.cluster.state().nodes[&second.node].clone();
+    let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
+    first.must(Action::UpdateNode { id: node.id.clone(), version: node.spec_version, spec }).await;
+    until("the second hears that it is none any longer", || *second.cluster.removed().borrow()).await;
+    let state = first.cluster.state();
+    assert!(own::certify(&state, &second.credential.get().unwrap()).unwrap().is_none());
+    assert!(own::certify(&state, &first.credential.get().unwrap()).unwrap().is_some());
+    second.stop().await;
     first.stop().await;
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use imbl::OrdMap;
 use ipnet::Ipv4Net;
 use mesh_api::id::{ClusterId, NodeId};
+use mesh_api::seal::UnlockKey;
 use mesh_api::table::Role;
 use mesh_api::token::JoinToken;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub struct ClusterSpec {
     pub cert_expiry_ns: u64,
     /// How often a new root certificate was asked for.
     pub force_rotate: u64,
+    /// Whether managers that start are to be unlocked.
+    pub autolock: bool,
 }
 
 impl Default for ClusterSpec {
@@ -49,6 +52,7 @@ impl Default for ClusterSpec {
             heartbeat_ns: DEFAULT_HEARTBEAT_NS,
             cert_expiry_ns: DEFAULT_CERT_EXPIRY_NS,
             force_rotate: 0,
+            autolock: false,
         }
     }
 }
@@ -68,6 +72,24 @@ impl std::fmt::Debug for JoinSecrets {
     }
 }
 
+/// What seals the data keys of managers' disks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// Counts its changes: a manager that comes up from an older state than its disk is sealed by takes no step back.
+    pub epoch: u64,
+    /// The unlock key; none without autolock.
+    pub key: Option<UnlockKey>,
+}
+
+impl Lock {
+    /// Changes the key.
+    pub fn set(&mut self, key: Option<UnlockKey>) {
+        if self.key != key {
+            *self = Self { epoch: self.epoch + 1, key };
+        }
+    }
+}
+
 /// The cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterObject {
@@ -81,6 +103,8 @@ pub struct ClusterObject {
     pub ca: Authority,
     /// The secret parts of the join tokens.
     pub join_secrets: JoinSecrets,
+    /// What seals the managers' disks.
+    pub lock: Lock,
     /// Seed of the flow hash.
     pub hash_seed: u64,
     /// UDP port of the overlay.

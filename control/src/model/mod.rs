@@ -11,23 +11,25 @@ pub mod network;
 pub mod node;
 pub mod service;
 pub mod task;
+pub mod token;
 
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
+use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId, TokenId};
 use serde::{Deserialize, Serialize};
 
-pub use cluster::{ClusterObject, ClusterSpec, JoinSecrets};
+pub use cluster::{ClusterObject, ClusterSpec, JoinSecrets, Lock};
 pub use lookup::Lookup;
 pub use network::{Freed, Ipam6Config, IpamConfig, Network, NetworkSpec, Subnet};
-pub use node::{Availability, Node, NodeSpec, NodeStatus};
+pub use node::{Availability, Node, NodeSpec, NodeStatus, Readmission};
 pub use service::{
     ContainerSpec, Endpoint, EndpointSpec, FailureAction, Mode, NetworkAttachment, Placement, PortConfig,
     ResourceAmount, Resources, RestartCondition, RestartPolicy, Service, ServiceSpec, TaskTemplate,
     UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, Vip,
 };
 pub use task::{SlotKey, Task, TaskEndpoint, TaskStatus, WARM};
+pub use token::{Token, TokenState};
 
 /// Version and times of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,17 @@ pub struct Counters {
     /// by then. It lags behind, and moves on where an address waits for it.
     #[serde(default)]
     pub acknowledged: u64,
+    /// The table index that a backup was restored at; 0 if none was. No address is given out until every live node is known to
+    /// have applied that: others may have it, of whom the backup knows nothing.
+    #[serde(default)]
+    pub restored: u64,
+}
+
+impl Counters {
+    /// Whether an address that is free by the state is so on every live node.
+    pub fn know_all_addresses(&self) -> bool {
+        self.acknowledged >= self.restored
+    }
 }
 
 /// The replicated state at one table index.
@@ -71,6 +84,8 @@ pub struct State {
     /// Addresses that nobody has any longer and that rest before others get them, by network.
     #[serde(default)]
     pub freed: OrdMap<NetworkId, OrdSet<Freed>>,
+    /// Join tokens beside the cluster's two, by id.
+    pub tokens: OrdMap<TokenId, Arc<Token>>,
     /// Where the allocators are.
     pub counters: Counters,
     /// Indexes over the above, kept by `apply` and rebuilt from a snapshot.
@@ -95,6 +110,7 @@ impl State {
             services: OrdMap::new(),
             tasks: OrdMap::new(),
             freed: OrdMap::new(),
+            tokens: OrdMap::new(),
             counters: Counters::default(),
             lookup: Lookup::default(),
         }
@@ -113,6 +129,7 @@ impl State {
             && self.services.ptr_eq(&other.services)
             && self.tasks.ptr_eq(&other.tasks)
             && self.freed.ptr_eq(&other.freed)
+            && self.tokens.ptr_eq(&other.tokens)
             && self.counters == other.counters
     }
 

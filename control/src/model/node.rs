@@ -48,13 +48,24 @@ pub struct NodeStatus {
     pub since_ns: u64,
 }
 
+/// How far a node is on its way back whose certificate has expired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readmission {
+    /// Since when it asks for another certificate, ns since the epoch.
+    pub asking_since_ns: Option<u64>,
+    /// An operator lets it have one until then, ns since the epoch.
+    pub approved_until_ns: Option<u64>,
+}
+
 /// A host in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
-    /// Version and times.
+    /// Version and times, of whatever is known of it.
     pub meta: Meta,
+    /// The table index at which `spec` changed last: what an update has to name.
+    pub spec_version: u64,
     /// What an operator can set.
     pub spec: NodeSpec,
     /// The host, as it described itself last.
@@ -63,6 +74,8 @@ pub struct Node {
     pub status: NodeStatus,
     /// The root that its certificate comes from.
     pub issuer: KeyId,
+    /// How far it is on its way back, where its certificate has expired.
+    pub readmission: Readmission,
 }
 
 impl Node {
@@ -74,6 +87,11 @@ impl Node {
     /// The managers have given up on it for now.
     pub fn is_down(&self) -> bool {
         self.status.state == NodeState::Down
+    }
+
+    /// An operator lets it come back, at a time, ns since the epoch.
+    pub fn is_approved(&self, now_ns: u64) -> bool {
+        self.readmission.approved_until_ns.is_some_and(|until| now_ns < until)
     }
 
     /// The subnets that its own routes lead to, as far as it tells. A default route keeps no network away.

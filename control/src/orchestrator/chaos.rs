@@ -127,18 +127,7 @@ fn happen(world: &mut World, event: &Event) {
                 });
             }
         }
-        Event::History { limit } => {
-            let Some(cluster) = world.state.cluster.clone() else { return };
-            let spec = crate::model::ClusterSpec { task_history: limit, ..cluster.spec.clone() };
-            let version = cluster.meta.version;
-            world.must(Action::UpdateCluster {
-                version,
-                spec,
-                worker_secret: None,
-                manager_secret: None,
-                rotation: None,
-            });
-        }
+        Event::History { limit } => world.update_cluster(|spec| spec.task_history = limit),
     }
 }
 

@@ -96,7 +96,7 @@ impl World {
         let node = self.node(id).clone();
         let mut spec = node.spec.clone();
         spec.availability = availability;
-        self.must(Action::UpdateNode { id: id.into(), version: node.meta.version, spec });
+        self.must(Action::UpdateNode { id: id.into(), version: node.spec_version, spec });
     }
 }
 
@@ -466,12 +466,12 @@ fn what_has_no_place_says_why_and_waits() {
     let node = world.node("n2").clone();
     let mut spec = node.spec.clone();
     spec.labels.insert("disk".into(), "ssd".into());
-    world.must(Action::UpdateNode { id: "n2".into(), version: node.meta.version, spec: spec.clone() });
+    world.must(Action::UpdateNode { id: "n2".into(), version: node.spec_version, spec: spec.clone() });
     world.settle();
     assert_eq!(world.running(&id)[0].node, Some("n2".into()));
     assert!(world.running(&id)[0].status.err.is_empty());
     spec.labels.clear();
-    let version = world.node("n2").meta.version;
+    let version = world.node("n2").spec_version;
     world.must(Action::UpdateNode { id: "n2".into(), version, spec });
     world.settle();
     assert!(world.running(&id).is_empty(), "the node no longer satisfies the constraint");
@@ -512,20 +512,30 @@ fn many_tasks_come_in_several_commands() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_holds_nothing_up() {
+    const HOUR: u64 = 3600 * SECOND;
+    let mut world = World::new(&["n1", "n2"]);
+    let mut web = service("web", 2);
+    web.update.delay_ns = 30 * SECOND;
+    let id = world.create_service(web);
+    world.settle();
+    world.now_ns += HOUR;
+    let failed = world.running(&id)[0].clone();
+    world.report(&failed, TaskState::Failed);
+    world.update_service(&id, |spec| spec.task.container.env.push("A=1".to_owned()));
+    world.settle();
+    // Another manager leads, whose clock is right.
+    world.now_ns -= HOUR;
+    world.run_for(60 * SECOND);
+    assert_eq!(world.running(&id).len(), 2);
+    assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+}
+
+#[test]
 fn tasks_that_ran_for_the_last_time_are_not_run_again_for_lack_of_history() {
     for history in [0, 1] {
         let mut world = World::new(&["n1", "n2"]);
-        let cluster = world.state.cluster.clone().unwrap();
-        let mut spec = cluster.spec.clone();
-        spec.task_history = history;
-        let version = cluster.meta.version;
-        world.must(Action::UpdateCluster {
-            version,
-            spec,
-            worker_secret: None,
-            manager_secret: None,
-            rotation: None,
-        });
+        world.update_cluster(|spec| spec.task_history = history);
         let mut job = service("job", 2);
         job.task.container.image = COMPLETES.to_owned();
         job.task.restart.condition = RestartCondition::OnFailure;

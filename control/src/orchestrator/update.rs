@@ -138,7 +138,7 @@ fn complete(
     }
     let watched = slots.iter().flat_map(Slot::wanted);
     let last_ns = watched
-        .filter(|task| task.spec_version == service.spec_version)
+        .filter(|task| task.spec_version == service.spec_version && has_begun(task, pass.now_ns))
         .map(|task| task.running_since_ns.saturating_add(config.monitor_ns))
         .max()
         .unwrap_or_default();
@@ -179,7 +179,12 @@ fn place(slot: &Slot, service: &Service, config: &UpdateConfig, now_ns: u64) -> 
         return Place::Taken;
     }
     let until_ns = task.running_since_ns.saturating_add(config.delay_ns);
-    if until_ns > now_ns { Place::TakenUntil(until_ns) } else { Place::Free }
+    if until_ns > now_ns && has_begun(task, now_ns) { Place::TakenUntil(until_ns) } else { Place::Free }
+}
+
+/// Whether a task runs since a moment that has been. Another was noted by a clock that was ahead, and nothing waits for that.
+fn has_begun(task: &Task, now_ns: u64) -> bool {
+    task.running_since_ns <= now_ns
 }
 
 fn replace_next(

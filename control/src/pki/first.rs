@@ -5,11 +5,12 @@ use std::time::{Duration, SystemTime};
 use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::session::NodeDescription;
 use mesh_api::table::Role;
-use mesh_api::tls::{Credential, IdentityError, KeyRequest, Roots, RootsError};
+use mesh_api::tls::{Credential, IdentityError, KeyId, KeyRequest, Roots, RootsError};
 
 use super::{Issued, PkiError, Subject};
 use crate::cluster::{Cluster, ProposeError};
 use crate::command::{Action, Command};
+use crate::model::ClusterObject;
 
 /// Why the host is not the first node.
 #[derive(Debug, thiserror::Error)]
@@ -49,13 +50,24 @@ pub async fn first_manager(
     description: NodeDescription,
 ) -> Result<First, FirstError> {
     let object = cluster.state().cluster.ok_or(FirstError::NoCluster)?;
+    let (credential, issuer) = manager_credential(&object, &id, SystemTime::now())?;
     let role = Role::Manager;
-    let key = KeyRequest::new()?;
-    let subject = Subject { node: id.clone(), role, cluster: object.id.clone() };
-    let life = Duration::from_nanos(object.spec.cert_expiry_ns);
-    let Issued { chain, issuer } = object.ca.sign(key.csr(), &subject, life, SystemTime::now())?;
-    let credential =
-        Credential { identity: key.identity(&chain)?, roots: Roots::from_pem(&object.ca.trusted())? };
-    cluster.propose(Command::now(Action::AddNode { id: id.clone(), role, description, issuer })).await?;
+    let add = Action::AddNode { id: id.clone(), role, description, issuer, token: None };
+    cluster.propose(Command::now(add)).await?;
     Ok(First { cluster: object.id.clone(), node: id, credential })
+}
+
+/// What this host, which has the cluster's own keys, proves itself with as its node `id` and a manager; and the root that
+/// this comes from.
+pub(crate) fn manager_credential(
+    object: &ClusterObject,
+    id: &NodeId,
+    now: SystemTime,
+) -> Result<(Credential, KeyId), FirstError> {
+    let key = KeyRequest::new()?;
+    let subject = Subject { node: id.clone(), role: Role::Manager, cluster: object.id.clone() };
+    let life = Duration::from_nanos(object.spec.cert_expiry_ns);
+    let Issued { chain, issuer } = object.ca.sign(key.csr(), &subject, life, now)?;
+    let roots = Roots::from_pem(&object.ca.trusted())?;
+    Ok((Credential { identity: key.identity(&chain)?, roots }, issuer))
 }

@@ -11,12 +11,13 @@ mod tests;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use mesh_api::tls::{CertificateFacts, KeyId, Roots, RootsError, digest, pem};
+use mesh_api::tls::{CertificateFacts, KeyId, Roots, RootsError, digest};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
 };
 use serde::{Deserialize, Serialize};
 
+pub(crate) use first::manager_credential;
 pub use first::{First, FirstError, first_manager};
 pub use sign::{Issued, Subject};
 
@@ -70,7 +71,7 @@ impl RootCa {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let certificate = root_params(now, BasicConstraints::Constrained(1)).self_signed(&key)?;
         let id = CertificateFacts::of(certificate.der()).map_err(|_| PkiError::Root)?.key_id;
-        Ok(Self { certificate: pem::encode("CERTIFICATE", certificate.der()), key: key.serialize_pem(), id })
+        Ok(Self { certificate: certificate.pem(), key: key.serialize_pem(), id })
     }
 
     /// The certificate's facts, for `docker swarm inspect`.
@@ -98,8 +99,7 @@ impl RootCa {
     fn cross_sign(&self, next: &Self, now: SystemTime) -> Result<String, PkiError> {
         let mut params = root_params(now, BasicConstraints::Constrained(0));
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&next.key()?, &self.issuer()?)?;
-        Ok(pem::encode("CERTIFICATE", certificate.der()))
+        Ok(params.signed_by(&next.key()?, &self.issuer()?)?.pem())
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::table::Role;
-use mesh_api::tls::{BACKDATE, KeyId, MANAGER_OU, SERVER_NAME, WORKER_OU, pem};
+use mesh_api::tls::{BACKDATE, KeyId, MANAGER_OU, SERVER_NAME, WORKER_OU};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     IsCa, KeyUsagePurpose, PublicKeyData as _, SanType,
@@ -74,6 +74,6 @@ impl Authority {
         let signer = self.signer();
         let certificate = params.signed_by(key, &signer.issuer()?)?;
         let cross = self.rotation.as_ref().map_or("", |rotation| &rotation.cross);
-        Ok(Issued { chain: pem::encode("CERTIFICATE", certificate.der()) + cross, issuer: signer.id })
+        Ok(Issued { chain: certificate.pem() + cross, issuer: signer.id })
     }
 }

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::{Entry, LogId, RaftId, TypeConfig, Vote};
-use crate::store::{FORMAT, LogKv, Op, StoreError, VALUE_BYTES_MAX};
+use crate::store::{FORMAT, LogKv, Op, PLAIN_BYTES_MAX, StoreError};
 
 const FORMAT_KEY: &[u8] = b"F";
 const ID_KEY: &[u8] = b"I";
@@ -143,7 +143,7 @@ impl Log {
         self.kv.as_deref().ok_or_else(|| self.damaged("it is closed".to_owned()))
     }
 
-    fn damaged(&self, problem: String) -> StoreError {
+    pub(super) fn damaged(&self, problem: String) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), problem }
     }
 
@@ -238,7 +238,7 @@ impl Log {
         for entry in entries {
             let index = entry.log_id.index;
             let value = self.encode(entry)?;
-            for (part, chunk) in value.chunks(VALUE_BYTES_MAX).enumerate() {
+            for (part, chunk) in value.chunks(PLAIN_BYTES_MAX).enumerate() {
                 let part = u16::try_from(part)
                     .map_err(|_| self.damaged(format!("entry {index} is {} bytes long", value.len())))?;
                 ops.push(Op::Put(key(index, part), chunk.to_vec()));
@@ -318,6 +318,11 @@ impl Log {
         }
         let last = last.map_or("nowhere".to_owned(), |last| format!("at {}", last.index));
         Err(self.damaged(format!("it ends {last}, before its snapshot's {snapshot}")))
+    }
+
+    /// Has the present data key seal what an earlier one sealed.
+    pub(super) fn seal_anew(&self) -> Result<(), StoreError> {
+        self.kv()?.seal_anew().map_err(StoreError::io("sealing the log anew"))
     }
 
     /// Takes the log over for another member: see [`super::force`].

@@ -2,7 +2,7 @@
 //! log it is kept as snapshots only; after a restart, the entries since the last one are applied again.
 
 use std::io::Cursor;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::{RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, ErrorSubject, ErrorVerb, RaftSnapshotBuilder, SnapshotMeta, StorageError};
@@ -11,10 +11,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::answers::{Answer, Answers};
+use super::history::{History, Recorder};
 use super::log::Log;
 use super::{Batch, Entry, LogId, Manager, Membership, RaftId, TypeConfig};
 use crate::apply::apply;
+use crate::clock;
 use crate::model::{Lookup, State};
+use crate::session::Journal;
 use crate::store::snapshot::{Snapshots, hex};
 use crate::store::{FORMAT, StoreError};
 
@@ -26,7 +29,13 @@ pub(super) struct Contents {
     pub(super) membership: Membership,
     pub(super) answers: Answers,
     pub(super) state: State,
+    /// By how much table indices are ahead of the log's: see [`Contents::begin_anew`].
+    ahead: u64,
 }
+
+/// What table indices grow by at least where a cluster is forced anew: more than managers can have decided on without the
+/// survivor.
+const INDICES: u64 = 1 << 32;
 
 /// Only this much is read of a snapshot that may have any format.
 #[derive(Deserialize)]
@@ -36,7 +45,7 @@ struct Format {
 
 impl Contents {
     pub(super) fn new(last: Option<LogId>, membership: Membership, state: State) -> Self {
-        Self { format: FORMAT, last, membership, answers: Answers::default(), state }
+        Self { format: FORMAT, last, membership, answers: Answers::default(), state, ahead: 0 }
     }
 
     fn index(&self) -> u64 {
@@ -73,17 +82,35 @@ impl Contents {
     }
 
     /// The effect of a committed entry.
-    fn apply(&mut self, entry: Entry) -> Answer {
+    pub(super) fn apply(&mut self, entry: Entry) -> Answer {
         let index = entry.log_id.index;
         self.last = Some(entry.log_id);
         match entry.payload {
             EntryPayload::Blank => Answer::Nothing,
             EntryPayload::Membership(membership) => {
+                let former: Vec<RaftId> = self.membership.voter_ids().collect();
+                // Members change in steps of which each shares some with the one before.
+                let is_forced = !former.is_empty() && !membership.voter_ids().any(|id| former.contains(&id));
+                if is_forced && let Some(id) = membership.voter_ids().next() {
+                    self.begin_anew(id);
+                }
                 self.membership = Membership::new(self.last, membership);
                 Answer::Nothing
             }
             EntryPayload::Normal(batch) => self.apply_batch(index, &batch),
         }
+    }
+
+    /// A survivor makes a cluster of itself ([`super::force`]). Those that are lost may have given out table indices beyond its
+    /// log's end, and nodes may have come to them: no index is to mean two states, so those from here on are far above, at a
+    /// place that follows from the survivor's id, which was drawn for this.
+    fn begin_anew(&mut self, survivor: RaftId) {
+        self.ahead = self.ahead.saturating_add(INDICES + (survivor & (INDICES - 1)));
+    }
+
+    /// The table index of what the last entry led to.
+    fn table_index(&self) -> u64 {
+        self.index() + self.ahead
     }
 
     fn apply_batch(&mut self, index: u64, batch: &Batch) -> Answer {
@@ -92,12 +119,22 @@ impl Contents {
         }
         let mut outcomes = Vec::with_capacity(batch.commands.len());
         for command in &batch.commands {
-            outcomes.push(apply(&self.state, index, command).map(|(state, reply)| {
+            outcomes.push(apply(&self.state, self.table_index(), command).map(|(state, reply)| {
                 self.state = state;
                 reply
             }));
         }
         self.answers.note(batch.proposer, batch.number, index, outcomes)
+    }
+}
+
+/// When the last command of an entry was proposed, ns since the epoch.
+fn proposed_ns(entry: &Entry) -> u64 {
+    match &entry.payload {
+        EntryPayload::Normal(batch) => {
+            batch.commands.iter().map(|command| command.at_ns).max().unwrap_or_default()
+        }
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
 }
 
@@ -109,6 +146,8 @@ pub struct Machine {
     snapshots: Arc<dyn Snapshots>,
     state: watch::Sender<State>,
     applied: watch::Sender<Option<u64>>,
+    history: Recorder,
+    journal: Arc<Mutex<Journal>>,
 }
 
 impl Machine {
@@ -130,7 +169,34 @@ impl Machine {
         let contents = contents.await?;
         let (state, states) = watch::channel(contents.state.clone());
         let (applied, reached) = watch::channel(contents.last.map(|last| last.index));
-        Ok((Self { contents, log, snapshots, state, applied }, states, reached))
+        let history = Recorder::new(contents.state.clone());
+        let journal = Arc::new(Mutex::new(Journal::new(contents.state.index)));
+        Ok((Self { contents, log, snapshots, state, applied, history, journal }, states, reached))
+    }
+
+    /// What changed since when.
+    pub(super) fn journal(&self) -> Arc<Mutex<Journal>> {
+        Arc::clone(&self.journal)
+    }
+
+    /// Applies a committed entry, and notes what it changes before anybody sees the state.
+    fn take(&mut self, entry: Entry) -> Answer {
+        let (before, ahead) = (self.contents.state.clone(), self.contents.ahead);
+        let answer = self.contents.apply(entry);
+        let Contents { state, .. } = &self.contents;
+        // A panic can't leave more than one entry half noted, and with it the member is at its end.
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.contents.ahead != ahead {
+            journal.begin(self.contents.table_index());
+        } else if state.index != before.index {
+            journal.note(&before, state);
+        }
+        answer
+    }
+
+    /// The last states.
+    pub fn history(&self) -> History {
+        self.history.history()
     }
 
     /// Tells those who follow.
@@ -143,6 +209,7 @@ impl Machine {
             }
             is_news
         });
+        self.history.publish(state.index);
         self.applied.send_replace(self.contents.last.map(|last| last.index));
     }
 }
@@ -159,7 +226,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let answers = entries.into_iter().map(|entry| self.contents.apply(entry)).collect();
+        let mut answers = Vec::new();
+        for entry in entries {
+            let at_ns = proposed_ns(&entry);
+            answers.push(self.take(entry));
+            self.history.record(&self.contents.state, at_ns);
+        }
         self.publish();
         Ok(answers)
     }
@@ -188,6 +260,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             Ok(contents)
         };
         self.contents = self.log.with(subject, ErrorVerb::Write, save).await?;
+        self.history.record(&self.contents.state, clock::now_ns());
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).begin(self.contents.state.index);
         self.publish();
         Ok(())
     }

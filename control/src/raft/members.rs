@@ -80,7 +80,8 @@ impl Replica {
         membership.nodes().map(member).collect()
     }
 
-    /// Makes a voter of a manager, on whichever member leads. It may be asked for again.
+    /// Makes a voter of a manager, or has the others reach it elsewhere if it is one; on whichever member leads. It may be asked
+    /// for again.
     pub async fn add(&self, id: RaftId, manager: Manager) -> Result<(), MembersError> {
         self.change(Call::Add(id, manager)).await
     }
@@ -100,13 +101,14 @@ impl Replica {
     }
 
     pub(super) async fn add_as_leader(&self, id: RaftId, manager: Manager) -> Result<(), MembersError> {
+        let deadline = Instant::now() + CHANGE;
+        if self.member(id).as_ref() != Some(&manager) {
+            let _alone = self.inner.changing.lock().await;
+            // An id is that of one log: it is the same member that is reached elsewhere.
+            self.commit(ChangeMembers::SetNodes([(id, manager)].into()), true, deadline).await?;
+        }
         if self.is_voter(id) && !self.is_changing() {
             return Ok(());
-        }
-        let deadline = Instant::now() + CHANGE;
-        if self.member(id).is_none() {
-            let _alone = self.inner.changing.lock().await;
-            self.commit(ChangeMembers::AddNodes([(id, manager)].into()), true, deadline).await?;
         }
         let mut metrics = self.inner.metrics.clone();
         let caught_up = metrics.wait_for(|metrics| lag(metrics, id).is_some_and(|lag| lag <= BEHIND_MAX));

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::answers::Answer;
 use super::members::MembersError;
 use super::{Batch, Manager, RaftId, TypeConfig};
+use crate::session::Report;
 
 /// A question of one member to another. As JSON it has at most some 12 MiB.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,6 +44,8 @@ pub enum Call {
     Add(RaftId, Manager),
     /// To the leader: a member is none any longer.
     Remove(RaftId),
+    /// To any manager: what do you know that is not in the state?
+    Report,
 }
 
 /// What is answered.
@@ -60,6 +63,8 @@ pub enum Response {
     ReadIndex(u64),
     /// To [`Call::Add`] and [`Call::Remove`].
     Members(Result<(), MembersError>),
+    /// To [`Call::Report`].
+    Report(Box<Report>),
     /// Only the leader can answer that, and the one asked isn't, or can't tell.
     NotLeader,
     /// Whoever asks is no member any longer.

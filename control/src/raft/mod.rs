@@ -4,18 +4,25 @@
 //! over a [`Transport`] that knows nothing of raft; [`log`] and [`machine`] are what a member keeps.
 //!
 //! The table index is raft's log index. It jumps: blank entries, changes of the membership and commands that change nothing
-//! have indexes too, and the commands of one batch share theirs.
+//! have indexes too, and the commands of one batch share theirs. A cluster that is forced anew or restored goes on far above
+//! the indices that its former managers may have given out, so that each is one state's for good.
 
 pub mod answers;
 pub mod force;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
+pub mod history;
 pub mod leadership;
+mod lock;
 pub mod log;
 pub mod machine;
 pub mod members;
 pub mod message;
 mod network;
+pub mod offline;
 pub mod propose;
 pub mod replica;
+mod reports;
 #[cfg(test)]
 mod tests;
 
@@ -26,10 +33,12 @@ use mesh_api::id::NodeId;
 use serde::{Deserialize, Serialize};
 
 pub use answers::Answer;
+pub use history::{History, Moment, Next};
 pub use leadership::Leadership;
 pub use members::{Member, MembersError};
 pub use message::{Call, Calling, Isolated, Request, Response, Transport, TransportError};
 pub use replica::{Replica, ReplicaError, Storage};
+pub use reports::Reporter;
 
 use crate::command::Command;
 

@@ -148,7 +148,7 @@ impl Replica {
             },
             Call::Add(id, manager) => Response::Members(self.add_as_leader(id, manager).await),
             Call::Remove(id) => Response::Members(self.remove_as_leader(id).await),
-            Call::Append(_) | Call::Vote(_) | Call::Snapshot(_) => Response::Unavailable,
+            Call::Append(_) | Call::Vote(_) | Call::Snapshot(_) | Call::Report => Response::Unavailable,
         }
     }
 

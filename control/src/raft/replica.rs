@@ -1,28 +1,30 @@
 //! A running member: what it is made of, how it starts and stops, and what others may ask of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_api::id::NodeId;
-#[cfg(test)]
-use openraft::CommittedLeaderId;
+use mesh_api::seal::UnlockKey;
 use openraft::error::{Fatal, InitializeError, RaftError};
 use tokio::sync::watch;
 
+use super::history::History;
 use super::leadership::{Leadership, follow};
+use super::lock;
 use super::log::{Failure, Log, LogStore, Work};
 use super::machine::Machine;
 use super::message::{Call, Request, Response, Transport};
 use super::network::{Heard, Links};
-#[cfg(test)]
-use super::{LogId, Membership, Vote, machine::Contents};
+use super::reports::Reporter;
 use super::{Manager, Metrics, Raft, RaftId, Settings};
-use crate::model::State;
-use crate::store::folder::{self, Engine};
+use crate::model::{Lock, State};
+use crate::session::{Journal, Part};
+use crate::store::folder::{self, Engine, Folder};
+use crate::store::keys::Keys;
 use crate::store::memory::{MemoryKv, MemorySnapshots};
-use crate::store::snapshot::{Files, Snapshots};
+use crate::store::snapshot::Snapshots;
 use crate::store::{LogKv, StoreError};
 
 /// How long closing the store may take.
@@ -52,21 +54,34 @@ pub struct Storage {
     pub(super) log: Arc<Log>,
     pub(super) snapshots: Arc<dyn Snapshots>,
     pub(super) closed: watch::Receiver<bool>,
+    /// What it is sealed with, on a disk.
+    pub(super) keys: Option<Arc<Keys>>,
 }
 
 impl Storage {
     /// Begins a member's log in a folder that has none. May block.
     pub fn create(dir: &Path, engine: Engine, id: RaftId) -> Result<Self, StoreError> {
-        let kv = folder::create(dir, engine)?;
-        let storage = Self::over(kv, Arc::new(Files::new(dir)), dir, Work::Threads, id);
+        Self::create_locked(dir, engine, id, Lock::default())
+    }
+
+    /// As [`Storage::create`], in a cluster that may have a lock already. May block.
+    pub fn create_locked(dir: &Path, engine: Engine, id: RaftId, lock: Lock) -> Result<Self, StoreError> {
+        let Folder { log, snapshots, keys } = folder::create(dir, engine, lock)?;
+        let storage = Self::over(log, Arc::new(snapshots), dir, Work::Threads, id);
         storage.log.begin(id)?;
-        Ok(storage)
+        Ok(Self { keys: Some(keys), ..storage })
     }
 
     /// Opens what a folder holds. May block.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let kv = folder::open(dir)?;
-        Self::check(kv, Arc::new(Files::new(dir)), dir, Work::Threads)
+        Self::unlock(dir, None)
+    }
+
+    /// Opens what a folder holds, with the unlock key if it is locked. May block.
+    pub fn unlock(dir: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StoreError> {
+        let Folder { log, snapshots, keys } = folder::open(dir, unlock)?;
+        let storage = Self::check(log, Arc::new(snapshots), dir, Work::Threads)?;
+        Ok(Self { keys: Some(keys), ..storage })
     }
 
     /// Opens what an engine and a store of snapshots hold; they are at `path` (for messages).
@@ -94,20 +109,13 @@ impl Storage {
     #[cfg(test)]
     pub(crate) fn in_memory_with(id: RaftId, state: State) -> Self {
         let storage = Self::in_memory(id).unwrap();
-        let leader = CommittedLeaderId::new(1, id);
-        let last = LogId::new(leader, state.index);
-        let members = BTreeMap::from([(id, Manager::default())]);
-        let membership = Membership::new(Some(last), members.into());
-        let contents = Contents::new(Some(last), membership, state);
-        storage.snapshots.save(last.index, &contents.encode().unwrap()).unwrap();
-        storage.log.save_vote(&Vote::new_committed(1, id)).unwrap();
-        storage.log.purge(last).unwrap();
+        storage.begin_with(Manager::default(), state).unwrap();
         storage
     }
 
     fn over(kv: Box<dyn LogKv>, snapshots: Arc<dyn Snapshots>, path: &Path, work: Work, id: RaftId) -> Self {
         let (log, closed) = Log::new(kv, path.to_owned(), work);
-        Self { id, log, snapshots, closed }
+        Self { id, log, snapshots, closed, keys: None }
     }
 }
 
@@ -131,6 +139,11 @@ pub(super) struct Inner {
     /// Held during a change of the membership: one at a time.
     pub(super) changing: tokio::sync::Mutex<()>,
     closed: watch::Receiver<bool>,
+    keys: Option<Arc<Keys>>,
+    history: History,
+    journal: Arc<Mutex<Journal>>,
+    /// Says what only the manager around this member knows.
+    pub(super) reporter: Mutex<Option<Reporter>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -146,11 +159,15 @@ impl Replica {
         settings: Settings,
         transport: Arc<dyn Transport>,
     ) -> Result<Self, ReplicaError> {
-        let Storage { id, log, snapshots, closed } = storage;
+        let Storage { id, log, snapshots, closed, keys } = storage;
         let failure = log.failure();
         let former = Arc::clone(&log);
         log.work().run(move || former.lead_no_longer(id)).await?;
-        let (machine, state, applied) = Machine::open(Arc::clone(&log), snapshots).await?;
+        let (machine, state, applied) = Machine::open(Arc::clone(&log), Arc::clone(&snapshots)).await?;
+        let (history, journal) = (machine.history(), machine.journal());
+        if let Some(keys) = &keys {
+            tokio::spawn(lock::follow(Arc::downgrade(&log), snapshots, Arc::clone(keys), state.clone()));
+        }
         let heard = Heard::default();
         let removed = watch::Sender::new(false);
         let links = Links {
@@ -178,6 +195,10 @@ impl Replica {
             removed,
             changing: tokio::sync::Mutex::default(),
             closed,
+            keys,
+            history,
+            journal,
+            reporter: Mutex::default(),
         });
         tokio::spawn(follow(metrics, settings.election, publish, Arc::downgrade(&inner)));
         let replica = Self { inner };
@@ -209,6 +230,11 @@ impl Replica {
         self.inner.state.clone()
     }
 
+    /// The last states.
+    pub fn history(&self) -> History {
+        self.inner.history.clone()
+    }
+
     /// Follows who leads.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.clone()
@@ -226,6 +252,17 @@ impl Replica {
         voters.next() == Some(self.inner.id) && voters.next().is_none()
     }
 
+    /// What of the table changed after `index`; `None` where it is not known from there on.
+    pub(crate) fn changed_since(&self, index: u64) -> Option<BTreeSet<Part>> {
+        // See where it is noted.
+        self.inner.journal.lock().unwrap_or_else(PoisonError::into_inner).since(index)
+    }
+
+    /// What its files are sealed with; none in memory.
+    pub fn keys(&self) -> Option<&Arc<Keys>> {
+        self.inner.keys.as_ref()
+    }
+
     /// Why the member stopped, where its store failed.
     pub fn failure(&self) -> Option<Arc<StoreError>> {
         self.inner.failure.get().cloned()
@@ -234,9 +271,6 @@ impl Replica {
     /// Answers another manager; `from` is what its certificate says.
     pub async fn handle(&self, from: &NodeId, request: Request) -> Response {
         let Request { from: id, to, call } = request;
-        if to != self.inner.id {
-            return Response::Unavailable;
-        }
         let asker = self.member(id);
         if asker.as_ref().is_some_and(|manager| manager.node != *from) {
             return Response::Unavailable;
@@ -245,6 +279,10 @@ impl Replica {
         let leads = self.inner.leadership.borrow().is_leader;
         if asker.is_none() && leads && self.read_index().await.is_some() && self.member(id).is_none() {
             return Response::NotMember;
+        }
+        // Told even to who means another: whom this host was before its cluster was made anew of a survivor or of a backup.
+        if to != self.inner.id {
+            return Response::Unavailable;
         }
         let raft = &self.inner.raft;
         let response = match call {
@@ -255,6 +293,7 @@ impl Replica {
                 Err(RaftError::APIError(error)) => Some(Response::Snapshot(Err(error))),
                 Err(RaftError::Fatal(_)) => None,
             },
+            Call::Report => self.report().map(Box::new).map(Response::Report),
             call => Some(self.lead(call).await),
         };
         response.unwrap_or(Response::Unavailable)

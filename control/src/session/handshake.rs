@@ -22,8 +22,8 @@ use crate::refusal::Refusal;
 pub(super) struct Admitted {
     /// The first answer.
     pub(super) answer: ManagerMessage,
-    /// It has never had a table.
-    pub(super) is_fresh: bool,
+    /// The index of the table that it has; 0 where it has lost that, `None` where it has never had one.
+    pub(super) index: Option<u64>,
     /// What the answer tells of the CA.
     pub(super) trust: Trust,
 }
@@ -40,12 +40,25 @@ impl Denied {
     pub(super) fn new(reason: RefusalReason, cause: Cause, message: impl Into<String>) -> Self {
         Self { reason, cause, message: message.into() }
     }
+
+    /// Of a host whose join token is none.
+    pub(super) fn token() -> Self {
+        let message = "invalid join token: it is not this cluster's, or was rotated or removed; `docker swarm join-token` prints \
+                       it";
+        Self::new(RefusalReason::InvalidToken, Cause::Token, message)
+    }
 }
 
 impl From<ProposeError> for Denied {
     fn from(error: ProposeError) -> Self {
         let (reason, cause) = match &error {
             ProposeError::Refused(Refusal::NodeNotFound(_)) => (RefusalReason::UnknownNode, Cause::Node),
+            ProposeError::Refused(Refusal::TokenExpired) => {
+                (RefusalReason::InvalidToken, Cause::TokenExpired)
+            }
+            ProposeError::Refused(Refusal::TokenUsedUp) => (RefusalReason::InvalidToken, Cause::TokenUsedUp),
+            ProposeError::Refused(Refusal::TokenNotFound(_)) => return Self::token(),
+            ProposeError::Refused(Refusal::NotApproved(_)) => (RefusalReason::Unapproved, Cause::Unapproved),
             ProposeError::Refused(Refusal::Unsupported(_))
             | ProposeError::Storage(_)
             | ProposeError::NoLeader
@@ -74,7 +87,7 @@ pub(super) async fn admit(server: &Server, peer: &Peer, message: AgentMessage) -
     };
     check_protocol(protocol)?;
     let (answer, trust) = resume(server, peer, node).await?;
-    Ok(Admitted { answer, is_fresh: index.is_none(), trust })
+    Ok(Admitted { answer, index, trust })
 }
 
 pub(super) fn check_protocol(protocol: u32) -> Result<(), Denied> {
@@ -103,6 +116,12 @@ pub(super) fn known(state: &State, peer: &Peer) -> Result<Arc<Node>, Denied> {
         return Err(unknown());
     }
     state.nodes.get(&peer.node).cloned().ok_or_else(unknown)
+}
+
+/// What a node's certificate is to say that it may do: a manager is one until the others do without it.
+pub(super) fn role(server: &Server, node: &Node) -> Role {
+    let is_member = server.cluster.managers().iter().any(|member| member.manager.node == node.id);
+    if is_member { Role::Manager } else { node.spec.role }
 }
 
 /// A certificate for the node's key.

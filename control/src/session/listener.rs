@@ -11,19 +11,25 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use mesh_api::table::Role;
-use mesh_api::tls::{Alpn, Credential, Peer, Roots, Shared, peer_of, server_config, tls_error};
+use mesh_api::tls::{Alpn, Binding, Credential, Peer, Roots, Shared, peer_of, server_config, tls_error};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, ServerConfig};
 
-use super::refusals::{Cause, Refusals};
-use super::{Server, SessionError, join, peer};
+use super::refusals::Cause;
+use super::{Server, SessionError, join, peer, readmit};
 use crate::model::ClusterObject;
+use crate::patient::Patient;
 
 /// How long to wait when the system can't accept, say for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Streams of other managers: each keeps a few, and opens more while it asks several things at once.
+pub(super) const RAFT_STREAMS_MAX: usize = 256;
+/// How long another manager may ask nothing on a stream, or take nothing of an answer; it opens another when it needs one.
+const RAFT_SILENCE_MAX: Duration = Duration::from_mins(1);
 
 /// A stream of either kind.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -38,6 +44,7 @@ pub struct Listener {
     server: Arc<Server>,
     credential: Shared,
     raft: Option<RaftHandler>,
+    raft_streams: Semaphore,
     config: Mutex<Option<Config>>,
 }
 
@@ -59,18 +66,14 @@ impl fmt::Debug for Listener {
 impl Listener {
     /// Serves hosts that join and nodes' sessions by `server`, as the node that has `credential`.
     pub fn new(server: Arc<Server>, credential: Shared) -> Self {
-        Self { server, credential, raft: None, config: Mutex::default() }
+        let raft_streams = Semaphore::new(RAFT_STREAMS_MAX);
+        Self { server, credential, raft: None, raft_streams, config: Mutex::default() }
     }
 
     /// Serves managers too: `handler` gets a stream once its peer has proved to be a manager of the cluster.
     #[must_use]
     pub fn with_raft(self, handler: RaftHandler) -> Self {
         Self { raft: Some(handler), ..self }
-    }
-
-    /// How many peers were turned away.
-    pub fn refusals(&self) -> &Refusals {
-        self.server.refusals()
     }
 
     /// Accepts, until dropped.
@@ -120,12 +123,20 @@ impl Listener {
         match (alpn, peer) {
             (None, _) => Err(server.turn_away(Cause::Protocol)),
             (Some(Alpn::Join), _) => join::serve(server, stream, slot).await,
+            (Some(Alpn::Readmit), _) => {
+                let binding = Binding::of(connection).map_err(|_| server.turn_away(Cause::Handshake))?;
+                readmit::serve(server, stream, slot, &binding).await
+            }
             (Some(Alpn::Session | Alpn::Raft), None) => Err(server.turn_away(Cause::Anonymous)),
             (Some(Alpn::Session), Some(peer)) => peer::serve(server, stream, peer, slot).await,
             (Some(Alpn::Raft), Some(peer)) => {
                 drop(slot);
                 self.check_manager(&peer).map_err(|cause| server.turn_away(cause))?;
                 let Some(handler) = &self.raft else { return Err(server.turn_away(Cause::Protocol)) };
+                let Ok(_stream) = self.raft_streams.try_acquire() else {
+                    return Err(server.turn_away(Cause::Crowded));
+                };
+                let stream = Patient::new(stream, RAFT_SILENCE_MAX).hearing_within(RAFT_SILENCE_MAX);
                 handler(Box::new(stream), peer).await;
                 Ok(())
             }
@@ -158,7 +169,7 @@ impl Listener {
         {
             return Some(Arc::clone(&known.server));
         }
-        let mut protocols = vec![Alpn::Join, Alpn::Session];
+        let mut protocols = vec![Alpn::Join, Alpn::Readmit, Alpn::Session];
         protocols.extend(self.raft.is_some().then_some(Alpn::Raft));
         let trusted = match &cluster {
             Some(cluster) => Roots::from_pem(&cluster.ca.trusted()).map_err(|error| error.to_string()),

@@ -2,14 +2,16 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_api::id::NodeId;
 use mesh_api::session::SESSION_TIMEOUT_MS;
 use mesh_api::table::NodeState;
+use tokio::time::Instant;
 
 use super::Server;
 use crate::apply::awaits;
+use crate::clock::now_ns;
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
 use crate::model::{JoinSecrets, Node};
@@ -39,8 +41,12 @@ impl Server {
                 }
             }
             self.registry().retain(&state);
+            self.retain_health(&state);
             self.settle();
-            if self.acknowledge(&mut resting).await.is_err() || self.finish_rotation().await.is_err() {
+            let done = self.acknowledge(&mut resting).await.is_ok()
+                && self.finish_rotation().await.is_ok()
+                && self.drop_tokens().await.is_ok();
+            if !done {
                 return;
             }
         }
@@ -73,6 +79,15 @@ impl Server {
         tracing::info!(%root, "every node has a certificate from the next root: the former one is dropped");
         let join_secrets = JoinSecrets { worker: rand::random(), manager: rand::random() };
         self.propose(Action::FinishRotation { root, join_secrets }).await
+    }
+
+    /// Drops join tokens whose end is long over.
+    async fn drop_tokens(&self) -> Result<(), ()> {
+        let now_ns = now_ns();
+        if !self.cluster.state().tokens.values().any(|token| token.is_forgotten(now_ns)) {
+            return Ok(());
+        }
+        self.propose(Action::DropTokens).await
     }
 
     /// What a former leader heard of the nodes says nothing of today.

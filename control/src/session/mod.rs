@@ -2,11 +2,15 @@
 //!
 //! A session works over any stream, with the [`Peer`] that a [`Listener`] found its certificate to be of.
 
+mod exchange;
 mod handshake;
+mod health;
 mod join;
+mod journal;
 mod listener;
 mod liveness;
 mod peer;
+mod readmit;
 mod refusals;
 mod registry;
 mod slots;
@@ -15,19 +19,26 @@ mod tests;
 mod trust;
 pub mod view;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_api::codec::CodecError;
+use mesh_api::health::NodeHealth;
+use mesh_api::id::NodeId;
 use mesh_api::tls::Peer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
+pub use health::{NodeReport, Report, SessionReport};
+pub(crate) use journal::{Journal, Part};
 pub use listener::{Listener, RaftHandler, Stream};
-pub use refusals::{Cause, Refusals};
+pub use refusals::Cause;
 
 use crate::cluster::Cluster;
+use crate::raft::Reporter;
+use refusals::Refusals;
 use registry::Registry;
 use slots::Slots;
 
@@ -35,6 +46,8 @@ use slots::Slots;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Peers that have not said yet what they want.
 const HANDSHAKES_MAX: usize = 256;
+/// Hosts whose tokens this manager does not know, and asks the leader of.
+const ASKING_MAX: usize = 32;
 /// Nodes with a session.
 const SESSIONS_MAX: usize = 4096;
 
@@ -74,24 +87,32 @@ pub struct Server {
     /// Sessions are this manager's.
     leads: watch::Sender<bool>,
     registry: Mutex<Registry>,
+    /// How the nodes are, as they said last.
+    health: Mutex<BTreeMap<NodeId, NodeHealth>>,
     settled: watch::Sender<u64>,
     slots: Arc<Slots>,
     sessions: Semaphore,
+    asking: Semaphore,
     refusals: Refusals,
 }
 
 impl Server {
     /// A server for `cluster`'s nodes, which sends them to the leader until it is told to [`Server::lead`].
     pub fn new(cluster: Cluster) -> Arc<Self> {
-        Arc::new(Self {
+        let server = Arc::new(Self {
             cluster,
             leads: watch::Sender::new(false),
             registry: Mutex::new(Registry::new()),
+            health: Mutex::default(),
             settled: watch::Sender::new(0),
             slots: Slots::new(HANDSHAKES_MAX, HANDSHAKE_TIMEOUT),
             sessions: Semaphore::new(SESSIONS_MAX),
+            asking: Semaphore::new(ASKING_MAX),
             refusals: Refusals::default(),
-        })
+        });
+        let own = Arc::downgrade(&server);
+        server.cluster.report_by(Reporter::new(move || Some(own.upgrade()?.report())));
+        server
     }
 
     /// Serves the session of the agent that is `peer` over `stream`, to its end.
@@ -106,6 +127,7 @@ impl Server {
     /// From here on, sessions are this manager's: it knows nothing of the nodes yet.
     pub(crate) fn lead(&self) {
         *self.registry() = Registry::new();
+        self.health().clear();
         self.leads.send_replace(true);
     }
 
@@ -122,7 +144,7 @@ impl Server {
     }
 
     /// How many peers were turned away.
-    pub fn refusals(&self) -> &Refusals {
+    fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
@@ -135,6 +157,11 @@ impl Server {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // Its methods change plain values; a panic in one can't leave anything that matters half done.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn health(&self) -> MutexGuard<'_, BTreeMap<NodeId, NodeHealth>> {
+        // Single insertions and removals; a panic can't leave one half done.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the sessions how far all are.

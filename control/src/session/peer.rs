@@ -9,13 +9,13 @@ use mesh_api::session::{
     AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, MANAGER_HEARTBEAT_PERIOD_MS,
     ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
 };
-use mesh_api::table::{Delta, NodeState, Role};
+use mesh_api::table::{Delta, NodeState};
 use mesh_api::tls::{KeyId, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::handshake::{Admitted, Denied, admit, certify, cluster};
+use super::handshake::{Admitted, Denied, admit, certify, cluster, role};
 use super::refusals::Cause;
 use super::registry::Epoch;
 use super::slots::Slot;
@@ -23,6 +23,7 @@ use super::{Server, SessionError, view};
 use crate::apply::{network_on_route, report_changes};
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
+use crate::model::State;
 use crate::pki::Issued;
 use crate::refusal::{Code, Refusal};
 
@@ -109,7 +110,10 @@ where
     };
     let node = peer.node;
     warn_of_routes(server, &node);
-    let (epoch, killed) = server.registry().connect(&node);
+    // One that is ahead of this manager has no table of this cluster.
+    let present = server.cluster.state().index;
+    let index = admitted.index.filter(|index| *index <= present).unwrap_or(0);
+    let (epoch, killed) = server.registry().connect(&node, index);
     let session = Session { server, node, epoch };
     let (answers, to_say) = mpsc::channel(ANSWERS_MAX);
     let ended = tokio::select! {
@@ -184,6 +188,7 @@ impl Session<'_> {
                     let issuer = unconfirmed.take().ok_or(SessionError::OutOfOrder)?;
                     self.propose(Action::SetNodeIssuer { id: self.node.clone(), issuer }).await?;
                 }
+                AgentMessage::Health { health } => self.server.note_health(&self.node, health),
                 AgentMessage::Alive => {}
                 AgentMessage::Leave => return self.leave().await,
                 AgentMessage::Resume { .. } => return Err(SessionError::OutOfOrder),
@@ -217,9 +222,7 @@ impl Session<'_> {
         let refused = |denied: Denied| SessionError::Refused(denied.message);
         let cluster = cluster(&state).map_err(refused)?;
         let node = state.nodes.get(&self.node).ok_or(SessionError::Stopped)?;
-        // A manager is one until the others do without it.
-        let is_member = self.server.cluster.managers().iter().any(|member| member.manager.node == self.node);
-        let role = if is_member { Role::Manager } else { node.spec.role };
+        let role = role(self.server, node);
         let Issued { chain, issuer } = certify(cluster, &self.node, role, csr).map_err(refused)?;
         tracing::info!(node = %self.node, ?role, "a node's certificate is renewed");
         Ok((issuer, ManagerMessage::Certificate { chain, roots: cluster.ca.trusted() }))
@@ -257,6 +260,31 @@ impl Session<'_> {
         }
     }
 
+    /// What brings an agent with the table at `index` to `state`, and the table index that its copy is at then; that may be
+    /// less than the state's, where nothing concerned the agent. `None` before the cluster's first command.
+    ///
+    /// An agent is told what changed since its index, where this manager knows that; else it gets the whole table. `state` is
+    /// never older than what another manager has sent: it has this session's admission, which was decided later. An agent
+    /// that is ahead of it nevertheless has the table of a life of the swarm that this manager knows nothing of; it gets the
+    /// whole table, which it takes whatever its index, and goes on from there.
+    fn catch_up(&self, state: &State, index: Option<u64>) -> Option<(Option<ManagerMessage>, u64)> {
+        // At 0 there is no table that changes could be made to.
+        let index = index.filter(|index| (1..=state.index).contains(index));
+        let Some((from, parts)) =
+            index.and_then(|index| Some((index, self.server.cluster.changed_since(index)?)))
+        else {
+            let table = Box::new(view::table(state, &self.node)?);
+            tracing::debug!(node = %self.node, ?index, "a node is sent the whole table");
+            return Some((Some(ManagerMessage::Snapshot { table }), state.index));
+        };
+        let changes = view::renewed(state, parts, &self.node);
+        if from == state.index || changes.is_empty() {
+            return Some((None, from));
+        }
+        let delta = Delta { from, to: state.index, changes };
+        Some((Some(ManagerMessage::Delta { delta }), state.index))
+    }
+
     /// Keeps the agent's table current.
     async fn speak<S: AsyncWrite>(
         &self,
@@ -264,22 +292,23 @@ impl Session<'_> {
         admitted: Admitted,
         mut answers: mpsc::Receiver<ManagerMessage>,
     ) -> Result<(), SessionError> {
-        let Admitted { answer, is_fresh, mut trust } = admitted;
+        let Admitted { answer, index, mut trust } = admitted;
         let mut states = self.server.cluster.watch();
         let mut settled = self.server.settled.subscribe();
         let mut leads = self.server.leads.subscribe();
         let mut sent = states.borrow_and_update().clone();
-        let table = view::table(&sent, &self.node).ok_or(SessionError::Stopped)?;
+        let (first, mut at) = self.catch_up(&sent, index).ok_or(SessionError::Stopped)?;
         // Noted before it is sent, here and below: the agent's answer can overtake the end of `send`.
-        self.server.registry().sent(&self.node, self.epoch, sent.index, is_fresh);
+        self.server.registry().sent(&self.node, self.epoch, at, index.is_none());
+        self.server.registry().examined(&self.node, self.epoch, sent.index);
         writer.send(&answer).await?;
-        writer.send(&ManagerMessage::Snapshot { table: Box::new(table) }).await?;
+        if let Some(first) = first {
+            writer.send(&first).await?;
+        }
         self.server.settle();
         for news in trust.news(&sent, &self.node) {
             writer.send(&news).await?;
         }
-        // The table index that the agent's copy is at; `sent` may be further, where nothing concerned the agent.
-        let mut at = sent.index;
         settled.mark_changed();
         let mut heartbeat = tokio::time::interval(HEARTBEAT_PERIOD);
         loop {

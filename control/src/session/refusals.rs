@@ -17,8 +17,14 @@ pub enum Cause {
     Node,
     /// It is a worker where a manager is expected.
     Role,
-    /// Its join token is not the cluster's, or was rotated.
+    /// Its join token is not the cluster's, or was rotated or removed.
     Token,
+    /// Its join token has expired.
+    TokenExpired,
+    /// As many nodes have joined by its token as that was made for.
+    TokenUsedUp,
+    /// Its certificate has expired, and no operator has approved that it comes back.
+    Unapproved,
     /// What it said is malformed, too long, out of turn, or can't be.
     Message,
     /// It took too long to say what it wants.
@@ -31,7 +37,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Handshake,
         Self::Certificate,
         Self::Protocol,
@@ -39,6 +45,9 @@ impl Cause {
         Self::Node,
         Self::Role,
         Self::Token,
+        Self::TokenExpired,
+        Self::TokenUsedUp,
+        Self::Unapproved,
         Self::Message,
         Self::Slow,
         Self::Crowded,
@@ -55,6 +64,9 @@ impl Cause {
             Self::Node => "node",
             Self::Role => "role",
             Self::Token => "token",
+            Self::TokenExpired => "token_expired",
+            Self::TokenUsedUp => "token_used_up",
+            Self::Unapproved => "unapproved",
             Self::Message => "message",
             Self::Slow => "slow",
             Self::Crowded => "crowded",

@@ -12,6 +12,7 @@ use mesh_api::session::SESSION_TIMEOUT_MS;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::health::SessionReport;
 use crate::model::{Node, State};
 
 /// How long a node can hold up the settled index: agents wait no longer for it either.
@@ -41,6 +42,8 @@ struct Entry {
     epoch: Epoch,
     /// The session is up; dropped, it ends the session.
     kill: Option<oneshot::Sender<()>>,
+    /// When it began, or ended.
+    since: Instant,
     heard: Instant,
     /// The index of the last change that was sent.
     sent: u64,
@@ -80,20 +83,23 @@ impl Registry {
         self.expected.insert(node.clone(), Instant::now());
     }
 
-    /// A session begins; the node's former one, if any, ends. The receiver resolves when this one is to end.
-    pub(super) fn connect(&mut self, node: &NodeId) -> (Epoch, oneshot::Receiver<()>) {
+    /// A session begins with a node that has the table at `index`, 0 if none that is known here; the node's former session,
+    /// if any, ends. The receiver resolves when this one is to end.
+    pub(super) fn connect(&mut self, node: &NodeId, index: u64) -> (Epoch, oneshot::Receiver<()>) {
         self.expected.remove(node);
         self.epochs += 1;
         let epoch = Epoch(self.epochs);
         let (kill, killed) = oneshot::channel();
         let now = Instant::now();
-        let applied = self.nodes.get(node).map_or(0, |entry| entry.applied);
+        // What it had applied it may have lost since.
+        let applied = self.nodes.get(node).map_or(0, |entry| entry.applied).min(index);
         let entry = Entry {
             epoch,
             kill: Some(kill),
+            since: now,
             heard: now,
-            sent: u64::MAX,
-            examined: 0,
+            sent: index,
+            examined: index,
             applied,
             behind_since: Some(now),
             left: false,
@@ -135,10 +141,11 @@ impl Registry {
         }
     }
 
-    /// The node's dataplane holds the table at `index`.
+    /// The node's dataplane holds the table at `index`. One that it was not sent in this session, and did not come with, says
+    /// nothing: it is no state of this cluster, or none that is known here.
     pub(super) fn applied(&mut self, node: &NodeId, epoch: Epoch, index: u64) {
-        if let Some(entry) = self.entry(node, epoch) {
-            entry.applied = entry.applied.max(index.min(entry.sent));
+        if let Some(entry) = self.entry(node, epoch).filter(|entry| index <= entry.sent) {
+            entry.applied = entry.applied.max(index);
             entry.behind_since = if entry.applied >= entry.sent {
                 None
             } else {
@@ -151,6 +158,7 @@ impl Registry {
     pub(super) fn disconnect(&mut self, node: &NodeId, epoch: Epoch) {
         if let Some(entry) = self.entry(node, epoch) {
             entry.kill = None;
+            entry.since = Instant::now();
             entry.behind_since.get_or_insert_with(Instant::now);
         }
     }
@@ -171,6 +179,15 @@ impl Registry {
     /// The node's session is up.
     pub(super) fn is_connected(&self, node: &NodeId) -> bool {
         self.nodes.get(node).is_some_and(|entry| entry.kill.is_some() && !entry.left)
+    }
+
+    /// How a node's session is, where the state is at `index`; `None` if it has had none.
+    pub(super) fn session(&self, node: &NodeId, index: u64) -> Option<SessionReport> {
+        let entry = self.nodes.get(node)?;
+        let now = Instant::now();
+        let [age, silence] = [entry.since, entry.heard].map(|at| now.duration_since(at));
+        let report = SessionReport::new(entry.kill.is_some(), age, silence);
+        Some(report.with_applied(entry.effective(), index, entry.behind_since))
     }
 
     /// How long nothing was heard of a node.
@@ -223,8 +240,8 @@ mod tests {
     async fn the_settled_index_is_the_least_that_is_applied() {
         let mut registry = Registry::new();
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
-        let (epoch_a, _kill_a) = registry.connect(&a);
-        let (epoch_b, _kill_b) = registry.connect(&b);
+        let (epoch_a, _kill_a) = registry.connect(&a, 0);
+        let (epoch_b, _kill_b) = registry.connect(&b, 0);
         registry.sent(&a, epoch_a, 10, true);
         registry.sent(&b, epoch_b, 10, true);
         assert_eq!(registry.settled(&state(10, &["a", "b"])), 10);
@@ -241,8 +258,8 @@ mod tests {
     async fn a_node_that_lags_or_is_gone_holds_up_for_five_seconds_only() {
         let mut registry = Registry::new();
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
-        let (epoch_a, _kill_a) = registry.connect(&a);
-        let (epoch_b, _kill_b) = registry.connect(&b);
+        let (epoch_a, _kill_a) = registry.connect(&a, 0);
+        let (epoch_b, _kill_b) = registry.connect(&b, 0);
         registry.sent(&a, epoch_a, 10, true);
         registry.sent(&b, epoch_b, 10, true);
         registry.disconnect(&b, epoch_b);
@@ -257,8 +274,8 @@ mod tests {
     async fn what_is_acknowledged_waits_for_every_live_node_however_long() {
         let mut registry = Registry::new();
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
-        let (epoch_a, _kill_a) = registry.connect(&a);
-        let (epoch_b, _kill_b) = registry.connect(&b);
+        let (epoch_a, _kill_a) = registry.connect(&a, 0);
+        let (epoch_b, _kill_b) = registry.connect(&b, 0);
         registry.sent(&a, epoch_a, 10, true);
         assert_eq!(registry.acknowledged(&state(10, &["a", "b"])), 0, "b has no table yet");
         registry.sent(&b, epoch_b, 10, true);
@@ -283,7 +300,7 @@ mod tests {
     async fn nodes_of_a_former_manager_process_are_waited_for_as_long() {
         let mut registry = Registry::new();
         let a = NodeId::from("a");
-        let (epoch, _kill) = registry.connect(&a);
+        let (epoch, _kill) = registry.connect(&a, 0);
         registry.sent(&a, epoch, 10, false);
         registry.applied(&a, epoch, 10);
         assert_eq!(registry.settled(&state(10, &["a", "b"])), 0);
@@ -295,8 +312,8 @@ mod tests {
     async fn another_session_of_a_node_ends_the_former() {
         let mut registry = Registry::new();
         let a = NodeId::from("a");
-        let (first, killed) = registry.connect(&a);
-        let (second, _kill) = registry.connect(&a);
+        let (first, killed) = registry.connect(&a, 0);
+        let (second, _kill) = registry.connect(&a, 0);
         assert!(killed.await.is_err());
         registry.disconnect(&a, first);
         assert!(registry.is_connected(&a));
@@ -308,10 +325,31 @@ mod tests {
     async fn a_node_can_not_claim_what_it_was_not_sent() {
         let mut registry = Registry::new();
         let a = NodeId::from("a");
-        let (epoch, _kill) = registry.connect(&a);
+        let (epoch, _kill) = registry.connect(&a, 0);
         registry.sent(&a, epoch, 5, false);
         registry.applied(&a, epoch, u64::MAX);
+        assert_eq!(registry.settled(&state(5, &["a"])), 0);
+        registry.applied(&a, epoch, 5);
         registry.sent(&a, epoch, 6, false);
         assert_eq!(registry.settled(&state(6, &["a"])), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_comes_back_with_an_older_table_sends_by_that() {
+        let mut registry = Registry::new();
+        let a = NodeId::from("a");
+        let (epoch, _kill) = registry.connect(&a, 0);
+        registry.sent(&a, epoch, 8, true);
+        assert_eq!(registry.acknowledged(&state(8, &["a"])), 8);
+        // It lost power, and what it had written last.
+        let (epoch, _kill) = registry.connect(&a, 6);
+        assert_eq!(registry.acknowledged(&state(8, &["a"])), 6);
+        // What it says of the table that it came with counts, before anything was sent and after.
+        registry.applied(&a, epoch, 6);
+        registry.sent(&a, epoch, 8, false);
+        registry.applied(&a, epoch, 6);
+        assert_eq!(registry.acknowledged(&state(8, &["a"])), 6);
+        registry.applied(&a, epoch, 8);
+        assert_eq!(registry.acknowledged(&state(8, &["a"])), 8);
     }
 }

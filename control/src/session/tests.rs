@@ -1,8 +1,13 @@
 //! Sessions with fake agents, over streams in memory.
 
 mod attachments;
+mod attacks;
+mod health;
 mod port;
+mod readmit;
+mod resume;
 mod rotation;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -390,7 +395,7 @@ async fn silent_nodes_go_down_and_return() {
         .await
         .unwrap();
     states.wait_for(|state| state.nodes[&NodeId::from("n1")].status.state == NodeState::Down).await.unwrap();
-    let (epoch, _kill) = server.registry().connect(&"n1".into());
+    let (epoch, _kill) = server.registry().connect(&"n1".into(), 0);
     states.wait_for(|state| state.nodes[&NodeId::from("n1")].status.state == NodeState::Ready).await.unwrap();
     server.registry().disconnect(&"n1".into(), epoch);
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -426,17 +431,7 @@ fn a_services_record_says_its_stack_and_its_ports_names() {
 }
 
 fn set_return_path(world: &mut World, return_path: &str) {
-    let cluster = world.state.cluster.clone().unwrap();
-    let mut spec = cluster.spec.clone();
-    spec.labels.insert("shoal.return".into(), return_path.into());
-    let version = cluster.meta.version;
-    world.must(Action::UpdateCluster {
-        version,
-        spec,
-        worker_secret: None,
-        manager_secret: None,
-        rotation: None,
-    });
+    world.update_cluster(|spec| drop(spec.labels.insert("shoal.return".into(), return_path.into())));
 }
 
 #[test]
@@ -598,8 +593,8 @@ async fn a_freed_address_waits_until_every_live_node_has_applied_its_end() {
     let (_dir, server) = server_in_memory(&world).await;
     tokio::time::pause();
     let (first, second) = (NodeId::from("n1"), NodeId::from("n2"));
-    let (epoch_first, _kill_first) = server.registry().connect(&first);
-    let (epoch_second, _kill_second) = server.registry().connect(&second);
+    let (epoch_first, _kill_first) = server.registry().connect(&first, 0);
+    let (epoch_second, _kill_second) = server.registry().connect(&second, 0);
     server.registry().sent(&first, epoch_first, freed_at, true);
     server.registry().sent(&second, epoch_second, freed_at, false);
     let liveness = tokio::spawn(Arc::clone(&server).watch_liveness());

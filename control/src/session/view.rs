@@ -4,6 +4,7 @@
 //! visible to its own node only. An attachment is a task that its node knows already, and a service in name only, which
 //! its names are those of.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -15,6 +16,7 @@ use mesh_api::table::{
     WEIGHT_MAX,
 };
 
+use super::journal::Part;
 use crate::model::constraint::Constraint;
 use crate::model::labels::{self, ServiceOptions};
 use crate::model::service::DEFAULT_STOP_GRACE_NS;
@@ -131,6 +133,21 @@ fn tasks_that_follow(old: &State, new: &State, viewer: &NodeId, changes: &mut Ve
     }
 }
 
+/// An object by its key, as it was and as it is.
+type Difference<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
+
+/// The objects of one kind that differ.
+fn differences<'a, K: Ord, V: PartialEq>(
+    old: &'a OrdMap<K, Arc<V>>,
+    new: &'a OrdMap<K, Arc<V>>,
+) -> impl Iterator<Item = Difference<'a, K, V>> {
+    old.diff(new).map(|item| match item {
+        DiffItem::Add(key, value) => (key, None, Some(&**value)),
+        DiffItem::Update { old: (_, old), new: (key, new) } => (key, Some(&**old), Some(&**new)),
+        DiffItem::Remove(key, value) => (key, Some(&**value), None),
+    })
+}
+
 /// The changes of one kind of object, as its records show them.
 fn diff<K: Ord + Clone, V: PartialEq, R: PartialEq>(
     old: &OrdMap<K, Arc<V>>,
@@ -141,21 +158,107 @@ fn diff<K: Ord + Clone, V: PartialEq, R: PartialEq>(
     remove: impl Fn(K) -> Change,
     changes: &mut Vec<Change>,
 ) {
-    if old.ptr_eq(new) {
-        return;
-    }
-    for item in old.diff(new) {
-        let (key, before, after) = match item {
-            DiffItem::Add(key, value) => (key, None, after(value)),
-            DiffItem::Update { old: (_, old), new: (key, new) } => (key, before(old), after(new)),
-            DiffItem::Remove(key, value) => (key, before(value), None),
-        };
-        match (before, after) {
+    for (key, old, new) in differences(old, new) {
+        match (old.and_then(&before), new.and_then(&after)) {
             (Some(_), None) => changes.push(remove(key.clone())),
             (before, Some(after)) if before.as_ref() != Some(&after) => changes.push(put(after)),
             _ => {}
         }
     }
+}
+
+/// What of the nodes' tables an entry of the log may have changed, leading from one state to another.
+pub(super) fn touched(old: &State, new: &State) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let same_cluster = match (&old.cluster, &new.cluster) {
+        (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+        (old, new) => old.is_none() && new.is_none(),
+    };
+    if !same_cluster {
+        let record = |state: &State| state.cluster.as_deref().map(cluster_record);
+        parts.extend((record(old) != record(new)).then_some(Part::Cluster));
+        parts.extend((return_path(old) != return_path(new)).then_some(Part::ReturnPath));
+    }
+    for (id, before, after) in differences(&old.nodes, &new.nodes) {
+        let is_another = before.map(node_record) != after.map(node_record);
+        parts.extend(is_another.then(|| Part::Node(id.clone())));
+        let is_weighed_anew = node_weight(old, id) != node_weight(new, id);
+        parts.extend(is_weighed_anew.then(|| Part::Weight(id.clone())));
+        // What constraints look at.
+        let same = |(before, after): (&Node, &Node)| {
+            before.spec == after.spec && before.description == after.description
+        };
+        parts.extend((!before.zip(after).is_some_and(same)).then_some(Part::PublishNodes));
+    }
+    for (id, before, after) in differences(&old.networks, &new.networks) {
+        let is_another = before.map(network_record) != after.map(network_record);
+        parts.extend(is_another.then(|| Part::Network(id.clone())));
+    }
+    parts.extend(differences(&old.services, &new.services).map(|(id, ..)| Part::Service(id.clone())));
+    for (id, before, after) in differences(&old.tasks, &new.tasks) {
+        if before.into_iter().chain(after).any(is_visible) {
+            parts.push(Part::Task(id.clone()));
+            let is_attachment = before.into_iter().chain(after).any(Task::is_attachment);
+            parts.extend(is_attachment.then(|| Part::Names(id.clone())));
+        }
+    }
+    parts
+}
+
+/// The records of `node`'s table of which `parts` tells, as they are: what makes the present table of one that is as old as
+/// they tell.
+pub(super) fn renewed(state: &State, mut parts: BTreeSet<Part>, node: &NodeId) -> Vec<Change> {
+    let mut following = Vec::new();
+    for part in &parts {
+        match part {
+            Part::ReturnPath => following.extend(state.services.keys().cloned().map(Part::Service)),
+            Part::PublishNodes => {
+                let chooses =
+                    |service: &Arc<Service>| service.spec.labels.contains_key(labels::PUBLISH_NODES);
+                let choosing = state.services.iter().filter(|(_, service)| chooses(service));
+                following.extend(choosing.map(|(id, _)| Part::Service(id.clone())));
+            }
+            Part::Weight(id) => {
+                following.extend(state.tasks_of_node(id).map(|task| Part::Task(task.id.clone())));
+            }
+            Part::Cluster
+            | Part::Node(_)
+            | Part::Network(_)
+            | Part::Service(_)
+            | Part::Names(_)
+            | Part::Task(_) => {}
+        }
+    }
+    parts.extend(following);
+    parts.into_iter().filter_map(|part| record_of(state, part, node)).collect()
+}
+
+/// The record that a part is, or that it is gone; `None` of what is no record of its own.
+fn record_of(state: &State, part: Part, viewer: &NodeId) -> Option<Change> {
+    Some(match part {
+        Part::Cluster => Change::Cluster(cluster_record(state.cluster.as_deref()?)),
+        Part::Node(id) => match state.nodes.get(&id) {
+            Some(node) => Change::Node(node_record(node)),
+            None => Change::NodeRemoved(id),
+        },
+        Part::Network(id) => match state.networks.get(&id) {
+            Some(network) => Change::Network(network_record(network)),
+            None => Change::NetworkRemoved(id),
+        },
+        Part::Service(id) => match state.services.get(&id) {
+            Some(service) => Change::Service(service_record(state, service)),
+            None => Change::ServiceRemoved(id),
+        },
+        Part::Names(id) => match state.tasks.get(&id).and_then(|task| attachment_names(task)) {
+            Some(record) => Change::Service(record),
+            None => Change::ServiceRemoved(names_id(&id)),
+        },
+        Part::Task(id) => match state.tasks.get(&id).and_then(|task| task_record(state, task, viewer)) {
+            Some(record) => Change::Task(Box::new(record)),
+            None => Change::TaskRemoved(id),
+        },
+        Part::ReturnPath | Part::PublishNodes | Part::Weight(_) => return None,
+    })
 }
 
 fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
@@ -172,6 +275,7 @@ fn cluster_record(cluster: &ClusterObject) -> ClusterRecord {
         avoid: _,
         key_epoch,
         removed: _,
+        lock: _,
     } = cluster;
     ClusterRecord {
         id: id.clone(),
@@ -195,7 +299,7 @@ fn node_weight(state: &State, node: &NodeId) -> u8 {
 }
 
 fn node_record(node: &Node) -> NodeRecord {
-    let Node { id, meta: _, spec, description, status, issuer: _ } = node;
+    let Node { id, meta: _, spec_version: _, spec, description, status, issuer: _, readmission: _ } = node;
     NodeRecord {
         id: id.clone(),
         hostname: description.hostname.clone(),

@@ -1,15 +1,18 @@
 //! What a manager keeps on disk: an ordered key-value engine for raft's log, sled or redb behind one small trait, and
-//! snapshots of the state in files. Both have fakes in memory for tests.
+//! snapshots of the state in files. Both have fakes in memory for tests. All of it is sealed.
 //!
 //! ```text
+//! <dir>/key                        what it is sealed with: in the clear, or sealed by the swarm's unlock key
 //! <dir>/log/                       sled's folder, or
 //! <dir>/log.redb                   redb's file: the log and what belongs to it ([`crate::raft::log`] has the keys)
-//! <dir>/snapshot-<index>.json      the state at that index
+//! <dir>/snapshot-<index>           the state at that index
 //! ```
 
 pub mod folder;
+pub mod keys;
 pub mod memory;
 pub mod redb;
+pub mod sealed;
 pub mod sled;
 pub mod snapshot;
 #[cfg(test)]
@@ -18,10 +21,14 @@ mod tests;
 use std::io;
 use std::path::PathBuf;
 
+use mesh_api::seal::SEAL_BYTES;
+
 /// The format of what is on disk.
 pub const FORMAT: u32 = 1;
 /// Longest value that the engines take, bytes: from about 8 KiB on, sled moves pages to files that it never syncs.
 pub const VALUE_BYTES_MAX: usize = 4096;
+/// Longest value that fits once it is sealed, bytes.
+pub const PLAIN_BYTES_MAX: usize = VALUE_BYTES_MAX - SEAL_BYTES;
 
 /// Why the store can't be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +75,14 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
+    /// What is stored is sealed by the swarm's unlock key, and none was given (Docker's text).
+    #[error(
+        "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
+    )]
+    Locked,
+    /// What is stored is sealed by another unlock key (Docker's text).
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongUnlockKey,
 }
 
 impl StoreError {
@@ -102,4 +117,8 @@ pub trait LogKv: std::fmt::Debug + Send + Sync + 'static {
     fn first(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>>;
     /// The last of what [`LogKv::range`] gives.
     fn last(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>>;
+    /// Has the present data key seal all that an earlier one sealed; nothing to do for an engine that does not seal.
+    fn seal_anew(&self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -24,7 +24,8 @@ const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const CACHE_BYTES: u64 = 16 << 20;
 /// The marker's key and value; raft's keys are others.
-const MARKER: (&[u8], &[u8]) = (b"Mformat", b"1");
+pub(super) const MARKER_KEY: &[u8] = b"Mformat";
+const MARKER_VALUE: &[u8] = b"1";
 
 /// A sled database.
 #[derive(Debug)]
@@ -41,8 +42,8 @@ impl SledKv {
             create(dir).map_err(failed)?;
         }
         let kv = Self::open_synced(dir).map_err(failed)?;
-        match kv.get(MARKER.0).map_err(|error| failed(error.to_string()))? {
-            Some(value) if value == MARKER.1 => Ok(kv),
+        match kv.get(MARKER_KEY).map_err(|error| failed(error.to_string()))? {
+            Some(value) if value == MARKER_VALUE => Ok(kv),
             Some(_) => Err(failed("it was written by another version of Shoal".to_owned())),
             None => {
                 Err(failed("the engine finds nothing of what it holds, so its files are damaged".to_owned()))
@@ -73,7 +74,7 @@ fn create(dir: &Path) -> Result<(), String> {
     }
     std::fs::create_dir_all(&unfinished).map_err(text)?;
     let kv = SledKv::open_synced(&unfinished)?;
-    kv.commit(vec![Op::Put(MARKER.0.to_vec(), MARKER.1.to_vec())]).map_err(text)?;
+    kv.commit(vec![Op::Put(MARKER_KEY.to_vec(), MARKER_VALUE.to_vec())]).map_err(text)?;
     drop(kv);
     std::fs::rename(&unfinished, dir).map_err(text)
 }

@@ -1,20 +1,17 @@
-//! Snapshots in files: `snapshot-<index>.json`, its first line the SHA-256 of what follows.
+//! Snapshots in files, `snapshot-<index>`, sealed under their index.
 //!
 //! A snapshot becomes visible by a rename once it is on disk, so a crash leaves the one before it.
 
-use std::fs::{OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-
-use sha2::{Digest as _, Sha256};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::StoreError;
-use super::folder::sync_dir;
+use super::folder::write_secret;
+use super::keys::Keys;
 
 const PREFIX: &str = "snapshot-";
-const SUFFIX: &str = ".json";
+const UNFINISHED: &str = "snapshot.unfinished";
 
 /// Where snapshots are kept.
 pub trait Snapshots: std::fmt::Debug + Send + Sync + 'static {
@@ -22,90 +19,91 @@ pub trait Snapshots: std::fmt::Debug + Send + Sync + 'static {
     fn load(&self) -> Result<Option<Vec<u8>>, StoreError>;
     /// Keeps a snapshot of the state at `index` durably, then drops older ones.
     fn save(&self, index: u64, body: &[u8]) -> Result<(), StoreError>;
+    /// Has the present data key seal what an earlier one sealed; nothing to do where nothing is sealed.
+    fn seal_anew(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Snapshots in a folder.
 #[derive(Debug)]
 pub struct Files {
     dir: PathBuf,
+    keys: Arc<Keys>,
     /// Held while one is written: they share an unfinished file.
     writing: Mutex<()>,
 }
 
 impl Files {
     /// Those in `dir`, which exists.
-    pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), writing: Mutex::new(()) }
+    pub fn new(dir: &Path, keys: Arc<Keys>) -> Self {
+        Self { dir: dir.to_owned(), keys, writing: Mutex::new(()) }
     }
 
-    /// The latest snapshot's file.
-    pub fn latest(&self) -> io::Result<Option<PathBuf>> {
-        Ok(self.list()?.into_iter().max_by_key(|(index, _)| *index).map(|(_, path)| path))
-    }
-
-    /// Removes all of them.
-    pub fn clear(&self) -> Result<(), StoreError> {
-        self.remove_before(u64::MAX)
-    }
-
-    fn remove_before(&self, end: u64) -> Result<(), StoreError> {
-        for (index, old) in self.list().map_err(StoreError::io("looking for snapshots"))? {
-            if index < end {
-                std::fs::remove_file(old).map_err(StoreError::io("removing an old snapshot"))?;
-            }
+    /// The latest snapshot, its index, and whether the present data key sealed it.
+    fn read(&self) -> Result<Option<(u64, Vec<u8>, bool)>, StoreError> {
+        let found = list(&self.dir).map_err(StoreError::io("looking for snapshots"))?;
+        let Some((index, path)) = found.into_iter().max_by_key(|(index, _)| *index) else { return Ok(None) };
+        let sealed = std::fs::read(&path).map_err(StoreError::io("reading a snapshot"))?;
+        match self.keys.seal().open_told(&name(index), &sealed) {
+            Ok((body, is_present)) => Ok(Some((index, body, is_present))),
+            Err(error) => Err(StoreError::Damaged { path, problem: error.to_string() }),
         }
-        Ok(())
     }
+}
 
-    fn list(&self) -> io::Result<Vec<(u64, PathBuf)>> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let index =
-                name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
-            if let Some(index) = index {
-                found.push((index, entry.path()));
-            }
+/// Whether there is a snapshot in `dir`.
+pub(super) fn exists(dir: &Path) -> bool {
+    list(dir).is_ok_and(|found| !found.is_empty())
+}
+
+/// Removes the snapshots in `dir` of indexes before `end`.
+pub(super) fn remove_before(dir: &Path, end: u64) -> Result<(), StoreError> {
+    for (index, old) in list(dir).map_err(StoreError::io("looking for snapshots"))? {
+        if index < end {
+            std::fs::remove_file(old).map_err(StoreError::io("removing an old snapshot"))?;
         }
-        Ok(found)
     }
+    Ok(())
+}
 
-    fn write(&self, path: &Path, body: &[u8]) -> io::Result<()> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let unfinished = self.dir.join("snapshot.tmp");
-        // The state holds the join tokens' secrets.
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.write_all(hex(&Sha256::digest(body)).as_bytes())?;
-        file.write_all(b"\n")?;
-        file.write_all(body)?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, path)?;
-        sync_dir(&self.dir)
+fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(index) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok()) {
+            found.push((index, entry.path()));
+        }
     }
+    Ok(found)
+}
+
+/// What a snapshot is sealed under.
+fn name(index: u64) -> Vec<u8> {
+    [&b"snapshot"[..], &index.to_be_bytes()].concat()
 }
 
 impl Snapshots for Files {
     fn load(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let latest = self.latest().map_err(StoreError::io("looking for snapshots"))?;
-        let Some(path) = latest else { return Ok(None) };
-        let mut bytes = std::fs::read(&path).map_err(StoreError::io("reading a snapshot"))?;
-        let damaged = |problem: &str| StoreError::Damaged { path: path.clone(), problem: problem.to_owned() };
-        let end =
-            bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| damaged("it has no first line"))?;
-        let body = bytes.split_off(end + 1);
-        if bytes[..end] != *hex(&Sha256::digest(&body)).as_bytes() {
-            return Err(damaged("its checksum is wrong"));
-        }
-        Ok(Some(body))
+        Ok(self.read()?.map(|(_, body, _)| body))
     }
 
     fn save(&self, index: u64, body: &[u8]) -> Result<(), StoreError> {
-        let path = self.dir.join(format!("{PREFIX}{index:020}{SUFFIX}"));
-        self.write(&path, body).map_err(StoreError::io("writing a snapshot"))?;
-        self.remove_before(index)
+        {
+            let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let sealed = self.keys.seal().seal(&name(index), body);
+            let written = write_secret(&self.dir, &format!("{PREFIX}{index:020}"), UNFINISHED, &sealed);
+            written.map_err(StoreError::io("writing a snapshot"))?;
+        }
+        remove_before(&self.dir, index)
+    }
+
+    fn seal_anew(&self) -> Result<(), StoreError> {
+        match self.read()? {
+            Some((index, body, false)) => self.save(index, &body),
+            _ => Ok(()),
+        }
     }
 }
 

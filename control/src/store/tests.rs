@@ -3,13 +3,31 @@
 
 use std::path::Path;
 
-use super::folder::{self, Engine};
+mod keys;
+mod sealed;
+
+use super::folder::{self, Engine, Folder};
 use super::memory::MemoryKv;
+use super::redb::RedbKv;
 use super::sled::SledKv;
-use super::snapshot::{Files, Snapshots as _};
-use super::{LogKv, Op, StoreError, VALUE_BYTES_MAX};
+use super::snapshot::Snapshots as _;
+use super::{LogKv, Op, PLAIN_BYTES_MAX, StoreError, VALUE_BYTES_MAX};
+use crate::model::Lock;
+use crate::testing::copy_dir;
 
 const ENGINES: [Engine; 2] = [Engine::Sled, Engine::Redb];
+
+fn create(dir: &Path, engine: Engine) -> Folder {
+    folder::create(dir, engine, Lock::default()).unwrap()
+}
+
+/// An engine in a folder, as it is below the seal.
+fn bare(dir: &Path, engine: Engine) -> Box<dyn LogKv> {
+    match engine {
+        Engine::Sled => Box::new(SledKv::open(&dir.join("log")).unwrap()),
+        Engine::Redb => Box::new(RedbKv::open(&dir.join("log.redb")).unwrap()),
+    }
+}
 
 fn put(key: &str, value: &str) -> Op {
     Op::Put(key.into(), value.into())
@@ -38,8 +56,10 @@ fn keeps_order_and_atomicity(kv: &dyn LogKv) {
 fn both_engines_keep_order_and_atomicity() {
     let dir = tempfile::tempdir().unwrap();
     for engine in ENGINES {
-        let kv = folder::create(&dir.path().join(format!("{engine:?}")), engine).unwrap();
-        keeps_order_and_atomicity(&*kv);
+        let dir = dir.path().join(format!("{engine:?}"));
+        keeps_order_and_atomicity(&*create(&dir, engine).log);
+        std::fs::create_dir(dir.join("bare")).unwrap();
+        keeps_order_and_atomicity(&*bare(&dir.join("bare"), engine));
     }
 }
 
@@ -54,32 +74,19 @@ fn the_engine_in_memory_does_as_the_others() {
     assert_eq!(kv.last("a".into(), "c".into()).unwrap().unwrap().0, b"a");
 }
 
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 #[test]
 fn a_crash_loses_nothing_that_was_committed() {
     for engine in ENGINES {
         let dir = tempfile::tempdir().unwrap();
         let live = dir.path().join("live");
-        let kv = folder::create(&live, engine).unwrap();
+        let kv = create(&live, engine).log;
         for crash in 0..8_u32 {
-            let entry = |part: u32| Op::Put(format!("L{crash:03}{part}").into(), vec![0x5a; VALUE_BYTES_MAX]);
+            let entry = |part: u32| Op::Put(format!("L{crash:03}{part}").into(), vec![0x5a; PLAIN_BYTES_MAX]);
             kv.note(vec![put("committed", &crash.to_string())]).unwrap();
             kv.commit((0..7).map(entry).collect()).unwrap();
             let copy = dir.path().join(format!("crash-{crash}"));
             copy_dir(&live, &copy);
-            let recovered = folder::open(&copy).unwrap();
+            let recovered = folder::open(&copy, None).unwrap().log;
             let found = recovered.range("L".into(), "M".into()).unwrap();
             assert_eq!(found.len() as u32, (crash + 1) * 7, "{engine:?}");
             assert_eq!(
@@ -95,18 +102,18 @@ fn a_crash_loses_nothing_that_was_committed() {
 fn a_folder_in_use_or_damaged_is_refused_with_a_remedy() {
     for (engine, name, file) in [(Engine::Sled, "log", "log/db"), (Engine::Redb, "log.redb", "log.redb")] {
         let dir = tempfile::tempdir().unwrap();
-        let open = folder::create(dir.path(), engine).unwrap();
-        let error = folder::open(dir.path()).unwrap_err();
+        let open = create(dir.path(), engine);
+        let error = folder::open(dir.path(), None).unwrap_err();
         assert!(matches!(&error, StoreError::Open { dir: named, .. } if *named == dir.path().join(name)));
         assert!(error.to_string().contains("stop that one"), "{error}");
         drop(open);
         assert_eq!(folder::engine_of(dir.path()), Some(engine));
-        drop(folder::open(dir.path()).unwrap());
+        drop(folder::open(dir.path(), None).unwrap());
 
         let file = dir.path().join(file);
         let length = std::fs::metadata(&file).unwrap().len();
         std::fs::write(&file, vec![0xa5; usize::try_from(length).unwrap()]).unwrap();
-        let error = folder::open(dir.path()).unwrap_err();
+        let error = folder::open(dir.path(), None).unwrap_err();
         assert!(error.to_string().contains("move the folder aside"), "{error}");
     }
 }
@@ -127,39 +134,37 @@ fn the_latest_snapshot_counts_and_only_the_owner_reads_it() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    drop(folder::create(dir.path(), Engine::Redb).unwrap());
-    let files = Files::new(dir.path());
+    let Folder { snapshots: files, .. } = create(dir.path(), Engine::Redb);
     assert_eq!(files.load().unwrap(), None);
     files.save(20, b"twenty").unwrap();
     // What was asked for first may be done last.
     files.save(10, b"ten").unwrap();
-    std::fs::write(dir.path().join("snapshot.tmp"), "half").unwrap();
+    std::fs::write(dir.path().join("snapshot.unfinished"), "half").unwrap();
     assert_eq!(files.load().unwrap().as_deref(), Some(&b"twenty"[..]));
     files.save(30, b"thirty").unwrap();
     let kept = std::fs::read_dir(dir.path())
         .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".json"));
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("snapshot-"));
     assert_eq!(kept.count(), 1, "one snapshot is left");
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(dir.path()), 0o700);
-    assert_eq!(mode(&files.latest().unwrap().unwrap()), 0o600);
+    let path = dir.path().join("snapshot-00000000000000000030");
+    assert_eq!((mode(&path), mode(&dir.path().join("key"))), (0o600, 0o600));
 
-    let path = files.latest().unwrap().unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let error = files.load().unwrap_err();
-    assert!(error.to_string().contains("its checksum is wrong"), "{error}");
+    assert!(error.to_string().contains("it is damaged") && error.to_string().contains("join"), "{error}");
 }
 
 #[test]
 fn a_snapshot_without_its_log_is_not_taken_for_the_state() {
     let dir = tempfile::tempdir().unwrap();
-    drop(folder::create(dir.path(), Engine::Sled).unwrap());
-    Files::new(dir.path()).save(5, b"state").unwrap();
+    create(dir.path(), Engine::Sled).snapshots.save(5, b"state").unwrap();
     std::fs::remove_dir_all(dir.path().join("log")).unwrap();
     assert!(folder::exists(dir.path()));
-    let error = folder::open(dir.path()).unwrap_err();
+    let error = folder::open(dir.path(), None).unwrap_err();
     assert!(error.to_string().contains("the log is missing"), "{error}");
     folder::clear(dir.path()).unwrap();
     assert!(!folder::exists(dir.path()));

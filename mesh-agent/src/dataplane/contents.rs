@@ -51,7 +51,7 @@ macro_rules! maps {
             }
 
             /// Makes the changes.
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulated"))]
             fn follow(&mut self, set: &Self, removed: &Self) {
                 $(
                     self.$field.retain(|key, _| !removed.$field.contains_key(key));
@@ -171,9 +171,12 @@ impl Contents {
         self.v6.damage(damage);
         self.common.damage(damage);
     }
+}
 
+#[cfg(any(test, feature = "simulated"))]
+impl Contents {
     /// Makes changes, as the maps do.
-    pub(super) fn follow(&mut self, changes: &Changes) {
+    pub(crate) fn follow(&mut self, changes: &Changes) {
         let Changes { set, removed } = changes;
         self.v4.follow(&set.v4, &removed.v4);
         self.v6.follow(&set.v6, &removed.v6);

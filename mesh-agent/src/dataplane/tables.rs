@@ -1,16 +1,17 @@
 //! The maps, kept to what the cluster's table and this node ask for: plan, layout and writing together.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use mesh_api::id::ServiceId;
 use mesh_api::table::Table;
-use mesh_common::map::Config;
+use mesh_common::map::{Config, Service};
 
-use super::contents::Changes;
+use super::contents::{Changes, Contents};
 use super::error::DataplaneError;
 use super::layout::{Avoided, Layout};
 use super::maps::Maps;
+use super::places::Places as Ranges;
 use super::plan::{Fragment, Local, Places, plan, plan_local};
 use super::touched::Touched;
 use crate::sys::memory;
@@ -18,10 +19,40 @@ use crate::sys::memory;
 /// Maglev tables in a change whose memory is worth giving back.
 const LARGE: usize = 256;
 
+/// What holds the contents of the maps: the kernel, or in simulated agents this process.
+pub trait Backing {
+    /// See [`Maps::read`].
+    fn read(&self) -> Result<Contents, DataplaneError>;
+    /// See [`Maps::read_places`].
+    fn read_places(&self, services: &BTreeMap<u32, Service>) -> Result<Ranges, DataplaneError>;
+    /// See [`Maps::write`].
+    fn write(&mut self, changes: &Changes, places: &Ranges) -> Result<(), DataplaneError>;
+    /// See [`Maps::configure`].
+    fn configure(&mut self, config: &Config) -> Result<(), DataplaneError>;
+}
+
+impl Backing for Maps {
+    fn read(&self) -> Result<Contents, DataplaneError> {
+        self.read()
+    }
+
+    fn read_places(&self, services: &BTreeMap<u32, Service>) -> Result<Ranges, DataplaneError> {
+        self.read_places(services)
+    }
+
+    fn write(&mut self, changes: &Changes, places: &Ranges) -> Result<(), DataplaneError> {
+        Self::write(self, changes, places)
+    }
+
+    fn configure(&mut self, config: &Config) -> Result<(), DataplaneError> {
+        Self::configure(self, config)
+    }
+}
+
 /// The maps that the agent writes, and what it has put into them.
 #[derive(Debug)]
-pub struct Tables {
-    maps: Maps,
+pub struct Tables<M = Maps> {
+    maps: M,
     layout: Layout,
     /// The facts of the last plan; none before the first.
     local: Option<Local>,
@@ -34,13 +65,19 @@ pub struct Tables {
 impl Tables {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self, DataplaneError> {
-        let maps = Maps::open(folder)?;
-        Ok(Self { maps, layout: Layout::default(), local: None, in_step: false, complete: false })
+        Ok(Self::over(Maps::open(folder)?))
     }
 
     /// Whether the maps have been filled before, by this agent or one before it.
     pub fn are_filled(&self) -> Result<bool, DataplaneError> {
         Ok(self.maps.config()?.is_some())
+    }
+}
+
+impl<M: Backing> Tables<M> {
+    /// On maps that hold whatever they do.
+    pub fn over(maps: M) -> Self {
+        Self { maps, layout: Layout::default(), local: None, in_step: false, complete: false }
     }
 
     /// Brings the maps to all of what `table` and `local` ask for. The first time, and after a failure, everything that

@@ -336,5 +336,7 @@ fn soa() -> Record {
     record(&root, RData::SOA(SOA::new(root.clone(), root.clone(), 1, 60, 60, 60, TTL_S)))
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,8 @@ mod zone;
 
 use crate::dataplane::{LocalEndpoint, Touched};
 use answer::Answerer;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use answer::fuzz;
 use forward::Forwarder;
 pub use zone::{Answer, Server, Zone};
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use mesh_api::error::chain;
+use mesh_api::health::{WireguardHealth, WireguardKind};
 use mesh_api::id::NodeId;
 use mesh_api::table::Table;
 use mesh_api::wireguard::{WireguardIdentity, WireguardKey};
@@ -34,6 +35,7 @@ use rotation::{Rotation, Seen, Step};
 use userspace::UserSpaceDevice;
 
 use crate::dataplane::inspect::drops::as_ms;
+use crate::health::ns_since_epoch;
 use crate::links::{IPV6_MTU_MIN, LinkError, Links, WIREGUARD_LINKS, WireguardWay, sysctl, vxlan_overhead};
 
 /// How long a key is used unless the configuration says otherwise.
@@ -297,6 +299,18 @@ impl Encryption {
         let identities = self.keyring.identities().iter();
         let up = identities.filter(|identity| self.standing.contains_key(&identity.slot()));
         up.map(Identity::told).collect()
+    }
+
+    /// What this node encrypts with; `None` while it has no encrypted way.
+    pub(crate) fn health(&self) -> Option<WireguardHealth> {
+        let mut identities = self.keyring.identities().iter();
+        identities.find_map(|identity| {
+            let kind = match self.standing.get(&identity.slot())?.device.kind() {
+                EncryptionKind::Kernel => WireguardKind::Kernel,
+                EncryptionKind::UserSpace => WireguardKind::UserSpace,
+            };
+            Some(WireguardHealth { kind, key_made_ns: ns_since_epoch(identity.made()) })
+        })
     }
 
     /// The address that this node sends from; `None` while it has no encrypted way.

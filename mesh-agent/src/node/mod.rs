@@ -51,7 +51,7 @@ use crate::session::{Membership, Session, Statuses};
 /// How often the host is looked at when nothing tells of a change.
 const AUDIT: Duration = Duration::from_secs(2);
 /// How long changes are gathered before they go to the dataplane.
-const DEBOUNCE: Duration = Duration::from_millis(3);
+pub(crate) const DEBOUNCE: Duration = Duration::from_millis(3);
 /// How long a node that can't be brought up waits before it tries again.
 const RETRY: Duration = Duration::from_secs(5);
 /// Events waiting for the loop.
@@ -294,7 +294,7 @@ impl<P: Plane> Worker<P> {
         // An earlier version may have configured its tasks otherwise.
         worker.refresh_links().await;
         worker.apply().await.map_err(|error| NodeError::Dataplane(Box::new(error)))?;
-        worker.describe.set_dataplane(&worker.setup.plane.modes());
+        worker.tell_uplinks();
         Ok(worker)
     }
 
@@ -426,6 +426,7 @@ impl<P: Plane> Worker<P> {
         encryption.follow(&situation, look).await;
         let changed = encryption.own_wireguard_addr() != before;
         self.describe.set_wireguard(encryption.identities());
+        self.describe.health().set_wireguard(encryption.health());
         if changed {
             self.apply_soon();
         }
@@ -527,7 +528,7 @@ impl<P: Plane> Worker<P> {
         let vxlan_port = self.with_table(|table| table.cluster.data_path_port);
         match self.setup.audit(&self.config, &self.membership, vxlan_port).await {
             Ok(true) => {
-                self.describe.set_dataplane(&self.setup.plane.modes());
+                self.tell_uplinks();
                 self.refresh_links().await;
             }
             // What failed is tried again.
@@ -541,6 +542,16 @@ impl<P: Plane> Worker<P> {
         self.encrypt(Look::All).await;
         // Also what failed before is tried again here.
         self.apply_now().await;
+    }
+
+    /// Tells the managers how the dataplane is attached.
+    fn tell_uplinks(&self) {
+        let modes = self.setup.plane.modes();
+        self.describe.set_dataplane(&modes);
+        let uplinks = &self.setup.plane_config.uplinks;
+        let mtu_of =
+            |name: &str| uplinks.iter().find(|uplink| uplink.name == name).map_or(0, |uplink| uplink.mtu);
+        self.describe.health().set_uplinks(&modes, mtu_of);
     }
 
     async fn audit_rules(&mut self) {

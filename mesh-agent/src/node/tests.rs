@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use mesh_api::health::UplinkHealth;
 use mesh_api::table::{BalancingRecord, EndpointMode, Role, ServiceRecord, TaskRecord, VipRecord};
 use tempfile::TempDir;
 
@@ -143,6 +144,7 @@ impl Host {
             uplinks: Vec::new(),
             flows_max: 1024,
             key_rotation: crate::KEY_ROTATION,
+            health: crate::health::Health::default(),
         }
     }
 
@@ -380,6 +382,9 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
             "the host keeps the routes that it has from routers"
         );
         assert_eq!(host.describe.describe(UPLINK, UPLINK).dataplane, "up0=fake");
+        let told = host.describe.health().watch();
+        let uplink = |mtu| UplinkHealth { name: "up0".to_owned(), mode: "fake".to_owned(), mtu };
+        assert_eq!(told.borrow().uplinks, [uplink(1500)]);
         let opened = host.notes().opened.len();
 
         run("ip link set up0 mtu 1400");
@@ -387,6 +392,7 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
             host.notes().opened.last().is_some_and(|config| config.uplinks[0].mtu == 1400)
         })
         .await;
+        until("so do the managers", || told.borrow().uplinks == [uplink(1400)]).await;
         until("the task's link follows", || {
             run(&format!("nsenter --net=/proc/{pid}/ns/net ip link show eth0")).contains("mtu 1350")
         })

@@ -11,7 +11,8 @@ use mesh_api::tls::{Credential, IdentityError, KeyRequest, Roots, RootsError};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Client, Credentials};
+use super::connect::Readmitted;
+use super::{Client, ConnectError, Credentials, expired, readmit};
 
 /// Why a certificate or roots were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,20 @@ impl Client {
                 warn!(error, "the managers' root certificates can't be kept");
             }
         }
+    }
+
+    /// Where the node's certificate has expired, asks for another: an operator has to approve that.
+    pub(super) async fn readmit(&self) -> Result<(), ConnectError> {
+        let Credentials { membership, credential } = self.credentials().clone();
+        if expired(credential.identity.peer()).is_none() {
+            return Ok(());
+        }
+        let request = KeyRequest::new().map_err(|error| ConnectError::Certificate(error::chain(&error)))?;
+        let Readmitted { chain, roots } = readmit(&membership.remotes, &credential, request.csr()).await?;
+        let certified = self.certify(&request, &chain, &roots).await;
+        certified.map_err(|error| ConnectError::Certificate(error::chain(&error)))?;
+        info!("the node's certificate had expired; it has another, as was approved");
+        Ok(())
     }
 
     /// Makes an identity of the managers' answer to a request; it is on the disk when this returns.

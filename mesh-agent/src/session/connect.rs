@@ -1,4 +1,4 @@
-//! Dialling managers: to become a node, and to open a session as one.
+//! Dialling managers: to become a node, to open a session as one, and to come back as one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,11 +9,12 @@ use std::time::{Duration, SystemTime};
 use mesh_api::codec::{CodecError, FrameReader, FrameWriter, JOIN_FRAME_BYTES_MAX, MANAGER_FRAME_BYTES_MAX};
 use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::session::{
-    AgentMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason,
+    AgentMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription, PROTOCOL_VERSION, ReadmitAnswer,
+    ReadmitRequest, RefusalReason,
 };
 use mesh_api::table::Role;
 use mesh_api::tls::{
-    self, Alpn, Credential, HandshakeError, Identity, Peer, is_certificate_refused, join_config,
+    self, Alpn, Binding, Credential, HandshakeError, Identity, Peer, is_certificate_refused, join_config,
 };
 use mesh_api::token::JoinToken;
 use serde::Serialize;
@@ -208,6 +209,47 @@ pub(crate) async fn join(
     Err(last)
 }
 
+/// What a node got that comes back.
+#[derive(Debug)]
+pub(crate) struct Readmitted {
+    /// The certificate chain, PEM.
+    pub(crate) chain: String,
+    /// The roots to trust, PEM.
+    pub(crate) roots: String,
+}
+
+/// Asks the first of `remotes` that answers for a certificate by `csr`, as the node whose own in `credential` has expired.
+pub(crate) async fn readmit(
+    remotes: &[SocketAddr],
+    credential: &Credential,
+    csr: &str,
+) -> Result<Readmitted, ConnectError> {
+    let config = credential.roots.client_config(Alpn::Readmit).map_err(ConnectError::Own)?;
+    let ask = async |remote| {
+        let secure = dial(remote, STEP, Arc::clone(&config)).await?;
+        let binding = Binding::of(secure.get_ref().1).map_err(ConnectError::Own)?;
+        let proof = credential.identity.prove(&binding, csr).map_err(ConnectError::Own)?;
+        let (chain, csr) = (credential.identity.chain(), csr.to_owned());
+        let request = ReadmitRequest { protocol: PROTOCOL_VERSION, chain, csr, proof };
+        exchange(remote, secure, &request, JOIN_FRAME_BYTES_MAX).await
+    };
+    let mut last = ConnectError::NoRemotes;
+    for remote in remotes {
+        let error = match ask(*remote).await {
+            Ok((ReadmitAnswer::Readmitted { chain, roots }, ..)) => return Ok(Readmitted { chain, roots }),
+            Ok((ReadmitAnswer::Refused { reason, message }, ..)) => {
+                ConnectError::Refused { remote: *remote, reason, message }
+            }
+            Err(error) => error,
+        };
+        if error.is_final() {
+            return Err(error);
+        }
+        last = error;
+    }
+    Err(last)
+}
+
 type Greeted<A, Q> = (A, FrameReader<ReadHalf<Secure>, A>, FrameWriter<WriteHalf<Secure>, Q>);
 
 /// Dials, within `step`, says `hello`, and hears the answer.
@@ -218,6 +260,11 @@ async fn greet<A: DeserializeOwned, Q: Serialize>(
     hello: &Q,
     frame_bytes_max: u32,
 ) -> Result<Greeted<A, Q>, ConnectError> {
+    exchange(remote, dial(remote, step, config).await?, hello, frame_bytes_max).await
+}
+
+/// Dials, within `step`.
+async fn dial(remote: SocketAddr, step: Duration, config: Arc<ClientConfig>) -> Result<Secure, ConnectError> {
     let stream = match timeout(step, TcpStream::connect(remote)).await {
         Ok(connected) => connected,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -228,10 +275,19 @@ async fn greet<A: DeserializeOwned, Q: Serialize>(
         Ok(secure) => secure,
         Err(_) => Err(HandshakeError::Io(io::ErrorKind::TimedOut.into())),
     };
-    let secure = secure.map_err(|source| match source {
+    secure.map_err(|source| match source {
         HandshakeError::Fingerprint => ConnectError::Fingerprint { remote },
         source => ConnectError::Handshake { remote, source },
-    })?;
+    })
+}
+
+/// Says `hello`, and hears the answer.
+async fn exchange<A: DeserializeOwned, Q: Serialize>(
+    remote: SocketAddr,
+    secure: Secure,
+    hello: &Q,
+    frame_bytes_max: u32,
+) -> Result<Greeted<A, Q>, ConnectError> {
     let (read, write) = tokio::io::split(secure);
     let mut reader = FrameReader::new(read, frame_bytes_max);
     let mut writer = FrameWriter::new(write);
@@ -258,9 +314,11 @@ fn refused_certificate(error: &ConnectError, own: &Identity) -> Option<ConnectEr
     }
     let own = own.peer();
     let refused = || {
-        let again = join_again(own);
         format!(
-            "manager {remote} does not take this node's certificate: check both hosts' clocks; if they are right, {again}"
+            "manager {remote} does not take this node's certificate: check both hosts' clocks; if they are right, leave the swarm \
+             and join it again (`docker swarm leave`, `docker swarm join`), and remove the former node on a manager (`docker node \
+             rm --force {}`)",
+            own.node
         )
     };
     Some(ConnectError::Certificate(expired(own).unwrap_or_else(refused)))
@@ -269,14 +327,9 @@ fn refused_certificate(error: &ConnectError, own: &Identity) -> Option<ConnectEr
 /// Since when the node can't prove itself any more, and what to do; `None` while its certificate is valid.
 pub(crate) fn expired(own: &Peer) -> Option<String> {
     let since = SystemTime::now().duration_since(own.not_after).ok()?;
-    let (hours, again) = (since.as_secs() / 3600, join_again(own));
-    Some(format!("this node's certificate expired {hours} h ago, before the node could renew it: {again}"))
-}
-
-fn join_again(own: &Peer) -> String {
-    format!(
-        "leave the swarm and join it again (`docker swarm leave`, `docker swarm join`), and remove the former node on a manager \
-         (`docker node rm --force {}`)",
-        own.node
-    )
+    let (hours, node) = (since.as_secs() / 3600, &own.node);
+    Some(format!(
+        "this node's certificate expired {hours} h ago, before the node could renew it: let it come back by `shoal node approve \
+         {node}` on a manager"
+    ))
 }

@@ -1,4 +1,4 @@
-//! The changes that lead from one table to another.
+//! The changes that lead from one table to another, and those that lead nowhere.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,22 @@ pub(super) fn difference(from: &Table, to: &Table) -> Delta {
     let task = |task| Change::Task(Box::new(task));
     compare(&from.tasks, &to.tasks, task, Change::TaskRemoved, &mut changes);
     Delta { from: from.index, to: to.index, changes }
+}
+
+/// Whether `change` makes something else of `table`. At the beginning of a session managers tell of what has changed
+/// meanwhile, though it may have changed back.
+pub(super) fn is_news(table: &Table, change: &Change) -> bool {
+    match change {
+        Change::Cluster(record) => table.cluster != *record,
+        Change::Node(record) => table.nodes.get(&record.id) != Some(record),
+        Change::NodeRemoved(id) => table.nodes.contains_key(id),
+        Change::Network(record) => table.networks.get(&record.id) != Some(record),
+        Change::NetworkRemoved(id) => table.networks.contains_key(id),
+        Change::Service(record) => table.services.get(&record.id) != Some(record),
+        Change::ServiceRemoved(id) => table.services.contains_key(id),
+        Change::Task(record) => table.tasks.get(&record.id) != Some(&**record),
+        Change::TaskRemoved(id) => table.tasks.contains_key(id),
+    }
 }
 
 fn compare<K: Ord + Clone, V: PartialEq + Clone>(
@@ -65,6 +81,26 @@ mod tests {
         assert_eq!(delta.changes.len(), 3, "{:?}", delta.changes);
         from.apply(delta).unwrap();
         assert_eq!(from, to);
+    }
+
+    #[test]
+    fn what_the_table_says_already_is_no_news() {
+        let table = table(4, &[("a", NodeState::Ready)]);
+        let cluster = ClusterRecord { key_epoch: 1, ..table.cluster.clone() };
+        for (change, expected) in [
+            (Change::Node(node("a", NodeState::Ready)), false),
+            (Change::Node(node("a", NodeState::Down)), true),
+            (Change::Node(node("b", NodeState::Ready)), true),
+            (Change::NodeRemoved("a".into()), true),
+            (Change::NodeRemoved("b".into()), false),
+            (Change::Cluster(table.cluster.clone()), false),
+            (Change::Cluster(cluster), true),
+            (Change::NetworkRemoved("a".into()), false),
+            (Change::ServiceRemoved("a".into()), false),
+            (Change::TaskRemoved("a".into()), false),
+        ] {
+            assert_eq!(is_news(&table, &change), expected, "{change:?}");
+        }
     }
 
     #[test]

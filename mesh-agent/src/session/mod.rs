@@ -2,14 +2,22 @@
 //!
 //! Keeps one session open, whatever breaks: the table that comes out of it is the last one heard of, and what goes
 //! in (the index that the dataplane holds, the tasks' states) is said again to whichever manager listens next.
+//!
+//! A session begins with the index of the node's table. Indices are all managers' alike, and none means two states, so a manager
+//! goes on from there by a delta where it knows what changed since; in any other case it sends the whole table. So two rules
+//! are enough: a delta is taken where it starts at the table's index, and ends the session else; a whole table is taken
+//! whatever its index is. Only one of another life of the swarm has a lower one: what was settled before says nothing then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_api::codec::CodecError;
 use mesh_api::error;
+use mesh_api::health::NodeHealth;
 use mesh_api::id::TaskId;
 use mesh_api::session::{
     AgentMessage, AttachRefused, AttachmentSpec, HEARTBEAT_PERIOD_MS, MANAGER_TIMEOUT_MS, ManagerMessage,
@@ -18,6 +26,7 @@ use mesh_api::session::{
 use mesh_api::table::{Delta, DeltaGap, Role, Table};
 use mesh_api::tls::Shared;
 use rand::RngExt as _;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -30,17 +39,19 @@ mod renewal;
 mod store;
 
 pub use connect::ConnectError;
-pub(crate) use connect::{Connection, Joined, connect, expired, join};
+pub(crate) use connect::{Connection, Joined, connect, expired, join, readmit};
 pub use store::Membership;
 use store::TableWriter;
 pub(crate) use store::{Credentials, Store};
 
-use self::difference::difference;
+use self::difference::{difference, is_news};
 use self::renewal::Renewal;
 use crate::dataplane::Touched;
 use crate::facts::Describe;
 use crate::sys::memory;
 
+/// How often the managers are told how the node is, at most.
+const HEALTH_PERIOD: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_PERIOD_MS);
 /// How long a manager may take nothing of what is said.
 const STUCK: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
@@ -48,6 +59,8 @@ const STUCK: Duration = Duration::from_millis(SESSION_TIMEOUT_MS);
 const SILENCE: Duration = Duration::from_millis(MANAGER_TIMEOUT_MS);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Longest pause before a node asks again whether an operator has approved that it comes back.
+const APPROVAL_PERIOD: Duration = Duration::from_secs(30);
 /// Messages read ahead of what they change.
 const READ_AHEAD: usize = 64;
 /// Differences of a table that are taken one by one, with what they touch planned anew.
@@ -166,32 +179,63 @@ impl Session {
         table: Option<Arc<Table>>,
         is_fresh: bool,
     ) -> Self {
+        Self::begin(store, future::ready(Ok(credentials)), shared, describe, table, is_fresh)
+    }
+
+    /// As [`Session::start`] for a node whose key is sealed: what it proves itself with comes once it is unlocked.
+    pub(crate) fn start_locked(
+        store: Store,
+        shared: Shared,
+        describe: Describe,
+        table: Option<Arc<Table>>,
+    ) -> (Self, oneshot::Sender<Arc<Mutex<Credentials>>>) {
+        let (unlock, unlocked) = oneshot::channel();
+        (Self::begin(store, unlocked, shared, describe, table, false), unlock)
+    }
+
+    fn begin(
+        store: Store,
+        credentials: impl Future<Output = Result<Arc<Mutex<Credentials>>, RecvError>> + Send + 'static,
+        shared: Shared,
+        describe: Describe,
+        table: Option<Arc<Table>>,
+        is_fresh: bool,
+    ) -> Self {
         let (tables, tables_rx) = watch::channel(table);
         let touched = Arc::new(Mutex::new(Touched::all()));
         let (settled, settled_rx) = watch::channel(0);
         let (applied_tx, applied) = watch::channel(None);
         let (statuses_tx, statuses) = watch::channel(Statuses::new());
-        let (leave_tx, leave) = watch::channel(false);
+        let (leave_tx, mut leave) = watch::channel(false);
         let (state, state_rx) = watch::channel(SessionState::Disconnected("connecting".to_owned()));
         let (calls, calls_rx) = mpsc::channel(CALLS);
-        let client = Client {
-            writer: TableWriter::new(store.clone()),
-            store,
-            credentials,
-            shared,
-            is_fresh,
-            renewal: Renewal::new(),
-            leader: None,
-            describe,
-            tables,
-            touched: Arc::clone(&touched),
-            settled,
-            applied,
-            statuses,
-            state,
-            calls: calls_rx,
-            asked: BTreeMap::new(),
-            leave,
+        let noted = Arc::clone(&touched);
+        let run = async move {
+            let credentials = tokio::select! {
+                Ok(credentials) = credentials => credentials,
+                true = told(&mut leave) => return,
+                else => return,
+            };
+            let client = Client {
+                writer: TableWriter::new(store.clone()),
+                store,
+                credentials,
+                shared,
+                is_fresh,
+                renewal: Renewal::new(),
+                leader: None,
+                describe,
+                tables,
+                touched: noted,
+                settled,
+                applied,
+                statuses,
+                state,
+                calls: calls_rx,
+                asked: BTreeMap::new(),
+                leave,
+            };
+            client.run().await;
         };
         Self {
             tables: tables_rx,
@@ -202,7 +246,7 @@ impl Session {
             state: state_rx,
             calls,
             leave: leave_tx,
-            task: tokio::spawn(client.run()),
+            task: tokio::spawn(run),
         }
     }
 
@@ -267,7 +311,7 @@ impl Client {
                 }
             };
             if let SessionState::Refused(reason, message) = &state {
-                backoff = BACKOFF_MAX;
+                backoff = if *reason == RefusalReason::Unapproved { APPROVAL_PERIOD } else { BACKOFF_MAX };
                 if *self.state.borrow() != state {
                     warn!(?reason, message, "the managers refuse this node; it goes on with its last table");
                 }
@@ -284,6 +328,7 @@ impl Client {
     }
 
     async fn resume(&mut self) -> Result<Connection, ConnectError> {
+        self.readmit().await?;
         let Credentials { membership, credential } = self.credentials().clone();
         let index = self.tables.borrow().as_ref().map(|table| table.index);
         let index = index.or((!self.is_fresh).then_some(0));
@@ -338,6 +383,7 @@ impl Client {
 
     async fn converse(&mut self, connection: Connection) -> SessionEnd {
         let Connection { mut reader, mut writer, node, remote: _, role: _, roots: _ } = connection;
+        let received = reader.received();
         let (sender, mut messages) = mpsc::channel(READ_AHEAD);
         // The reader is not cancel-safe, so it has a task of its own.
         let reading = AbortOnDrop(tokio::spawn(async move {
@@ -352,11 +398,15 @@ impl Client {
         let mut sent = Sent::new(node);
         let mut described = self.describe.watch();
         described.mark_changed();
+        let mut health = self.describe.health().watch();
+        health.mark_changed();
+        let mut health_from = Instant::now();
         self.applied.mark_changed();
         self.statuses.mark_changed();
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        let mut heard_bytes = received.load(Ordering::Relaxed);
         let mut leave = self.leave.clone();
         let end = loop {
             let outgoing = tokio::select! {
@@ -372,9 +422,21 @@ impl Client {
                 Ok(()) = self.applied.changed() => sent.applied(*self.applied.borrow_and_update()),
                 Ok(()) = self.statuses.changed() => sent.statuses(&self.statuses.borrow_and_update()),
                 Ok(()) = described.changed() => sent.description(self.description()),
+                () = changed_after(&mut health, health_from) => {
+                    health_from = Instant::now() + HEALTH_PERIOD;
+                    sent.health(&health.borrow_and_update())
+                }
                 Some(call) = self.calls.recv() => self.ask(call),
                 _ = heartbeat.tick() => [AgentMessage::Alive].into_iter().chain(self.renewals()).collect(),
-                () = tokio::time::sleep_until(heard + SILENCE) => break SessionEnd::Silent,
+                () = tokio::time::sleep_until(heard + SILENCE) => {
+                    // A whole table may take longer than that.
+                    let bytes = received.load(Ordering::Relaxed);
+                    if bytes == heard_bytes {
+                        break SessionEnd::Silent;
+                    }
+                    (heard, heard_bytes) = (Instant::now(), bytes);
+                    Vec::new()
+                }
                 true = told(&mut leave) => {
                     let _ = timeout(HEARTBEAT, writer.send(&AgentMessage::Leave)).await;
                     break SessionEnd::Left;
@@ -509,6 +571,9 @@ impl Client {
 
     /// Takes a whole table: by its differences where they are few, as after a short absence, and else as it is.
     async fn replace(&mut self, table: Table) {
+        if self.tables.borrow().as_ref().is_some_and(|former| former.index > table.index) {
+            self.settled.send_replace(0);
+        }
         let delta = self.tables.borrow().as_ref().map(|former| difference(former, &table));
         if let Some(delta) = delta.filter(|delta| delta.changes.len() < DIFFERENCES_MAX) {
             drop(table);
@@ -537,7 +602,10 @@ impl Client {
         self.tables.send_if_modified(|tables| {
             if let Some(table) = tables {
                 let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-                delta.changes.iter().for_each(|change| touched.note(table, change));
+                // Where several changes of one record come to something, one of them is news to the table as it is.
+                for change in delta.changes.iter().filter(|change| is_news(table, change)) {
+                    touched.note(table, change);
+                }
                 // It starts where the table is, which has been looked at.
                 let _ = Arc::make_mut(table).apply(delta);
             }
@@ -550,6 +618,7 @@ impl Client {
 #[derive(Debug)]
 struct Sent {
     node: NodeDescription,
+    health: Option<NodeHealth>,
     applied: Option<u64>,
     statuses: Statuses,
 }
@@ -557,7 +626,7 @@ struct Sent {
 impl Sent {
     /// Of a session that began with the host described as `node`.
     fn new(node: NodeDescription) -> Self {
-        Self { node, applied: None, statuses: Statuses::new() }
+        Self { node, health: None, applied: None, statuses: Statuses::new() }
     }
 
     fn description(&mut self, node: NodeDescription) -> Vec<AgentMessage> {
@@ -566,6 +635,14 @@ impl Sent {
         }
         self.node = node.clone();
         vec![AgentMessage::Described { node }]
+    }
+
+    fn health(&mut self, health: &NodeHealth) -> Vec<AgentMessage> {
+        if self.health.as_ref() == Some(health) {
+            return Vec::new();
+        }
+        self.health = Some(health.clone());
+        vec![AgentMessage::Health { health: health.clone() }]
     }
 
     fn applied(&mut self, applied: Option<u64>) -> Vec<AgentMessage> {
@@ -586,6 +663,14 @@ impl Sent {
             .collect();
         self.statuses.clone_from(statuses);
         changed.chunks(STATUSES_MAX).map(|part| AgentMessage::Tasks { statuses: part.to_vec() }).collect()
+    }
+}
+
+/// Waits for a change that is told of no earlier than `from`.
+async fn changed_after<T>(told: &mut watch::Receiver<T>, from: Instant) {
+    tokio::time::sleep_until(from).await;
+    if told.changed().await.is_err() {
+        future::pending::<()>().await;
     }
 }
 

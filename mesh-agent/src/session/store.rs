@@ -1,4 +1,5 @@
-//! What the node remembers across restarts: its membership with what proves it, and the last table.
+//! What the node remembers across restarts: its membership with what proves it, and the last table. On a manager, its own
+//! key is sealed with what seals the manager's state.
 //!
 //! The table is a file of all of it and one of the deltas since. A delta is written before the dataplane hears of it, so
 //! that an agent that is killed comes back with no older table than its maps hold. It is not flushed to the disk: a host
@@ -9,12 +10,15 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use mesh_api::id::{ClusterId, NodeId};
+use mesh_api::seal::Seal;
 use mesh_api::table::{Delta, Role, Table};
-use mesh_api::tls::{Credential, Identity, Roots};
+use mesh_api::tls::{Credential, Identity, Peer, Roots};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -51,27 +55,99 @@ pub(crate) struct Credentials {
     pub(crate) credential: Arc<Credential>,
 }
 
+/// What the node's key is sealed under.
+const KEY_NAME: &[u8] = b"node key";
+
 /// `membership.json`, readable by root alone.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    membership: Membership,
-    /// The node's key and certificate chain, PEM.
-    identity: String,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) membership: Membership,
+    key: KeptKey,
+    /// Its certificate chain, PEM.
+    chain: String,
     /// The roots that it trusts, PEM.
     roots: String,
 }
 
-/// The state folder of an agent.
+/// The node's key, PEM.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeptKey {
+    Clear(String),
+    /// As base 64.
+    Sealed(String),
+}
+
+impl std::fmt::Debug for KeptKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeptKey(…)")
+    }
+}
+
+impl Kept {
+    /// Seals the key where it makes the node a manager: whoever has it is one.
+    fn new(credentials: &Credentials, seal: Option<&Seal>) -> Self {
+        let Credentials { membership, credential } = credentials.clone();
+        let Credential { identity, roots } = &*credential;
+        let seal = seal.filter(|_| identity.peer().role == Role::Manager);
+        let key = match seal {
+            Some(seal) => KeptKey::Sealed(STANDARD.encode(seal.seal(KEY_NAME, identity.key().as_bytes()))),
+            None => KeptKey::Clear(identity.key()),
+        };
+        Self { membership, key, chain: identity.chain(), roots: roots.to_pem() }
+    }
+
+    /// The node, as its certificate says.
+    pub(crate) fn peer(&self) -> io::Result<Peer> {
+        let chain = Roots::from_pem(&self.chain).map_err(io::Error::other)?;
+        let own = chain.certificates().first().ok_or(io::ErrorKind::InvalidData)?;
+        Peer::of(own).map_err(io::Error::other)
+    }
+
+    /// With the key, which one of `seals` opens if it is sealed.
+    pub(crate) fn credentials(self, seals: &[Option<&Seal>]) -> io::Result<Credentials> {
+        let Self { membership, key, chain, roots } = self;
+        let key = match key {
+            KeptKey::Clear(key) => key,
+            KeptKey::Sealed(text) => {
+                let sealed = STANDARD.decode(text).map_err(io::Error::other)?;
+                let opened = seals.iter().flatten().find_map(|seal| seal.open(KEY_NAME, &sealed).ok());
+                let key = opened.and_then(|key| String::from_utf8(key).ok());
+                key.ok_or_else(|| {
+                    io::Error::other("the node's key is sealed, and the manager's folder does not open it")
+                })?
+            }
+        };
+        let identity = Identity::from_pem(&(key + &chain)).map_err(io::Error::other)?;
+        let roots = Roots::from_pem(&roots).map_err(io::Error::other)?;
+        Ok(Credentials { membership, credential: Arc::new(Credential { identity, roots }) })
+    }
+}
+
+/// The state folder of an agent. Clones share what is done with it.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     dir: PathBuf,
+    guarded: Arc<Mutex<Guarded>>,
+}
+
+/// Held while something is written.
+#[derive(Debug)]
+struct Guarded {
     /// Whether tables may be written: a write that is on its way must not come after the host has left its cluster.
-    is_member: Arc<Mutex<bool>>,
+    is_member: bool,
+    /// Seals a manager's key.
+    seal: Option<Arc<Seal>>,
 }
 
 impl Store {
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), is_member: Arc::new(Mutex::new(true)) }
+        let guarded = Guarded { is_member: true, seal: None };
+        Self { dir: dir.to_owned(), guarded: Arc::new(Mutex::new(guarded)) }
+    }
+
+    fn guarded(&self) -> MutexGuard<'_, Guarded> {
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn membership(&self) -> PathBuf {
@@ -97,22 +173,42 @@ impl Store {
         self.dir.join(GUESTS_FOLDER)
     }
 
+    /// The membership with what proves it, as it is kept: the key may be sealed.
+    pub(crate) fn load(&self) -> io::Result<Option<Kept>> {
+        files::read_json(&self.membership())
+    }
+
     pub(crate) fn load_credentials(&self) -> io::Result<Option<Credentials>> {
-        let Some(Kept { membership, identity, roots }) = files::read_json(&self.membership())? else {
-            return Ok(None);
-        };
-        let identity = Identity::from_pem(&identity).map_err(io::Error::other)?;
-        let roots = Roots::from_pem(&roots).map_err(io::Error::other)?;
-        Ok(Some(Credentials { membership, credential: Arc::new(Credential { identity, roots }) }))
+        let guarded = self.guarded();
+        let kept = self.load()?;
+        kept.map(|kept| kept.credentials(&[guarded.seal.as_deref()])).transpose()
     }
 
     pub(crate) fn save_credentials(&self, credentials: &Credentials) -> io::Result<()> {
-        let mut is_member = self.is_member.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guarded = self.guarded();
         std::fs::create_dir_all(&self.dir)?;
-        let Credentials { membership, credential } = credentials.clone();
-        let (identity, roots) = (credential.identity.to_pem(), credential.roots.to_pem());
-        files::write_json(&self.membership(), &Kept { membership, identity, roots }, files::SECRET)?;
-        *is_member = true;
+        let kept = Kept::new(credentials, guarded.seal.as_deref());
+        files::write_json(&self.membership(), &kept, files::SECRET)?;
+        guarded.is_member = true;
+        Ok(())
+    }
+
+    /// Seals a manager's key with `seal` from here on, what is on the disk included; or not at all.
+    pub(crate) fn set_seal(&self, seal: Option<Arc<Seal>>) -> io::Result<()> {
+        let mut guarded = self.guarded();
+        let is_same = match (&guarded.seal, &seal) {
+            (Some(present), Some(next)) => Arc::ptr_eq(present, next),
+            (None, None) => true,
+            _ => false,
+        };
+        if is_same {
+            return Ok(());
+        }
+        if let Some(kept) = self.load()? {
+            let credentials = kept.credentials(&[guarded.seal.as_deref(), seal.as_deref()])?;
+            files::write_json(&self.membership(), &Kept::new(&credentials, seal.as_deref()), files::SECRET)?;
+        }
+        guarded.seal = seal;
         Ok(())
     }
 
@@ -139,8 +235,8 @@ impl Store {
     /// Writes all of the table, which makes the deltas so far useless; returns its size in bytes. Nothing is written once
     /// the membership is forgotten. Task specifications hold environments, and these secrets.
     fn save_table(&self, table: &Table) -> io::Result<u64> {
-        let is_member = self.is_member.lock().unwrap_or_else(PoisonError::into_inner);
-        if *is_member {
+        let guarded = self.guarded();
+        if guarded.is_member {
             files::write_json(&self.table(), table, files::SECRET)?;
             files::remove(&self.deltas())?;
         }
@@ -149,8 +245,8 @@ impl Store {
 
     /// Forgets the membership and the table.
     pub(crate) fn forget(&self) -> Vec<io::Error> {
-        let mut is_member = self.is_member.lock().unwrap_or_else(PoisonError::into_inner);
-        *is_member = false;
+        let mut guarded = self.guarded();
+        guarded.is_member = false;
         let removed = [self.membership(), self.table(), self.deltas()].map(|path| files::remove(&path));
         removed.into_iter().filter_map(Result::err).collect()
     }
@@ -369,6 +465,51 @@ mod tests {
         }
         let key = credentials().credential.identity.to_pem();
         assert!(key.contains("PRIVATE KEY") && !format!("{:?}", credentials()).contains("PRIVATE KEY"));
+    }
+
+    #[test]
+    fn a_managers_key_is_sealed_and_a_workers_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let ca = Ca::new();
+        let of = |role| {
+            let credential = Arc::new(ca.credential(&Wanted::new("n", role, "c")));
+            Credentials { membership: Membership { role, ..credentials().membership }, credential }
+        };
+        let text = || std::fs::read_to_string(store.membership()).unwrap();
+        let in_the_clear = || text().contains("PRIVATE KEY");
+        let (former, seal) = ([7; 32], Arc::new(Seal::new([7; 32], &[])));
+        store.set_seal(Some(Arc::clone(&seal))).unwrap();
+        store.save_credentials(&of(Role::Worker)).unwrap();
+        assert!(in_the_clear());
+
+        let manager = of(Role::Manager);
+        store.save_credentials(&manager).unwrap();
+        assert!(!in_the_clear());
+        let own =
+            |store: &Store| store.load_credentials().map(|kept| kept.unwrap().credential.identity.to_pem());
+        assert_eq!(own(&store).unwrap(), manager.credential.identity.to_pem());
+
+        // Another agent, which has to be given the seal; what it is does not need it.
+        let other = Store::new(folder.path());
+        let kept = other.load().unwrap().unwrap();
+        assert_eq!((&kept.membership, kept.peer().unwrap().role), (&manager.membership, Role::Manager));
+        let error = own(&other).unwrap_err();
+        assert!(error.to_string().contains("the node's key is sealed"), "{error}");
+        assert!(other.set_seal(Some(Arc::new(Seal::new([8; 32], &[])))).is_err());
+        let next = Arc::new(Seal::new([8; 32], &[former]));
+        let before = text();
+        other.set_seal(Some(next)).unwrap();
+        assert!(!in_the_clear() && before != text(), "sealed anew");
+        assert_eq!(own(&other).unwrap(), manager.credential.identity.to_pem());
+        assert!(Kept::credentials(other.load().unwrap().unwrap(), &[Some(&seal)]).is_err());
+
+        other.set_seal(None).unwrap();
+        assert!(in_the_clear());
+        assert_eq!(own(&Store::new(folder.path())).unwrap(), manager.credential.identity.to_pem());
+        assert!(other.forget().is_empty());
+        other.set_seal(Some(seal)).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "there is nothing to seal");
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! The session against a manager played by the test, over real sockets.
 
+mod locked;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::SystemTime;
 
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
-use mesh_api::session::{JoinAnswer, JoinRequest};
+use mesh_api::session::{JoinAnswer, JoinRequest, ReadmitAnswer, ReadmitRequest};
 use mesh_api::table::{
     Change, ClusterRecord, Delta, NodeRecord, NodeState, ReturnPath, Role, ServiceRecord, TaskState,
 };
 use mesh_api::tls::testing::{Ca, Wanted};
-use mesh_api::tls::{self, Alpn, Credential, KeyRequest, Roots};
+use mesh_api::tls::{self, Alpn, Binding, Credential, Former, KeyRequest, Roots};
 use mesh_api::token::JoinToken;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -61,12 +63,23 @@ impl Peer {
         Self { reader, writer, roots: port.ca.roots(), node }
     }
 
-    /// The next message that is not a heartbeat.
+    /// The next message, but for heartbeats and how the node is.
     async fn next(&mut self) -> Option<AgentMessage> {
         loop {
             match self.reader.next().await.unwrap() {
-                Some(AgentMessage::Alive) => {}
+                Some(AgentMessage::Alive | AgentMessage::Health { .. }) => {}
                 other => return other,
+            }
+        }
+    }
+
+    /// How the node is, as it says next.
+    async fn health(&mut self) -> NodeHealth {
+        loop {
+            match self.reader.next().await.unwrap() {
+                Some(AgentMessage::Health { health }) => return health,
+                Some(_) => {}
+                None => panic!("the session has ended"),
             }
         }
     }
@@ -208,6 +221,81 @@ async fn what_changed_is_told_and_on_the_disk_before_the_table_is_handed_on() {
     assert_eq!(touched(&session), Touched { services: ["b".into()].into(), ..Touched::default() });
 }
 
+/// The index that an agent comes with; the session is open then.
+async fn resumed(manager: &mut Peer) -> Option<u64> {
+    let Some(AgentMessage::Resume { index, .. }) = manager.next().await else { panic!("not resumed") };
+    manager.greet().await;
+    index
+}
+
+#[tokio::test]
+async fn a_session_goes_on_from_the_tables_index_by_a_delta() {
+    let (mut session, port, folder) = start().await;
+    let store = Store::new(folder.path());
+    let touched = |session: &Session| std::mem::take(&mut *session.touched.lock().unwrap());
+    let mut manager = Peer::accept(&port).await;
+    assert_eq!(resumed(&mut manager).await, None);
+    let services = ["a", "b"].map(|id| (id.into(), service(id))).into();
+    let nodes = [("n".into(), node())].into();
+    let had = Table { nodes, services, ..table(5) };
+    manager.send(ManagerMessage::Snapshot { table: Box::new(had) }).await;
+    index_becomes(&mut session, 5).await;
+    assert!(touched(&session).all);
+    drop(manager);
+
+    // What changed back meanwhile, or came and went, is not touched: nothing is planned anew for it.
+    let mut manager = Peer::accept(&port).await;
+    assert_eq!(resumed(&mut manager).await, Some(5));
+    let changes = vec![
+        Change::Node(node()),
+        Change::Service(service("a")),
+        Change::ServiceRemoved("b".into()),
+        Change::ServiceRemoved("never".into()),
+        Change::Service(service("c")),
+        Change::TaskRemoved("never".into()),
+    ];
+    manager.send(ManagerMessage::Delta { delta: Delta { from: 5, to: 90, changes } }).await;
+    index_becomes(&mut session, 90).await;
+    let services = ["a", "c"].map(|id| (id.into(), service(id))).into();
+    let expected = Table { nodes: [("n".into(), node())].into(), services, ..table(90) };
+    assert_eq!(session.tables.borrow().as_deref(), Some(&expected));
+    assert_eq!(store.load_table(), Some(expected));
+    let services = ["b".into(), "c".into()].into();
+    assert_eq!(touched(&session), Touched { services, ..Touched::default() });
+    drop(manager);
+
+    // Where nothing changed, nothing is said.
+    let mut manager = Peer::accept(&port).await;
+    assert_eq!(resumed(&mut manager).await, Some(90));
+    manager.send(ManagerMessage::Settled { index: 95 }).await;
+    timeout(Duration::from_secs(5), session.settled.wait_for(|index| *index == 95)).await.unwrap().unwrap();
+    manager.send(ManagerMessage::Delta { delta: Delta { from: 90, to: 96, changes: Vec::new() } }).await;
+    index_becomes(&mut session, 96).await;
+}
+
+#[tokio::test]
+async fn a_whole_table_of_a_lower_index_is_taken_and_nothing_of_it_is_settled() {
+    let (mut session, port, folder) = start().await;
+    let mut manager = Peer::accept(&port).await;
+    manager.resume().await;
+    manager.send(ManagerMessage::Snapshot { table: Box::new(table(50)) }).await;
+    manager.send(ManagerMessage::Settled { index: 50 }).await;
+    timeout(Duration::from_secs(5), session.settled.wait_for(|index| *index == 50)).await.unwrap().unwrap();
+    drop(manager);
+
+    let mut manager = Peer::accept(&port).await;
+    assert_eq!(resumed(&mut manager).await, Some(50));
+    let other = Table { services: [("a".into(), service("a"))].into(), ..table(7) };
+    manager.send(ManagerMessage::Snapshot { table: Box::new(other.clone()) }).await;
+    index_becomes(&mut session, 7).await;
+    assert_eq!(*session.settled.borrow(), 0);
+    assert_eq!(Store::new(folder.path()).load_table(), Some(other));
+    let delta = Delta { from: 7, to: 8, changes: vec![Change::ServiceRemoved("a".into())] };
+    manager.send(ManagerMessage::Delta { delta }).await;
+    index_becomes(&mut session, 8).await;
+    assert_eq!(Store::new(folder.path()).load_table(), Some(table(8)));
+}
+
 #[tokio::test]
 async fn what_was_said_is_said_again_to_the_next_manager() {
     let (session, port, _folder) = start().await;
@@ -258,6 +346,31 @@ async fn a_host_that_changes_is_described_anew() {
     assert_eq!(node, describe.describe(addr, addr));
     manager.greet().await;
     assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 1 }));
+}
+
+#[tokio::test]
+async fn how_the_node_is_is_told_at_the_beginning_and_then_once_a_second_at_most() {
+    let describe = Describe::new("h".to_owned());
+    let (session, port, _folder) = start_as(describe.clone()).await;
+    let mut manager = Peer::accept(&port).await;
+    manager.resume().await;
+    assert_eq!(manager.health().await, NodeHealth::default());
+    let began = Instant::now();
+    for number in 0..100 {
+        describe.health().note_problem(&format!("problem {number}"));
+    }
+    let text = |health: NodeHealth| health.problem.unwrap().text;
+    assert_eq!(text(manager.health().await), "problem 99", "the last one is what is told");
+    assert!(began.elapsed() > HEALTH_PERIOD / 2, "{:?}", began.elapsed());
+    // What is as it was is not told again.
+    describe.health().clear();
+    session.applied.send_replace(Some(1));
+    assert_eq!(manager.next().await, Some(AgentMessage::Applied { index: 1 }));
+    drop(manager);
+
+    let mut manager = Peer::accept(&port).await;
+    manager.resume().await;
+    assert_eq!(text(manager.health().await), "problem 99", "the next manager knows nothing of it");
 }
 
 #[tokio::test]
@@ -422,20 +535,74 @@ async fn the_roots_that_the_managers_name_are_trusted_from_then_on() {
 }
 
 #[tokio::test]
-async fn an_expired_node_says_what_to_do_and_goes_on_asking() {
+async fn an_expired_node_asks_until_it_is_approved_and_begins_its_session() {
     let port = Port::new().await;
     let (now, hour) = (SystemTime::now(), Duration::from_hours(1));
     let good = Wanted::new("n", Role::Worker, "c");
     let expired = Wanted { not_before: now - 10 * hour, not_after: now - 5 * hour, ..good.clone() };
     let describe = Describe::new("h".to_owned());
-    let (mut session, _folder) = session_of(&port, port.ca.credential(&expired), describe, Shared::default());
-    assert!(port.stream().await.is_err());
-    let is_refused = |state: &SessionState| matches!(state, SessionState::Refused(..));
-    let state =
-        timeout(Duration::from_secs(5), session.state.wait_for(is_refused)).await.unwrap().unwrap().clone();
-    let SessionState::Refused(RefusalReason::Certificate, message) = state else { panic!("{state:?}") };
-    assert!(message.contains("expired 5 h ago") && message.contains("docker node rm --force n"), "{message}");
-    assert!(timeout(Duration::from_secs(10), port.stream()).await.unwrap().is_err(), "it asks again");
+    let (mut session, folder) = session_of(&port, port.ca.credential(&expired), describe, Shared::default());
+    // Answers the node's one request.
+    let answer = async |answer: &dyn Fn(&str) -> ReadmitAnswer| {
+        let stream = timeout(Duration::from_secs(10), port.stream()).await.unwrap().unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(Alpn::Readmit.name()));
+        assert_eq!(stream.get_ref().1.peer_certificates(), None);
+        let binding = Binding::of(stream.get_ref().1).unwrap();
+        let (read, write) = tokio::io::split(stream);
+        let mut reader = FrameReader::<_, ReadmitRequest>::new(read, AGENT_FRAME_BYTES_MAX);
+        let ReadmitRequest { protocol: _, chain, csr, proof } = reader.next().await.unwrap().unwrap();
+        let former = Former::of(&chain, &port.ca.roots()).unwrap();
+        assert_eq!(former.peer().node, "n".into());
+        assert!(former.has_proved(&binding, &csr, &proof));
+        FrameWriter::new(write).send(&answer(&csr)).await.unwrap();
+    };
+    let (reason, message) = (RefusalReason::Unapproved, "`shoal node approve n`".to_owned());
+    answer(&|_| ReadmitAnswer::Refused { reason, message: message.clone() }).await;
+    let refused = SessionState::Refused(reason, message.clone());
+    timeout(Duration::from_secs(5), session.state.wait_for(|state| *state == refused))
+        .await
+        .unwrap()
+        .unwrap();
+    tokio::time::pause();
+    tokio::time::advance(APPROVAL_PERIOD).await;
+    tokio::time::resume();
+    let roots = port.ca.roots().to_pem();
+    answer(&|csr| ReadmitAnswer::Readmitted {
+        chain: port.ca.sign_request(&good, csr),
+        roots: roots.clone(),
+    })
+    .await;
+    let mut manager = Peer::accept(&port).await;
+    manager.resume().await;
+    Store::new(folder.path()).load_credentials().unwrap().unwrap().credential.check().unwrap();
+}
+
+#[tokio::test]
+async fn an_expired_node_keeps_to_its_certificate_until_it_has_a_better_one() {
+    let port = Port::new().await;
+    let (now, hour) = (SystemTime::now(), Duration::from_hours(1));
+    let expired = |node| Wanted {
+        not_before: now - 10 * hour,
+        not_after: now - 5 * hour,
+        ..Wanted::new(node, Role::Worker, "c")
+    };
+    let credential = port.ca.credential(&expired("n"));
+    let (mut session, folder) =
+        session_of(&port, credential, Describe::new("h".to_owned()), Shared::default());
+    for wanted in [Wanted::new("other", Role::Worker, "c"), expired("n")] {
+        let stream = timeout(Duration::from_secs(10), port.stream()).await.unwrap().unwrap();
+        let (read, write) = tokio::io::split(stream);
+        let mut reader = FrameReader::<_, ReadmitRequest>::new(read, AGENT_FRAME_BYTES_MAX);
+        let csr = reader.next().await.unwrap().unwrap().csr;
+        let (chain, roots) = (port.ca.sign_request(&wanted, &csr), port.ca.roots().to_pem());
+        FrameWriter::new(write).send(&ReadmitAnswer::Readmitted { chain, roots }).await.unwrap();
+        let is_refused = |state: &SessionState| matches!(state, SessionState::Refused(..));
+        timeout(Duration::from_secs(5), session.state.wait_for(is_refused)).await.unwrap().unwrap();
+        assert!(
+            Store::new(folder.path()).load_credentials().unwrap().is_none(),
+            "what is no better is not kept"
+        );
+    }
 }
 
 #[tokio::test]

@@ -130,6 +130,11 @@ impl CertificateFacts {
     }
 }
 
+/// The public key that a certificate is for, as its algorithm writes it.
+pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, NotANode> {
+    Ok(parse(certificate)?.public_key().subject_public_key.data.to_vec())
+}
+
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, NotANode> {
     match X509Certificate::from_der(certificate) {
         Ok(([], parsed)) => Ok(parsed),

@@ -63,16 +63,27 @@ fn finished(mut config: ClientConfig, alpn: Alpn) -> ClientConfig {
     config
 }
 
+impl Roots {
+    /// How a node dials a manager that its certificate proves nothing to.
+    pub fn client_config(&self, alpn: Alpn) -> Result<Arc<ClientConfig>, Error> {
+        let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
+        let config = builder.with_webpki_verifier(self.verifier()?).with_no_client_auth();
+        Ok(Arc::new(finished(config, alpn)))
+    }
+
+    fn verifier(&self) -> Result<Arc<WebPkiServerVerifier>, Error> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(self.store()), provider());
+        verifier.build().map_err(|error| Error::General(error.to_string()))
+    }
+}
+
 impl Credential {
     /// How a node dials a manager.
     pub fn client_config(&self, alpn: Alpn) -> Result<Arc<ClientConfig>, Error> {
-        let roots = Arc::clone(self.roots.store());
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
-        let verifier = verifier.map_err(|error| Error::General(error.to_string()))?;
         let own = SingleCertAndKey::from(CertifiedKey::clone(self.identity.certified()));
         let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
-        let config = builder.with_webpki_verifier(verifier).with_client_cert_resolver(Arc::new(own));
-        Ok(Arc::new(finished(config, alpn)))
+        let builder = builder.with_webpki_verifier(self.roots.verifier()?);
+        Ok(Arc::new(finished(builder.with_client_cert_resolver(Arc::new(own)), alpn)))
     }
 }
 

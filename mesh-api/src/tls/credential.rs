@@ -4,6 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
@@ -12,12 +15,17 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
-use super::{NotANode, Peer, digest, pem, provider};
+use super::{NotANode, Peer, digest, provider};
 
 const CERTIFICATE: &str = "CERTIFICATE";
 const KEY: &str = "PRIVATE KEY";
 /// Certificates in a chain, or in a set of roots.
 const CERTIFICATES_MAX: usize = 8;
+
+/// `der` as PEM (RFC 7468) under `label`.
+fn to_pem(label: &str, der: &[u8]) -> String {
+    pem::encode_config(&Pem::new(label, der), EncodeConfig::new().set_line_ending(LineEnding::LF))
+}
 
 /// Why a text is not an [`Identity`], or an identity not what it is to be.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +81,17 @@ impl Identity {
 
     /// The key, then the chain, as PEM: a secret.
     pub fn to_pem(&self) -> String {
-        let chain = self.certified.cert.iter().map(|certificate| pem::encode(CERTIFICATE, certificate));
-        pem::encode(KEY, self.key.secret_der()) + &chain.collect::<String>()
+        self.key() + &self.chain()
+    }
+
+    /// The key, as PEM: a secret.
+    pub fn key(&self) -> String {
+        to_pem(KEY, self.key.secret_der())
+    }
+
+    /// The chain, as PEM.
+    pub fn chain(&self) -> String {
+        self.certified.cert.iter().map(|certificate| to_pem(CERTIFICATE, certificate)).collect()
     }
 
     /// The node, as its own certificate says.
@@ -129,7 +146,7 @@ impl fmt::Debug for KeyRequest {
 }
 
 /// The certificates in a text of nothing else, at least one.
-fn certificates(text: &str) -> Option<Vec<CertificateDer<'static>>> {
+pub(super) fn certificates(text: &str) -> Option<Vec<CertificateDer<'static>>> {
     let mut found = Vec::new();
     for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()) {
         match section.ok()? {
@@ -168,7 +185,7 @@ impl Roots {
 
     /// As PEM.
     pub fn to_pem(&self) -> String {
-        self.certificates.iter().map(|certificate| pem::encode(CERTIFICATE, certificate)).collect()
+        self.certificates.iter().map(|certificate| to_pem(CERTIFICATE, certificate)).collect()
     }
 
     /// The certificates.
@@ -192,7 +209,7 @@ impl Eq for Roots {}
 
 impl fmt::Debug for Roots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digests = self.certificates.iter().map(|certificate| pem::base64(&digest(certificate)));
+        let digests = self.certificates.iter().map(|certificate| STANDARD.encode(digest(certificate)));
         f.debug_list().entries(digests).finish()
     }
 }
@@ -236,6 +253,17 @@ impl Shared {
     /// Replaces it.
     pub fn set(&self, credential: Option<Arc<Credential>>) {
         self.0.send_replace(credential);
+    }
+
+    /// Replaces it, if it is `former` still.
+    pub fn replace(&self, former: &Arc<Credential>, credential: Arc<Credential>) {
+        self.0.send_if_modified(|present| {
+            let is_former = present.as_ref().is_some_and(|present| Arc::ptr_eq(present, former));
+            if is_former {
+                *present = Some(credential);
+            }
+            is_former
+        });
     }
 
     /// Follows it.

@@ -1,13 +1,14 @@
 //! What agents and managers prove themselves to each other with: TLS 1.3, and certificates of the cluster's own CA.
 //!
 //! A node's certificate says who it is ([`Peer`]). One port serves several protocols, which ALPN tells apart ([`Alpn`]);
-//! only a host that joins has no certificate, and it knows the cluster by its token. Sessions are never resumed: every
+//! only a host that joins has no certificate, and it knows the cluster by its token; only a node whose certificate
+//! has expired shows it by other means ([`Former`]). Sessions are never resumed: every
 //! connection is verified against the roots of its moment.
 
 mod certificate;
 mod config;
 mod credential;
-pub mod pem;
+mod proof;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use rustls::crypto::CryptoProvider;
 pub use certificate::{CertificateFacts, KeyId, NotANode, Peer, digest};
 pub use config::{HandshakeError, connect, is_certificate_refused, join_config, peer_of, server_config};
 pub use credential::{Credential, Identity, IdentityError, KeyRequest, Roots, RootsError, Shared};
+pub use proof::{Binding, Former, NotVouched};
 
 /// The name that managers' certificates bear, and no others: who dials a manager takes no worker for one. SwarmKit's.
 pub const SERVER_NAME: &str = "swarm-manager";
@@ -37,6 +39,8 @@ pub const BACKDATE: Duration = Duration::from_hours(1);
 pub enum Alpn {
     /// A host asks to become a node; it has no certificate.
     Join,
+    /// A node whose certificate has expired asks for another.
+    Readmit,
     /// A node's session.
     Session,
     /// Managers among themselves.
@@ -45,12 +49,13 @@ pub enum Alpn {
 
 impl Alpn {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Join, Self::Session, Self::Raft];
+    pub const ALL: [Self; 4] = [Self::Join, Self::Readmit, Self::Session, Self::Raft];
 
     /// The name on the wire.
     pub fn name(self) -> &'static [u8] {
         match self {
             Self::Join => b"shoal-join",
+            Self::Readmit => b"shoal-readmit",
             Self::Session => b"shoal-session",
             Self::Raft => b"shoal-raft",
         }

@@ -7,7 +7,7 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
-use super::{BACKDATE, Credential, Identity, MANAGER_OU, Roots, SERVER_NAME, WORKER_OU, digest, pem};
+use super::{BACKDATE, Credential, Identity, MANAGER_OU, Roots, SERVER_NAME, WORKER_OU, digest};
 use crate::table::Role;
 
 /// What a certificate is to say.
@@ -105,7 +105,7 @@ impl Ca {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
             params.subject_alt_names.push(SanType::DnsName(SERVER_NAME.try_into().unwrap()));
         }
-        pem::encode("CERTIFICATE", params.signed_by(key, &self.issuer).unwrap().der())
+        params.signed_by(key, &self.issuer).unwrap().pem()
     }
 
     /// The certificate, PEM, that says what is `wanted` of the key of a request, PEM.

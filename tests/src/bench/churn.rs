@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use mesh_agent::dataplane::Touched;
 use mesh_api::table::{Change, Delta, Table};
 use nix::time::ClockId;
 
 use super::cluster;
 use super::node::Node;
-use super::{Case, Unit, cpu_time};
+use super::{Case, Unit, cpu_time, milliseconds, rss_mb};
 use crate::packet::kernel::enter_namespaces;
 
 const SERVICES: u32 = 10_000;
@@ -32,7 +32,7 @@ pub fn run() -> Result<Vec<Case>> {
     let mut table = cluster::table(SERVICES, TASKS_EACH)?;
     let local = cluster::local()?;
     let mut cases = Cases::new();
-    let table_rss = rss_mb()?;
+    let table_rss = rss_mb("self")?;
     for round in 0..INSTALLS {
         let mut node = Node::open(&folder.join(format!("install-{round}")))?;
         let started = Stopwatch::start()?;
@@ -42,7 +42,7 @@ pub fn run() -> Result<Vec<Case>> {
         cases.install_cpu.samples.push(milliseconds(cpu));
         // Of one dataplane in a process that has had no other.
         if round == 0 {
-            cases.rss.samples.push(rss_mb()?);
+            cases.rss.samples.push(rss_mb("self")?);
             cases.table_rss.samples.push(table_rss);
             cases.maps.samples.push(maps_mb()?);
             for number in 0..CHANGES {
@@ -110,18 +110,6 @@ impl Stopwatch {
     fn stop(self) -> Result<(Duration, Duration)> {
         Ok((self.time.elapsed(), cpu_time(PROCESS)?.saturating_sub(self.cpu)))
     }
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-/// Memory of this process that is in RAM, MB.
-fn rss_mb() -> Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"));
-    let kib: f64 = kib.context("no VmRSS")?.trim().parse()?;
-    Ok(kib * 1.024e-3)
 }
 
 /// Kernel memory of all BPF maps that this process has open, MB, each counted once.

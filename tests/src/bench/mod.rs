@@ -2,9 +2,11 @@
 
 pub mod churn;
 pub mod cluster;
+pub mod control;
 pub mod dataplane;
 pub mod node;
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -19,6 +21,8 @@ pub enum Unit {
     Ns,
     /// Milliseconds.
     Ms,
+    /// 10^3 bytes.
+    Kb,
     /// 10^6 bytes.
     Mb,
 }
@@ -45,4 +49,16 @@ impl Case {
 /// CPU time in user and kernel mode that this process or this thread has had.
 fn cpu_time(clock: ClockId) -> Result<Duration> {
     Ok(clock_gettime(clock).context("no clock of CPU time")?.into())
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Memory of a process, by its id or `self`, that is in RAM, MB.
+fn rss_mb(process: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"));
+    let kib: f64 = kib.context("no VmRSS")?.trim().parse()?;
+    Ok(kib * 1.024e-3)
 }

@@ -22,6 +22,8 @@ pub(super) enum Unit {
     PerS,
     /// 10^9 bits a second.
     GbitS,
+    /// 10^3 bytes.
+    Kb,
     /// 10^6 bytes.
     Mb,
     /// One figure over another.
@@ -37,6 +39,7 @@ impl Unit {
             Self::Ms => "ms",
             Self::PerS => "1/s",
             Self::GbitS => "Gb/s",
+            Self::Kb => "kB",
             Self::Mb => "MB",
             Self::Ratio => "x",
         }
@@ -50,6 +53,7 @@ impl Unit {
             Self::Ms => "ms_median",
             Self::PerS => "per_s_median",
             Self::GbitS => "gbit_s_median",
+            Self::Kb => "kb_median",
             Self::Mb => "mb_median",
             Self::Ratio => "ratio_median",
         }
@@ -85,6 +89,13 @@ impl Case {
     pub(super) fn less(&self, other: &Self, name: String) -> Self {
         let samples = self.samples.iter().zip(&other.samples).map(|(own, other)| own - other).collect();
         Self { name, unit: self.unit, samples }
+    }
+
+    /// The measurement that so many percent of them don't exceed.
+    pub(super) fn percentile(&self, percent: usize, name: String) -> Self {
+        let sorted = self.sorted();
+        let rank = (sorted.len() * percent).div_ceil(100).max(1);
+        Self { name, unit: self.unit, samples: sorted.get(rank - 1).copied().into_iter().collect() }
     }
 
     /// Whether there is a figure.
@@ -241,6 +252,18 @@ mod tests {
         let ratio = own.over(&other, "a_of_b".to_owned());
         assert_eq!(ratio.samples, [1.0, 2.0, 1.0]);
         assert!((ratio.median() - 1.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_percentile_is_a_measurement() {
+        let samples: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        let percentile = |samples: &[f64], percent| {
+            case("c", Unit::Ms, samples).percentile(percent, "p".to_owned()).samples
+        };
+        assert_eq!(percentile(&samples, 99), [198.0]);
+        assert_eq!(percentile(&samples, 100), [200.0]);
+        assert_eq!(percentile(&[7.0], 99), [7.0]);
+        assert!(percentile(&[], 99).is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures with their spread, beside what they are to reach. What is compared comes from the same
 //! run, in turns, because the machine's mood changes.
 
+mod control;
 mod figures;
 mod load;
 mod netns;
@@ -35,6 +36,8 @@ pub(crate) enum Suite {
     Overlay(Output),
     /// Time, CPU and memory that 10,000 services take to install and to change
     Churn(Output),
+    /// What a change takes from the managers to the maps of many agents, and what it costs
+    Control(control::Options),
     /// Measures latencies for the others
     #[command(subcommand, hide = true)]
     Probe(probe::Probe),
@@ -70,23 +73,24 @@ impl Scale {
 const FULL: Scale = Scale { rounds: 7, seconds: 1, all_ways: true };
 const QUICK: Scale = Scale { rounds: 3, seconds: 1, all_ways: false };
 
+/// Measures the cases of a suite.
+type Measure<'a> = Box<dyn Fn() -> Result<Vec<Case>> + 'a>;
+
 /// `cargo xtask bench`.
 pub(crate) fn run(suite: &Suite) -> Result<()> {
-    let measure: fn() -> Result<Vec<Case>> = match suite {
+    let (output, measure): (&Output, Measure<'_>) = match suite {
         Suite::Probe(probe) => return probe::run(probe),
-        Suite::Quick(_) => || Ok([programs::dataplane()?, on_labs(&lab::build()?, QUICK)?].concat()),
-        Suite::Dataplane(_) => programs::dataplane,
-        Suite::Netns(_) => || on_labs(&build::shoal("release")?, FULL),
-        Suite::Overlay(_) => || on_lab(2, Xdp::Off, &build::shoal("release")?, |lab| overlay::run(lab, FULL)),
-        Suite::Churn(_) => programs::churn,
-    };
-    let (Suite::Quick(output)
-    | Suite::Dataplane(output)
-    | Suite::Netns(output)
-    | Suite::Overlay(output)
-    | Suite::Churn(output)) = suite
-    else {
-        return Ok(());
+        Suite::Quick(output) => {
+            (output, Box::new(|| Ok([programs::dataplane()?, on_labs(&lab::build()?, QUICK)?].concat())))
+        }
+        Suite::Dataplane(output) => (output, Box::new(programs::dataplane)),
+        Suite::Netns(output) => (output, Box::new(|| on_labs(&build::shoal("release")?, FULL))),
+        Suite::Overlay(output) => {
+            let measure = || on_lab(2, Xdp::Off, &build::shoal("release")?, |lab| overlay::run(lab, FULL));
+            (output, Box::new(measure))
+        }
+        Suite::Churn(output) => (output, Box::new(programs::churn)),
+        Suite::Control(options) => (&options.output, Box::new(|| control::run(options))),
     };
     lab::require_root()?;
     setup::ensure_for_benchmarks()?;

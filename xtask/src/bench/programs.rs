@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use super::figures::{Case, Goal, show, show_goals};
 use crate::{bounded, lab, workspace};
 
-/// With the build, which is not part of what is bounded tightly.
-const LIMIT: Duration = Duration::from_mins(25);
+const BUILD_LIMIT: Duration = Duration::from_mins(25);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// ns per packet of the XDP program.
 pub(super) fn dataplane() -> Result<Vec<Case>> {
@@ -17,7 +17,7 @@ pub(super) fn dataplane() -> Result<Vec<Case>> {
          each packet, which floor_adjust measures alone"
     );
     // The profile of the lab and the tests: the kernel measures, and the programs are built alike in all of them.
-    let mut cases = measure("dataplane", lab::PROFILE)?;
+    let mut cases = measure("dataplane", lab::PROFILE, None, LIMIT)?;
     show(&cases);
     let find = |name: &str| cases.iter().find(|case| case.name == name).with_context(|| format!("no {name}"));
     let floor = find("floor_tx")?;
@@ -67,7 +67,7 @@ pub(super) fn churn() -> Result<Vec<Case>> {
         "churn: 10,000 services of 10 tasks each, each published, written by the agent's dataplane in a network \
          namespace and on a BPF file system of its own; CPU is user and system time of the process"
     );
-    let cases = measure("churn", "release")?;
+    let cases = measure("churn", "release", None, LIMIT)?;
     show(&cases);
     let goals = [
         ("churn_install_cpu", Goal::AtMost(2000.0)),
@@ -82,10 +82,20 @@ pub(super) fn churn() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Runs a benchmark of `shoal-tests`.
-fn measure(benchmark: &str, profile: &str) -> Result<Vec<Case>> {
-    let mut command = workspace::cargo();
-    command.args(["run", "--quiet", "--profile", profile, "--package", "shoal-tests", "--bin", "bench"]);
-    let printed = bounded::output(command.args(["--", benchmark]), LIMIT)?;
+/// Runs a benchmark of `shoal-tests`, with a second argument where it takes one, for so long at most without the build.
+pub(super) fn measure(
+    benchmark: &str,
+    profile: &str,
+    detail: Option<&str>,
+    limit: Duration,
+) -> Result<Vec<Case>> {
+    let cargo = |action: &str| {
+        let mut command = workspace::cargo();
+        command.args([action, "--quiet", "--profile", profile, "--package", "shoal-tests", "--bin", "bench"]);
+        command
+    };
+    bounded::output(&mut cargo("build"), BUILD_LIMIT)?;
+    let mut command = cargo("run");
+    let printed = bounded::output(command.args(["--", benchmark]).args(detail), limit)?;
     serde_json::from_str(printed.trim()).context("the benchmark's output")
 }

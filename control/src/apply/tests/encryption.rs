@@ -77,7 +77,7 @@ fn nodes_know_each_others_keys() {
     };
     let (id, role, issuer) = ("n2".into(), Role::Worker, KeyId::default());
     let joined = NodeDescription { wireguard: vec![old], ..description("n2") };
-    world.must(Action::AddNode { id, role, description: joined, issuer });
+    world.must(Action::AddNode { id, role, description: joined, issuer, token: None });
     assert_eq!(known(&world), [vec![], vec![old]]);
     for described in [vec![old, new], vec![new, old], vec![new], vec![]] {
         let before = world.state.clone();
@@ -116,7 +116,8 @@ fn a_nodes_keys_and_what_follows_from_them_are_its_own() {
         assert_eq!(refusal.code(), Code::InvalidArgument);
         let (id, role, issuer) = ("n3".into(), Role::Worker, KeyId::default());
         let description = NodeDescription { wireguard: wrong.to_vec(), ..description("n3") };
-        assert_eq!(world.try_to(Action::AddNode { id, role, description, issuer }), Err(refusal));
+        let add = Action::AddNode { id, role, description, issuer, token: None };
+        assert_eq!(world.try_to(add), Err(refusal));
     }
     world.must(world.keys("n1", &[theirs[1], theirs[0]]));
     world.must(Action::RemoveNode { id: "n1".into(), force: true });

@@ -17,7 +17,7 @@ use crate::model::{Ipam6Config, IpamConfig, NetworkSpec, labels};
 const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "default"];
 
 /// What a request asks for, checked.
-pub(super) fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
+pub(in crate::docker) fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
     let wire::CreateRequest {
         name,
         driver: _,
@@ -92,7 +92,7 @@ pub(super) fn spec(request: wire::CreateRequest) -> ApiResult<NetworkSpec> {
 }
 
 /// What a request asks for as another subnet of a network, checked.
-pub(super) fn another_subnet(config: &wire::IpamConfigRequest) -> ApiResult<IpamConfig> {
+pub(in crate::docker) fn another_subnet(config: &wire::IpamConfigRequest) -> ApiResult<IpamConfig> {
     match subnet(config.subnet.as_deref(), "Subnet", "invalid subnet")? {
         Some(IpNet::V6(subnet)) => Err(ApiError::invalid(format!(
             "Subnet: {subnet} is IPv6, and a network has one such subnet, from when it is made: give an IPv4 subnet"

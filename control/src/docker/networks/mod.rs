@@ -1,7 +1,7 @@
 //! Networks: create, list, inspect, remove, prune. A manager shows the cluster's, a worker those that its
 //! tasks are on.
 
-mod ask;
+pub(super) mod ask;
 mod show;
 
 use std::collections::BTreeSet;
@@ -25,6 +25,7 @@ use crate::command::{Action, Command};
 use crate::model::State as ClusterState;
 
 pub(super) use show::in_task as show_in_task;
+pub(super) use show::network as show_network;
 
 /// Under which option Docker shows a network's VNI.
 const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";

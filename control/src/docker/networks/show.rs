@@ -15,7 +15,7 @@ use crate::model::network::{ENCRYPTED_OPTIONS, MTU_OPTION};
 use crate::model::{Network, NetworkSpec};
 
 /// The cluster's own record of a network.
-pub(super) fn network(network: &Network) -> wire::Network {
+pub(in crate::docker) fn network(network: &Network) -> wire::Network {
     let spec = &network.spec;
     wire::Network {
         name: spec.name.clone(),

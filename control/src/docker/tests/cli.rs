@@ -233,7 +233,6 @@ async fn bad_input_gets_an_answer_that_helps() {
         ("network create -d overlay --subnet 10.0.0.0/24 x", "overlaps"),
         ("secret create s /proc/version", "--env"),
         ("run shoal/whoami", "docker service create"),
-        ("swarm update --autolock", "--autolock"),
     ] {
         docker.fails(line, &[part]).await;
     }

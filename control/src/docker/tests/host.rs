@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::body::Body;
@@ -10,19 +12,25 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use mesh_api::attachment::{AttachRequest, AttachTarget, Attachment};
 use mesh_api::id::NodeId;
+use mesh_api::seal::UnlockKey;
 use mesh_api::session::NodeDescription;
 use mesh_api::table::{NodeState, Role, Table, TaskState};
 use serde_json::Value;
 use tower::ServiceExt as _;
 
 use crate::apply::awaits;
+use crate::backup::revive::{Revived, revive};
 use crate::cluster::{self, Cluster};
 use crate::command::{Action, Command};
 use crate::docker::local::{
-    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, SwarmError,
+    AttachError, HostFacts, InitRequest, Interface, JoinRequest, LocalNode, Membership, RestoreError,
+    RestoreRequest, RestoredSwarm, SwarmError,
 };
 use crate::model::{ClusterSpec, NodeSpec};
+use crate::pki::First;
 use crate::raft;
+use crate::store::keys::Keys;
+use crate::store::{StoreError, folder};
 use crate::testing;
 
 /// The host's only address.
@@ -73,6 +81,36 @@ impl FakeHost {
         *self.membership.lock().unwrap() = Membership::Active { node, role, addr, managers: vec![manager] };
     }
 
+    fn keys(&self) -> Arc<Keys> {
+        Arc::clone(self.cluster().unwrap().keys().unwrap())
+    }
+
+    /// Waits until its files are sealed by this unlock key.
+    pub(super) async fn is_locked_by(&self, key: &str) {
+        let key = key.parse().unwrap();
+        until(|| self.keys().unlock_key().as_ref() == Some(&key)).await;
+    }
+
+    /// Waits until its files are sealed by none.
+    pub(super) async fn is_unlocked(&self) {
+        until(|| self.keys().unlock_key().is_none()).await;
+    }
+
+    /// Starts anew with what is on its disk; whether it is locked then.
+    pub(super) async fn restart(&self) -> bool {
+        let dir = self.dir.path().join("manager");
+        let cluster = self.cluster.lock().unwrap().take().unwrap();
+        cluster.shutdown().await;
+        let is_locked = folder::is_locked(&dir).unwrap();
+        if is_locked {
+            let Membership::Active { node, addr, .. } = self.membership() else { panic!("it is no node") };
+            *self.membership.lock().unwrap() = Membership::Locked { node, addr };
+        } else {
+            *self.cluster.lock().unwrap() = Some(Cluster::open(&dir).await.unwrap());
+        }
+        is_locked
+    }
+
     /// Adds a node that only the cluster's state knows.
     pub(super) async fn add_node(&self, hostname: &str, role: Role) -> NodeId {
         self.add(NodeId::random(&mut rand::rng()), testing::description(hostname), role).await
@@ -81,7 +119,7 @@ impl FakeHost {
     async fn add(&self, id: NodeId, description: NodeDescription, role: Role) -> NodeId {
         let cluster = self.cluster().unwrap();
         let issuer = cluster.state().cluster.unwrap().ca.signer().id;
-        let add = Action::AddNode { id: id.clone(), role, description, issuer };
+        let add = Action::AddNode { id: id.clone(), role, description, issuer, token: None };
         cluster.propose(Command::now(add)).await.unwrap();
         let ready = Action::SetNodeStatus {
             id: id.clone(),
@@ -141,6 +179,7 @@ impl LocalNode for FakeHost {
                 labels,
                 task_history: _,
                 cert_expiry_ns,
+                autolock,
                 availability,
             } = request;
             assert!(listen.ip().is_unspecified() || listen.ip() == advertise);
@@ -150,6 +189,7 @@ impl LocalNode for FakeHost {
                 spec: ClusterSpec {
                     labels,
                     cert_expiry_ns: cert_expiry_ns.unwrap_or(default.cert_expiry_ns),
+                    autolock,
                     ..default
                 },
                 data_path_port,
@@ -170,7 +210,7 @@ impl LocalNode for FakeHost {
             let node = self.add(id, description, Role::Manager).await;
             let state = cluster.state();
             let spec = NodeSpec { availability, ..state.nodes[&node].spec.clone() };
-            let version = state.nodes[&node].meta.version;
+            let version = state.nodes[&node].spec_version;
             cluster
                 .propose(Command::now(Action::UpdateNode { id: node.clone(), version, spec }))
                 .await
@@ -215,13 +255,63 @@ impl LocalNode for FakeHost {
         async { Err(SwarmError::NotManager) }.boxed()
     }
 
+    fn swarm_unlock(&self, key: UnlockKey) -> BoxFuture<'_, Result<(), SwarmError>> {
+        async move {
+            let dir = self.dir.path().join("manager");
+            let cluster = match Cluster::open_at(&dir, Arc::new(raft::Isolated), Some(key)).await {
+                Ok(cluster) => cluster,
+                Err(cluster::OpenError::Store(error)) if matches!(*error, StoreError::WrongUnlockKey) => {
+                    return Err(SwarmError::InvalidUnlockKey);
+                }
+                Err(error) => return Err(SwarmError::Host(error.to_string())),
+            };
+            *self.cluster.lock().unwrap() = Some(cluster);
+            let Membership::Locked { node, addr } = self.membership() else {
+                return Err(SwarmError::NotLocked);
+            };
+            self.become_node(node, Role::Manager, addr, SocketAddr::new(addr, 2377));
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn restore(&self, request: RestoreRequest) -> BoxFuture<'_, Result<RestoredSwarm, RestoreError>> {
+        async move {
+            let dir = self.dir.path().join("manager");
+            if folder::exists(&dir) {
+                return Err(RestoreError::Manager);
+            }
+            let RestoreRequest { backup, listen: _, advertise, advertise_port, data_path, force: _ } =
+                request;
+            let own = match self.membership() {
+                Membership::Active { node, .. } => Some(node),
+                Membership::Inactive | Membership::Locked { .. } => None,
+            };
+            let vtep = data_path.unwrap_or(advertise);
+            let description = NodeDescription { addr: advertise, vtep, ..testing::description("n1") };
+            let revived = revive(backup.state, own, &description, SystemTime::now(), &mut rand::rng());
+            let revived = revived.map_err(|error| RestoreError::Unfit(error.to_string()))?;
+            let Revived { state, first, demoted, replaced, known } = revived;
+            let (index, key) = (state.index, state.cluster.as_ref().unwrap().lock.key.clone());
+            let advertise = SocketAddr::new(advertise, advertise_port);
+            let manager = raft::Manager { node: first.node.clone(), addr: advertise };
+            Cluster::lay_down(&dir, manager, state).await.unwrap();
+            let cluster = Cluster::open_at(&dir, Arc::new(raft::Isolated), key).await.unwrap();
+            *self.cluster.lock().unwrap() = Some(cluster);
+            self.become_node(first.node.clone(), Role::Manager, advertise.ip(), advertise);
+            let First { cluster, node, credential: _ } = first;
+            Ok(RestoredSwarm { cluster, node, index, advertise, demoted, replaced, known })
+        }
+        .boxed()
+    }
+
     fn swarm_leave(&self, _force: bool) -> BoxFuture<'_, Result<(), SwarmError>> {
         async move {
             let cluster = self.cluster.lock().unwrap().take();
             if let Some(cluster) = cluster {
                 cluster.shutdown().await;
-                std::fs::remove_dir_all(self.dir.path().join("manager")).unwrap();
             }
+            let _ = std::fs::remove_dir_all(self.dir.path().join("manager"));
             *self.membership.lock().unwrap() = Membership::Inactive;
             Ok(())
         }
@@ -276,6 +366,14 @@ impl LocalNode for FakeHost {
             Ok(())
         }
         .boxed()
+    }
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "it never comes to that");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -137,7 +137,6 @@ async fn init_names_the_flag_that_is_wrong() {
                 400,
                 "invalid Availability: \"busy\"",
             ),
-            ("POST", init, r#"{"AdvertiseAddr":"eth0","AutoLockManagers":true}"#, 501, "--autolock"),
             ("POST", init, r#"{"AdvertiseAddr":7}"#, 400, "AdvertiseAddr: invalid type: integer"),
         ],
     )

@@ -14,6 +14,7 @@ pub(super) mod attachment;
 #[expect(clippy::struct_excessive_bools, reason = "the fields are Docker's")]
 pub(super) mod network;
 pub(super) mod spec;
+pub(super) mod status;
 pub(super) mod swarm;
 
 /// Defines a request's struct: each field may be missing or null, and is left out when there is nothing in it.

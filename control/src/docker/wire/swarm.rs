@@ -34,6 +34,11 @@ optional_fields! {
         availability: String,
     }
 
+    /// `UnlockRequest`.
+    UnlockRequest {
+        unlock_key: String,
+    }
+
     /// The swarm's `Spec` in a request: the parts that Shoal looks at.
     SpecRequest {
         name: String,
@@ -99,6 +104,14 @@ pub(in crate::docker) struct Swarm {
     pub(in crate::docker) data_path_port: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::docker) join_tokens: Option<JoinTokens>,
+}
+
+/// `SwarmUnlockKeyResponse`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::docker) struct UnlockKey {
+    /// Empty without autolock.
+    pub(in crate::docker) unlock_key: String,
 }
 
 /// `TLSInfo`.

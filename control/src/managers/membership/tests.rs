@@ -35,6 +35,10 @@ fn the_members_are_those_that_the_nodes_roles_say() {
     let [a, b, c] = [member(1, "a", true), member(2, "b", true), member(3, "c", true)];
     let learner = member(2, "b", false);
     let former = member(9, "b", true);
+    let moved = |member: &Member| {
+        let manager = Manager { addr: "198.51.100.1:2377".parse().unwrap(), ..member.manager.clone() };
+        Member { manager, ..member.clone() }
+    };
     for (nodes, members, expected) in [
         // As it should be; a manager that has not told where it listens stays what it is.
         ([(M, Some(1)), (W, None), (W, None)], vec![a.clone()], None),
@@ -44,12 +48,18 @@ fn the_members_are_those_that_the_nodes_roles_say() {
         ([(M, Some(1)), (M, Some(2)), (W, None)], vec![a.clone()], add(2, "b")),
         ([(M, Some(1)), (M, Some(2)), (W, None)], vec![a.clone(), learner], add(2, "b")),
         ([(M, Some(1)), (M, Some(2)), (W, None)], vec![a.clone(), b.clone()], None),
+        // Reached elsewhere: the others are told; the leader itself as well.
+        ([(M, Some(1)), (M, Some(2)), (W, None)], vec![a.clone(), moved(&b)], add(2, "b")),
+        ([(M, Some(1)), (M, Some(2)), (W, None)], vec![moved(&a), b.clone()], add(1, "a")),
         // Demoted, though it still runs; the leader itself as well.
         ([(M, Some(1)), (W, Some(2)), (W, None)], vec![a.clone(), b.clone()], Some(remove(2))),
         ([(W, Some(1)), (M, Some(2)), (W, None)], vec![a.clone(), b.clone()], Some(remove(1))),
         // Began anew: in before the former self is out.
         ([(M, Some(1)), (M, Some(2)), (W, None)], vec![a.clone(), former.clone()], add(2, "b")),
         ([(M, Some(1)), (M, Some(2)), (W, None)], vec![a.clone(), former, b.clone()], Some(remove(9))),
+        // The leader began anew by force, and has not told yet.
+        ([(M, Some(9)), (W, None), (W, None)], vec![a.clone()], None),
+        ([(M, Some(9)), (W, Some(2)), (W, None)], vec![a.clone(), b.clone()], Some(remove(2))),
         // What is to come, before what is to go.
         ([(M, Some(1)), (W, Some(2)), (M, Some(3))], vec![a.clone(), b.clone()], add(3, "c")),
         ([(M, Some(1)), (W, Some(2)), (M, Some(3))], vec![a.clone(), b, c], Some(remove(2))),

@@ -9,15 +9,15 @@ use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader as _, RaftSnapshot
 use super::platter::Platter;
 use crate::apply::apply;
 use crate::command::{Action, Command};
-use crate::model::State;
+use crate::model::{Lock, State};
 use crate::raft::log::{LogStore, Work};
 use crate::raft::machine::{Contents, Machine};
 use crate::raft::{Batch, Entry, LogId, Membership, Storage, Vote};
 use crate::store::folder::Engine;
 use crate::store::memory::{MemoryKv, MemorySnapshots};
-use crate::store::snapshot::{Files, Snapshots as _};
+use crate::store::snapshot::Snapshots as _;
 use crate::store::{LogKv as _, Op, StoreError, folder};
-use crate::testing::{World, genesis, network, service};
+use crate::testing::{World, copy_dir, genesis, network, service};
 
 const ENGINES: [Engine; 2] = [Engine::Sled, Engine::Redb];
 
@@ -76,19 +76,6 @@ async fn recovered(storage: Storage) -> Result<State, StoreError> {
     machine.apply(entries).await.unwrap();
     let state = states.borrow().clone();
     Ok(state)
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[tokio::test]
@@ -218,9 +205,9 @@ async fn damage_is_named_not_guessed_over() {
 #[test]
 fn another_format_is_refused_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
-    let kv = folder::create(dir.path(), Engine::Redb).unwrap();
-    kv.commit(vec![Op::Put("F".into(), 6_u32.to_be_bytes().to_vec())]).unwrap();
-    drop(kv);
+    let folder = folder::create(dir.path(), Engine::Redb, Lock::default()).unwrap();
+    folder.log.commit(vec![Op::Put("F".into(), 6_u32.to_be_bytes().to_vec())]).unwrap();
+    drop(folder);
     let error = Storage::open(dir.path()).unwrap_err();
     assert!(error.to_string().contains("has format 6, and this version of Shoal reads format 1"), "{error}");
 
@@ -234,20 +221,20 @@ async fn what_raft_builds_on_outlives_a_crash() {
     let mut log = LogStore(disk.open(1).unwrap().log);
     let (entries, vote) = (entries(5), Vote::new(3, 2));
     log.blocking_append(entries[..3].to_vec()).await.unwrap();
-    disk.crash();
+    disk.crash(0);
     let mut log = LogStore(disk.open(1).unwrap().log);
     assert_eq!(log.try_get_log_entries(1..10).await.unwrap(), entries[..3]);
     log.save_vote(&vote).await.unwrap();
-    disk.crash();
+    disk.crash(0);
     let mut log = LogStore(disk.open(1).unwrap().log);
     assert_eq!(log.read_vote().await.unwrap(), Some(vote));
     log.truncate(log_id(3)).await.unwrap();
-    disk.crash();
+    disk.crash(0);
     let mut log = LogStore(disk.open(1).unwrap().log);
     assert_eq!(log.try_get_log_entries(1..10).await.unwrap(), entries[..2]);
     // This much may be forgotten: the leader tells it again.
     log.save_committed(Some(log_id(2))).await.unwrap();
-    disk.crash();
+    disk.crash(0);
     assert_eq!(LogStore(disk.open(1).unwrap().log).read_committed().await.unwrap(), None);
 }
 
@@ -260,6 +247,6 @@ async fn a_vote_and_an_id_outlive_a_restart() {
         drop(log);
         let storage = reopened(dir.path()).await;
         assert_eq!((storage.id, storage.log.vote().unwrap()), (42, Some(Vote::new(3, 42))));
-        assert!(Files::new(dir.path()).load().unwrap().is_none());
+        assert!(storage.snapshots.load().unwrap().is_none());
     }
 }

@@ -9,10 +9,11 @@ use mesh_api::id::{NodeId, ServiceId, TaskId};
 
 use crate::cluster::Cluster;
 use crate::command::{Action, Command};
+use crate::model::Lock;
 use crate::raft::{Isolated, Manager, Replica, Settings, Storage};
 use crate::store::Op;
 use crate::store::folder::{self, Engine};
-use crate::store::snapshot::{Files, Snapshots as _, hex};
+use crate::store::snapshot::{Snapshots as _, hex};
 use crate::testing::{World, attachment, ingress_port, network, service};
 
 const LOG: &str = "log.txt";
@@ -77,14 +78,15 @@ async fn write(dir: &Path) {
 /// Takes what is in a folder apart: the log's keys and values as hexadecimal digits, a pair a line, and the snapshot.
 fn take_apart(dir: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    let pairs = folder::open(dir).unwrap().range(Vec::new(), vec![0xff]).unwrap();
+    let folder = folder::open(dir, None).unwrap();
+    let pairs = folder.log.range(Vec::new(), vec![0xff]).unwrap();
     let lines = pairs.iter().map(|(key, value)| format!("{} {}\n", hex(key), hex(value)));
     std::fs::write(to.join(LOG), lines.collect::<String>()).unwrap();
-    std::fs::write(to.join(SNAPSHOT), Files::new(dir).load().unwrap().unwrap()).unwrap();
+    std::fs::write(to.join(SNAPSHOT), folder.snapshots.load().unwrap().unwrap()).unwrap();
 }
 
 fn put_together(from: &Path, dir: &Path, engine: Engine) {
-    let kv = folder::create(dir, engine).unwrap();
+    let folder = folder::create(dir, engine, Lock::default()).unwrap();
     let log = std::fs::read_to_string(from.join(LOG)).unwrap();
     let unhex = |text: &str| {
         let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
@@ -94,9 +96,9 @@ fn put_together(from: &Path, dir: &Path, engine: Engine) {
         let (key, value) = line.split_once(' ').unwrap();
         Op::Put(unhex(key), unhex(value))
     };
-    kv.commit(log.lines().map(put).collect()).unwrap();
+    folder.log.commit(log.lines().map(put).collect()).unwrap();
     let snapshot = std::fs::read(from.join(SNAPSHOT)).unwrap();
-    Files::new(dir).save(SNAPSHOT_INDEX, &snapshot).unwrap();
+    folder.snapshots.save(SNAPSHOT_INDEX, &snapshot).unwrap();
 }
 
 #[tokio::test]

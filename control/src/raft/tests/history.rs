@@ -33,6 +33,8 @@ pub(super) enum Action {
 pub(super) enum Answer {
     Done,
     Refused,
+    /// It was refused for something that says nothing of what the object holds, and had no effect.
+    Nothing,
     Saw(Held),
 }
 
@@ -74,11 +76,22 @@ pub(super) fn is_linearizable(history: &[Operation]) -> bool {
         // Whatever returned before another was called comes before it.
         let bound =
             left().filter_map(|at| history[at].answered.map(|(time, _)| time)).min().unwrap_or(u64::MAX);
-        for at in left().filter(|at| history[*at].called < bound) {
-            let (next, right) = effect(held, history[at].action);
-            if history[at].answered.is_none_or(|(_, answer)| answer == right) {
-                open.push((done | 1 << at, next));
-            }
+        let next: Vec<(usize, Held, bool)> = left()
+            .filter(|at| history[*at].called < bound)
+            .filter_map(|at| {
+                let (next, right) = effect(held, history[at].action);
+                match history[at].answered {
+                    Some((_, Answer::Nothing)) => Some((at, held, true)),
+                    Some((_, answer)) => (answer == right).then_some((at, next, next == held)),
+                    // Without an effect, it may as well never have happened.
+                    None => (next != held).then_some((at, next, false)),
+                }
+            })
+            .collect();
+        // What is right at this moment and changes nothing can come here, whatever follows.
+        let idle = next.iter().find(|(_, _, is_idle)| *is_idle);
+        for (at, next, _) in idle.map_or(&next[..], std::slice::from_ref) {
+            open.push((done | 1 << at, *next));
         }
     }
     false
@@ -135,6 +148,7 @@ mod tests {
                 done(7, 8, Action::Remove { id: 1 }, Answer::Done),
                 saw_none(9, 10),
             ],
+            vec![done(1, 2, CREATE, Answer::Done), done(3, 4, UPDATE, Answer::Nothing), saw(5, 6, 10)],
         ];
         for history in histories {
             assert!(is_linearizable(&history), "{history:?}");
@@ -172,6 +186,7 @@ mod tests {
             vec![done(1, 2, CREATE, Answer::Refused), saw_none(3, 4)],
             // What was refused took effect.
             vec![done(1, 2, CREATE, Answer::Done), done(3, 4, UPDATE, Answer::Refused), saw(5, 6, 11)],
+            vec![done(1, 2, CREATE, Answer::Done), done(3, 4, UPDATE, Answer::Nothing), saw(5, 6, 11)],
         ];
         for history in histories {
             assert!(!is_linearizable(&history), "{history:?}");

@@ -5,16 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::id::NodeId;
+use mesh_api::id::{NodeId, TokenId};
+use mesh_api::table::Role;
+use mesh_api::tls::KeyId;
 use tokio::time::{Instant, timeout};
 
-use super::net::{Net, Wire};
-use super::platter::Platter;
+use super::net::{Net, Weather, Wire};
+use super::platter::{Fault, Platter};
 use crate::cluster::{Cluster, ProposeError};
 use crate::command::{Action, Command};
-use crate::raft::{Manager, MembersError, RaftId, Replica, Settings, Storage};
+use crate::raft::{Call, Manager, MembersError, RaftId, Replica, Request, Response, Settings, Storage};
+use crate::refusal::Refusal;
 use crate::store::folder::Engine;
-use crate::testing::{genesis, network};
+use crate::testing::{description, genesis, network};
 
 /// Short distances, so that snapshots are made and sent.
 fn settings(id: RaftId) -> Settings {
@@ -75,7 +78,7 @@ impl Managers {
         let Running { cluster, wire } = self.running.remove(&id).unwrap();
         wire.kill();
         self.net.unplug(&node(id));
-        self.disks[&id].crash();
+        self.disks[&id].crash(0);
         cluster.shutdown().await;
     }
 
@@ -238,18 +241,25 @@ async fn managers_leave_until_one_is_left() {
 #[tokio::test(start_paused = true)]
 async fn a_manager_whose_disk_fails_stops_and_says_so() {
     let mut managers = Managers::new(3).await;
-    let leader = managers.leader().await;
-    managers.disks[&leader].fail_next(true);
-    let failing = managers.of(leader);
-    let refused = failing.propose(create("lost")).await;
-    assert!(matches!(refused, Err(ProposeError::Storage(_))), "{refused:?}");
-    assert!(matches!(failing.linearizable().await, Err(ProposeError::Storage(_))));
-    let other = managers.running.keys().copied().find(|id| *id != leader).unwrap();
-    managers.of(other).propose(create("kept")).await.unwrap();
-    assert_ne!(managers.leader().await, leader);
-    managers.kill(leader).await;
-    managers.start(leader).await;
-    managers.settle().await;
+    for (round, fault) in [Fault::Full, Fault::Sync { is_written: true }, Fault::Sync { is_written: false }]
+        .into_iter()
+        .enumerate()
+    {
+        let leader = managers.leader().await;
+        managers.disks[&leader].fail(fault);
+        let failing = managers.of(leader);
+        let refused = failing.propose(create(&format!("lost{round}"))).await;
+        assert!(matches!(refused, Err(ProposeError::Storage(_))), "{refused:?}");
+        // A disk that works again is no reason to go on: what it should have may be gone.
+        managers.disks[&leader].mend();
+        assert!(matches!(failing.linearizable().await, Err(ProposeError::Storage(_))));
+        let other = managers.running.keys().copied().find(|id| *id != leader).unwrap();
+        managers.of(other).propose(create(&format!("kept{round}"))).await.unwrap();
+        assert_ne!(managers.leader().await, leader);
+        managers.kill(leader).await;
+        managers.start(leader).await;
+        managers.settle().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -308,14 +318,80 @@ async fn a_survivor_makes_a_cluster_of_its_own() {
     alone.shutdown().await;
 
     let path = dir.path().join("2");
-    let survivor = Cluster::force_new_cluster(&path, manager(2), net.wire(&node(2))).await.unwrap();
+    // A disk says as much while nobody runs on it; a backup of it has that.
+    let storage = Storage::open(&path).unwrap();
+    assert!(storage.read().unwrap().state == before);
+    storage.close().await;
+    let survivor = Cluster::force_new_cluster(&path, manager(2), net.wire(&node(2)), None).await.unwrap();
     let ours = survivor.state();
     assert!(ours == before, "all that was acknowledged is there");
     assert_ne!(survivor.raft_id(), 2, "former members are not heard");
     assert_eq!(survivor.managers().len(), 1);
     survivor.propose(create("goes-on")).await.unwrap();
+    // One of the lost that comes back asks for whom it knew there, and hears that it is a manager no longer.
+    let lost = Request { from: 3, to: 2, call: Call::ReadIndex };
+    assert!(matches!(survivor.handle(&node(3), lost).await, Response::NotMember));
     survivor.shutdown().await;
     let survivor = Cluster::open(&path).await.unwrap();
     assert!(survivor.state().network_by_name("goes-on").is_some());
     survivor.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_is_reached_elsewhere_takes_part_again_once_its_address_is_known() {
+    for count in [2, 3] {
+        let mut managers = Managers::new(count).await;
+        for round in 0..4 {
+            // The leader moves every other time.
+            let leader = managers.leader().await;
+            let moved = if round % 2 == 0 { leader } else { (1..=count).find(|id| *id != leader).unwrap() };
+            managers.kill(moved).await;
+            let addr = format!("198.51.100.{moved}:{}", 2377 + round).parse().unwrap();
+            managers.net.settle(&node(moved), addr);
+            managers.start(moved).await;
+            // What its agent tells the leader, who may have to be elected first.
+            let (told, manager) =
+                (Instant::now() + Duration::from_mins(1), Manager { node: node(moved), addr });
+            loop {
+                assert!(Instant::now() < told, "{count} managers, round {round}: {moved} of {leader}");
+                let leader = managers.leader().await;
+                if managers.of(leader).add_manager(moved, manager.clone()).await.is_ok() {
+                    break;
+                }
+            }
+            let name = format!("n{round}");
+            managers.of(moved).propose(create(&name)).await.unwrap();
+            managers.settle().await;
+            for running in managers.running.values() {
+                let seen = running.cluster.managers();
+                assert_eq!(seen.len() as u64, count);
+                assert_eq!(seen.iter().find(|it| it.id == moved).map(|it| &it.manager), Some(&manager));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_token_is_good_for_so_many_nodes_whichever_managers_are_asked() {
+    let managers = Managers::new(3).await;
+    managers.net.set_weather(Weather { doubled: 50, ..Weather::FAIR });
+    let (role, secret_digest) = (Role::Worker, [7; 32]);
+    let token = TokenId::from("t");
+    let life_ns = 3600 * 1_000_000_000;
+    let made = Action::CreateToken { id: token.clone(), role, secret_digest, life_ns, uses: Some(5) };
+    managers.of(1).propose(Command::now(made)).await.unwrap();
+    let joining = (0..30_u64).map(|at| {
+        let (cluster, token) = (managers.of(1 + at % 3), Some(token.clone()));
+        let (id, description) = (NodeId::from(format!("n{at}")), description(&format!("n{at}")));
+        let action = Action::AddNode { id, role, description, issuer: KeyId::default(), token };
+        async move { cluster.propose(Command::now(action)).await }
+    });
+    let joined = futures::future::join_all(joining).await;
+    let refused =
+        |it: &Result<_, ProposeError>| matches!(it, Err(ProposeError::Refused(Refusal::TokenUsedUp)));
+    assert_eq!(joined.iter().filter(|it| it.is_ok()).count(), 5);
+    assert_eq!(joined.iter().filter(|it| refused(it)).count(), 25);
+    managers.settle().await;
+    let state = managers.of(2).state();
+    assert_eq!((state.nodes.len(), state.tokens[&token].uses_left), (5, Some(0)));
 }

@@ -8,4 +8,6 @@ mod net;
 mod platter;
 mod power;
 mod simulation;
+mod stream;
 mod suite;
+mod sys;

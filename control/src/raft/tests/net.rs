@@ -1,6 +1,7 @@
 //! A network in memory: what members say is delayed, reordered, doubled, lost or cut off as a seeded generator says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ struct State {
     members: BTreeMap<NodeId, Replica>,
     /// Who is not heard by whom.
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// How often a node forgot its streams, without a word to the other ends.
+    lost: BTreeMap<NodeId, u64>,
+    /// Nodes that are found at one address alone.
+    homes: BTreeMap<NodeId, SocketAddr>,
     messages: u64,
     /// Depends on all that was drawn.
     drawn: u64,
@@ -45,7 +50,7 @@ pub(super) struct Net {
 }
 
 /// What becomes of a message.
-enum Fate {
+pub(super) enum Fate {
     Arrives { after: Duration, again: Option<Duration> },
     Lost,
 }
@@ -53,8 +58,9 @@ enum Fate {
 impl Net {
     pub(super) fn new(seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);
-        let (members, cut) = (BTreeMap::new(), BTreeSet::new());
-        let state = State { rng, weather: Weather::FAIR, members, cut, messages: 0, drawn: 0 };
+        let (members, cut, lost) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let (weather, homes) = (Weather::FAIR, BTreeMap::new());
+        let state = State { rng, weather, members, cut, lost, homes, messages: 0, drawn: 0 };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -95,13 +101,35 @@ impl Net {
         self.lock().cut.clear();
     }
 
+    /// A node's streams are no more, and the other ends hear nothing of it.
+    pub(super) fn lose(&self, node: &NodeId) {
+        *self.lock().lost.entry(node.clone()).or_default() += 1;
+    }
+
+    /// Grows whenever one of two nodes loses its streams.
+    pub(super) fn ages(&self, one: &NodeId, other: &NodeId) -> u64 {
+        let state = self.lock();
+        let lost = |node| state.lost.get(node).copied().unwrap_or_default();
+        lost(one) + lost(other)
+    }
+
+    /// A node is found at this address alone.
+    pub(super) fn settle(&self, node: &NodeId, addr: SocketAddr) {
+        self.lock().homes.insert(node.clone(), addr);
+    }
+
+    fn lives_elsewhere(&self, manager: &Manager) -> bool {
+        self.lock().homes.get(&manager.node).is_some_and(|home| *home != manager.addr)
+    }
+
     /// Messages so far, and something that depends on all of them.
     pub(super) fn trace(&self) -> (u64, u64) {
         let state = self.lock();
         (state.messages, state.drawn)
     }
 
-    fn fate(&self, from: &NodeId, to: &NodeId) -> Fate {
+    /// What becomes of a message that is sent at this moment.
+    pub(super) fn fate(&self, from: &NodeId, to: &NodeId) -> Fate {
         let mut state = self.lock();
         state.messages += 1;
         let Weather { delay_ms, loss, doubled } = state.weather;
@@ -179,6 +207,9 @@ impl Transport for Wire {
             // As it would be read on the other side.
             let bytes = serde_json::to_vec(&request).unwrap();
             assert!(bytes.len() < 16 << 20, "a message of {} bytes", bytes.len());
+            if self.net.lives_elsewhere(to) {
+                return std::future::pending().await;
+            }
             let request = serde_json::from_slice(&bytes).unwrap();
             let response = self.deliver(&to.node, request).await;
             let response = serde_json::from_slice(&serde_json::to_vec(&response).unwrap());

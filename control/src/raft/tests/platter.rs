@@ -1,4 +1,5 @@
-//! A disk in memory that forgets, in a crash, what was not synced, and that can fail.
+//! A disk in memory that forgets, in a crash, what was not synced, and that can fail: it is full, or a sync fails. As on
+//! Linux, whoever goes on after a failed sync is told that all is well, and what that sync was to write is gone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,10 +23,28 @@ struct Content {
     snapshot: Option<(u64, Vec<u8>)>,
     /// Counts crashes: what was opened before the last one is dead.
     age: u64,
-    /// How the next write fails: whether what it writes is there after a restart.
-    fault: Option<bool>,
+    /// How writes fail.
+    fault: Option<Fault>,
     /// A write has failed since the last restart.
     failed: bool,
+    /// It says that it synced, and didn't.
+    careless: bool,
+}
+
+/// How a disk fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing can be written until it is mended.
+    Full,
+    /// The next sync fails. What it was to write may be there after a restart nonetheless.
+    Sync { is_written: bool },
+}
+
+impl Fault {
+    fn error(self) -> io::Error {
+        // ENOSPC, EIO.
+        io::Error::from_raw_os_error(if self == Self::Full { 28 } else { 5 })
+    }
 }
 
 /// The disk. Clones share it.
@@ -55,23 +74,30 @@ impl Platter {
         Storage::check(Box::new(handle()), Arc::new(handle()), Path::new("platter"), Work::Inline)
     }
 
-    /// What was not synced goes, and whoever had it open can't use it any longer.
-    pub(super) fn crash(&self) {
+    /// What was not synced goes but for its first `kept` writes, which the kernel had written by itself. Whoever had it open
+    /// can't use it any longer.
+    pub(super) fn crash(&self, kept: usize) {
         let mut content = self.lock();
         content.age += 1;
+        let Content { synced, unsynced, .. } = &mut *content;
+        change(synced, &unsynced[..kept.min(unsynced.len())]);
+        unsynced.clear();
         content.live = content.synced.clone();
-        content.unsynced.clear();
-        content.fault = None;
     }
 
-    /// The next write fails. What it writes may be there after a restart nonetheless.
-    pub(super) fn fail_next(&self, but_is_written: bool) {
-        self.lock().fault = Some(but_is_written);
+    /// It fails from here on.
+    pub(super) fn fail(&self, fault: Fault) {
+        self.lock().fault = Some(fault);
     }
 
     /// It goes on as it should.
     pub(super) fn mend(&self) {
         self.lock().fault = None;
+    }
+
+    /// It says from here on that it synced, and doesn't.
+    pub(super) fn be_careless(&self) {
+        self.lock().careless = true;
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -89,18 +115,32 @@ struct Handle {
 impl Handle {
     fn lock(&self) -> io::Result<MutexGuard<'_, Content>> {
         let content = self.disk.lock();
-        let dead = content.age != self.age || content.failed;
-        if dead { Err(io::Error::other("the disk is gone")) } else { Ok(content) }
+        if content.age == self.age { Ok(content) } else { Err(io::Error::other("the disk is gone")) }
     }
 
-    fn write(&self, write: impl FnOnce(&mut Content)) -> io::Result<()> {
+    /// Writes and syncs: `live` is what is read from here on, `synced` what outlives a crash.
+    fn write(&self, live: impl FnOnce(&mut Content), synced: impl FnOnce(&mut Content)) -> io::Result<()> {
         let mut content = self.lock()?;
-        let fault = content.fault.take();
-        if fault != Some(false) {
-            write(&mut content);
+        let fault = content.fault;
+        content.failed |= fault.is_some();
+        match fault {
+            None => {
+                live(&mut content);
+                synced(&mut content);
+                Ok(())
+            }
+            Some(Fault::Full) => Err(Fault::Full.error()),
+            Some(fault @ Fault::Sync { is_written }) => {
+                content.fault = None;
+                live(&mut content);
+                if is_written {
+                    synced(&mut content);
+                } else {
+                    content.unsynced.clear();
+                }
+                Err(fault.error())
+            }
         }
-        content.failed = fault.is_some();
-        if content.failed { Err(io::Error::from(io::ErrorKind::StorageFull)) } else { Ok(()) }
     }
 }
 
@@ -115,20 +155,26 @@ fn change(map: &mut Map, ops: &[Op]) {
 
 impl LogKv for Handle {
     fn commit(&self, ops: Vec<Op>) -> io::Result<()> {
-        self.write(|content| {
-            change(&mut content.live, &ops);
-            let Content { synced, unsynced, .. } = content;
-            change(synced, unsynced);
-            unsynced.clear();
-            change(synced, &ops);
-        })
+        let sync = |content: &mut Content| {
+            let Content { synced, unsynced, careless, .. } = content;
+            unsynced.extend(ops.iter().cloned());
+            if !*careless {
+                change(synced, unsynced);
+                unsynced.clear();
+            }
+        };
+        self.write(|content| change(&mut content.live, &ops), sync)
     }
 
     fn note(&self, ops: Vec<Op>) -> io::Result<()> {
-        self.write(|content| {
-            change(&mut content.live, &ops);
-            content.unsynced.extend(ops);
-        })
+        let mut content = self.lock()?;
+        if content.fault == Some(Fault::Full) {
+            content.failed = true;
+            return Err(Fault::Full.error());
+        }
+        change(&mut content.live, &ops);
+        content.unsynced.extend(ops);
+        Ok(())
     }
 
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
@@ -160,7 +206,8 @@ impl Snapshots for Handle {
                 content.snapshot = Some((index, body.to_vec()));
             }
         };
-        self.write(save).map_err(StoreError::io("writing a snapshot"))
+        // A file that takes its name only when it is synced.
+        self.write(|_| (), save).map_err(StoreError::io("writing a snapshot"))
     }
 }
 
@@ -168,15 +215,30 @@ impl Snapshots for Handle {
 fn a_crash_takes_what_was_not_synced() {
     let disk = Platter::default();
     let put = |key: &str| vec![Op::Put(key.into(), Vec::new())];
-    let handle = Handle { disk: disk.clone(), age: 0 };
-    handle.commit(put("a")).unwrap();
-    handle.note(put("b")).unwrap();
-    disk.fail_next(false);
-    assert!(handle.commit(put("c")).is_err() && disk.has_failed());
-    assert!(handle.get(b"a").is_err(), "a disk that failed is not trusted");
-    disk.crash();
-    assert!(handle.get(b"a").is_err(), "nor is one that was opened before a crash");
-    drop(disk.open(1));
-    let handle = Handle { disk: disk.clone(), age: 1 };
-    assert_eq!(handle.range(b"a".to_vec(), b"d".to_vec()).unwrap().len(), 1);
+    let open = |age: u64| Handle { disk: disk.clone(), age };
+    let count = |age: u64| open(age).range(b"a".to_vec(), b"z".to_vec()).unwrap().len();
+    open(0).commit(put("a")).unwrap();
+    open(0).note(put("b")).unwrap();
+    open(0).note(put("c")).unwrap();
+    disk.crash(1);
+    assert!(open(0).get(b"a").is_err(), "one that was opened before a crash is gone");
+    assert_eq!(count(1), 2, "the first of the notes had been written");
+
+    disk.fail(Fault::Sync { is_written: false });
+    assert_eq!(open(1).commit(put("d")).unwrap_err().raw_os_error(), Some(5));
+    assert!(disk.has_failed());
+    assert_eq!(count(1), 3, "it is read until the crash");
+    open(1).commit(put("e")).unwrap();
+    disk.crash(0);
+    assert!(open(2).get(b"d").unwrap().is_none() && open(2).get(b"e").unwrap().is_some());
+
+    disk.fail(Fault::Full);
+    assert_eq!(open(2).commit(put("f")).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert!(open(2).note(put("f")).is_err() && open(2).get(b"f").unwrap().is_none());
+    disk.mend();
+    open(2).commit(put("f")).unwrap();
+    disk.be_careless();
+    open(2).commit(put("g")).unwrap();
+    disk.crash(0);
+    assert_eq!(count(3), 4, "what it only said to have synced is gone");
 }

@@ -17,7 +17,7 @@ use crate::leader::Leader;
 use crate::pki::{First, Subject, first_manager};
 use crate::session::Listener;
 
-const HOUR: Duration = Duration::from_hours(1);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
 
 /// A manager with its port.
 pub(super) struct Port {
@@ -38,11 +38,15 @@ impl Port {
     }
 
     pub(super) async fn open(cluster: Cluster, credential: Credential) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::open_at(listener, cluster, credential)
+    }
+
+    pub(super) fn open_at(listener: TcpListener, cluster: Cluster, credential: Credential) -> Self {
         let shared = Shared::default();
         shared.set(Some(Arc::new(credential)));
         let server = Server::new(cluster.clone());
         let leader = Leader::start(&cluster, &server);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         // Tells each manager that it is one.
         let welcome = Arc::new(|mut stream: Box<dyn crate::session::Stream>, peer: Peer| {
@@ -70,11 +74,14 @@ impl Port {
         self.cluster.join_token(Role::Worker)
     }
 
-    async fn tcp(&self) -> TcpStream {
+    pub(super) async fn tcp(&self) -> TcpStream {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
-    async fn tls(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    pub(super) async fn tls(
+        &self,
+        config: Arc<ClientConfig>,
+    ) -> Result<TlsStream<TcpStream>, HandshakeError> {
         connect(self.tcp().await, config).await
     }
 
@@ -111,7 +118,7 @@ impl Port {
     }
 
     /// A certificate from the cluster's own CA, that it never gave to anybody.
-    fn forge(&self, subject: &Subject, at: SystemTime) -> Credential {
+    pub(super) fn forge(&self, subject: &Subject, at: SystemTime) -> Credential {
         let ca = &self.cluster.state().cluster.unwrap().ca;
         let key = KeyRequest::new().unwrap();
         let issued = ca.sign(key.csr(), subject, HOUR, at).unwrap();
@@ -120,7 +127,7 @@ impl Port {
     }
 
     /// What `attack` does is refused for `cause`, once, and for nothing else.
-    async fn refuses(&self, what: &str, cause: Cause, attack: impl Future<Output = ()>) {
+    pub(super) async fn refuses(&self, what: &str, cause: Cause, attack: impl Future<Output = ()>) {
         let before: Vec<u64> = Cause::ALL.iter().map(|cause| self.server.refusals().get(*cause)).collect();
         let attempt = async {
             attack.await;
@@ -139,7 +146,7 @@ impl Port {
 }
 
 /// Whom a certificate is of.
-fn subject(peer: &Peer) -> Subject {
+pub(super) fn subject(peer: &Peer) -> Subject {
     Subject { node: peer.node.clone(), role: peer.role, cluster: peer.cluster.clone() }
 }
 
@@ -153,7 +160,7 @@ async fn ask<S: AsyncRead + AsyncWrite>(stream: S, request: &JoinRequest) -> Opt
 }
 
 /// Nothing more comes on the stream, whether it ends well or not.
-async fn drained<S: AsyncRead + Unpin>(mut stream: S) -> Vec<u8> {
+pub(super) async fn drained<S: AsyncRead + Unpin>(mut stream: S) -> Vec<u8> {
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest).await;
     rest
@@ -387,7 +394,14 @@ async fn whoever_is_not_asked_to_join_does_not_join() {
     let cluster = state.cluster.as_ref().unwrap();
     let (version, spec) = (cluster.meta.version, cluster.spec.clone());
     let worker_secret = Some([9; 16]);
-    let rotate = Action::UpdateCluster { version, spec, worker_secret, manager_secret: None, rotation: None };
+    let rotate = Action::UpdateCluster {
+        version,
+        spec,
+        worker_secret,
+        manager_secret: None,
+        rotation: None,
+        unlock_key: None,
+    };
     port.cluster.propose(Command::now(rotate)).await.unwrap();
     let attack = async {
         assert!(matches!(asked(good()).await, Some(JoinAnswer::Refused { .. })));
@@ -519,7 +533,7 @@ async fn silent_and_dribbling_peers_are_dropped_and_hold_nobody_up() {
 }
 
 /// A connection from an address of its own.
-async fn from(source: IpAddr, to: SocketAddr) -> TcpStream {
+pub(super) async fn from(source: IpAddr, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();
     socket.connect(to).await.unwrap()

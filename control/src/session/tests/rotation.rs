@@ -122,6 +122,7 @@ async fn the_root_changes_under_load_and_no_session_and_no_join_fails() {
         worker_secret: None,
         manager_secret: None,
         rotation: Some(Box::new(rotation)),
+        unlock_key: None,
     };
     port.cluster.propose(Command::now(rotate)).await.unwrap();
     assert_eq!(port.token(), token, "the former root's until nobody needs it");
@@ -170,6 +171,7 @@ async fn a_renewed_certificate_says_what_the_node_is_by_then_and_lives_as_long_a
         worker_secret: None,
         manager_secret: None,
         rotation: None,
+        unlock_key: None,
     };
     port.cluster.propose(Command::now(update)).await.unwrap();
     let mut agent = port.resume(&worker, "n1").await;

@@ -171,7 +171,7 @@ pub struct Counted {
 pub fn status(state_dir: &Path, pin_dir: &Path, facts: &Facts) -> Result<Status, InspectError> {
     let mut troubles = Vec::new();
     let store = Store::new(state_dir);
-    let membership = store.load_credentials().unwrap_or_else(|error| {
+    let membership = store.load().unwrap_or_else(|error| {
         troubles.push(format!("the state folder {} can't be read: {error}", state_dir.display()));
         None
     });
@@ -184,9 +184,12 @@ pub fn status(state_dir: &Path, pin_dir: &Path, facts: &Facts) -> Result<Status,
             None
         }
     };
-    let member = membership.map(|credentials| {
-        troubles.extend(expired(credentials.credential.identity.peer()));
-        let membership = credentials.membership;
+    let member = membership.map(|kept| {
+        match kept.peer() {
+            Ok(peer) => troubles.extend(expired(&peer)),
+            Err(error) => troubles.push(format!("the node's certificate can't be read: {error}")),
+        }
+        let membership = kept.membership;
         let node = table.as_ref().and_then(|table| table.nodes.get(&membership.node_id));
         Member {
             hostname: node.map(|node| node.hostname.clone()).unwrap_or_default(),
@@ -252,7 +255,7 @@ pub enum WhichNode {
 pub fn which_node(state_dir: &Path, live: &Live, name: &str) -> Result<WhichNode, InspectError> {
     let own = live.config()?.map(|config| IpAddr::from(config.vtep));
     let store = Store::new(state_dir);
-    let membership = store.load_credentials().ok().flatten().map(|credentials| credentials.membership);
+    let membership = store.load().ok().flatten().map(|kept| kept.membership);
     let addr: Option<IpAddr> = name.parse().ok();
     let is_own = |addr| Some(addr) == own || membership.as_ref().is_some_and(|own| own.advertise == addr);
     if addr.is_some_and(is_own) {

@@ -11,6 +11,8 @@ use tokio::sync::OnceCell;
 
 mod cache;
 mod exchange;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 mod question;
 mod resolvers;
 

@@ -45,6 +45,7 @@ impl Question {
 pub(super) fn decode(answer: &[u8], question: &Message) -> io::Result<Message> {
     let answer = Message::from_vec(answer).map_err(io::Error::other)?;
     let is_ours = answer.metadata.message_type == MessageType::Response
+        && answer.metadata.op_code == OpCode::Query
         && answer.metadata.id == question.metadata.id
         && (answer.queries == question.queries || answer.queries.is_empty() && fails(&answer));
     if is_ours { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
@@ -74,6 +75,9 @@ pub(super) mod tests {
         right.queries = question("EXAMPLE.com.").message(true).queries;
         assert!(counts(right.clone()));
         assert!(!counts(asked.clone()), "a question is no answer");
+        let mut update = right.clone();
+        update.metadata.op_code = OpCode::Update;
+        assert!(!counts(update), "records of an update may be such that answers can't have");
         right.metadata.id ^= 1;
         assert!(!counts(right), "another id");
         let mut other = asked.clone().into_response();

@@ -87,6 +87,45 @@ fn is_reply(addr: IpAddr, packet: &[u8], token: [u8; 8]) -> bool {
     })
 }
 
+/// What a fuzzer is given to try: what comes from a host of either family, as the first byte has it.
+///
+/// # Panics
+///
+/// If something without the token counts as a reply.
+#[cfg(any(test, feature = "fuzz"))]
+pub fn fuzz(data: &[u8]) -> bool {
+    let Some((family, packet)) = data.split_first() else { return false };
+    let addr = if family % 2 == 0 {
+        IpAddr::from([192, 0, 2, 1])
+    } else {
+        IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])
+    };
+    let token = *b"shoal-v1";
+    let is_reply = is_reply(addr, packet, token);
+    assert!(!is_reply || packet.ends_with(&token) && packet.len() >= LEN);
+    is_reply
+}
+
+/// What the search begins with: replies of both families.
+#[cfg(test)]
+pub(crate) fn fuzz_seeds() -> Vec<Vec<u8>> {
+    let reply = |addr: IpAddr, kind, header: &[u8]| {
+        let mut message = request(addr, *b"shoal-v1", 1);
+        message[0] = kind;
+        [&[u8::from(addr.is_ipv6())], header, &message].concat()
+    };
+    let (v4, v6) = (IpAddr::from([192, 0, 2, 1]), "2001:db8::1".parse().unwrap());
+    let mut longest = [0; 60];
+    longest[0] = 0x4f;
+    let short = [0x45, 0, 0, 36, 0, 0, 0, 0, 64, 1, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+    vec![
+        reply(v4, REPLY, &short),
+        reply(v4, REPLY, &longest),
+        reply(v6, REPLY6, &[]),
+        reply(v4, REQUEST, &short),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 //! flows, where the service has others. What is asked is the host, and not its agent: while that restarts, the tasks go on.
 //! Nothing of this leaves the node.
 
-mod echo;
+pub(crate) mod echo;
 mod judge;
 
 use std::collections::BTreeSet;

@@ -1,9 +1,12 @@
 //! WireGuard as the node's loop drives it: from the first key to its change, an agent's restart, and a tear-down.
 
+use std::time::SystemTime;
+
 use mesh_api::table::{NodeRecord, NodeState};
 use mesh_api::wireguard::WireguardIdentity;
 
 use super::*;
+use crate::health::ns_since_epoch;
 
 #[test]
 fn a_node_tells_its_keys_changes_them_and_forgets_them() {
@@ -33,6 +36,9 @@ fn a_node_tells_its_keys_changes_them_and_forgets_them() {
         assert_eq!(sent_from(), Some(first[0].address()), "the dataplane sends from it from the start");
         assert_eq!(*host.applied.borrow(), Some(0));
         assert!(run("ip -o address show shoal-wg1").contains(&first[0].address().to_string()));
+        let encrypts = || host.describe.health().watch().borrow().wireguard;
+        let made_ns = encrypts().expect("the managers are told").key_made_ns;
+        assert!(ns_since_epoch(SystemTime::now()) - made_ns < 60_000_000_000, "{made_ns}");
         show(first.clone());
 
         host.change(|table| table.cluster.key_epoch += 1);
@@ -69,6 +75,7 @@ fn a_node_without_its_port_works_and_tells_no_key() {
         let node = host.start().await.unwrap();
         assert_eq!(host.describe.describe(UPLINK, UPLINK).wireguard, []);
         assert_eq!(host.notes().local.unwrap().wireguard, None);
+        assert_eq!(host.describe.health().watch().borrow().wireguard, None);
         assert!(!links().contains("shoal-wg"));
         drop(taken);
         until("the port is free, and a key told", || {

@@ -11,7 +11,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::Processes;
+use super::{Managers, Mutant};
+use crate::clock::simulated;
 use crate::cluster::{Cluster, ProposeError};
 use crate::command::{self, Command};
 use crate::model::{ServiceSpec, State};
@@ -76,11 +77,19 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn start(count: usize, seed: u64, managers: &Processes) -> Self {
+    /// Clients that are so many times slower than the fastest.
+    pub(super) fn start(
+        count: usize,
+        seed: u64,
+        managers: &Managers,
+        pace: u64,
+        mutant: Option<Mutant>,
+    ) -> Self {
         let known = Rc::<Known>::default();
         let client = |at: usize| {
             let rng = StdRng::seed_from_u64(seed.wrapping_mul(1009) + at as u64);
-            let client = Client { rng, known: Rc::clone(&known), managers: Rc::clone(managers) };
+            let client =
+                Client { rng, known: Rc::clone(&known), managers: Rc::clone(managers), pace, mutant };
             tokio::task::spawn_local(client.run())
         };
         Self { running: (0..count).map(client).collect(), known }
@@ -130,8 +139,12 @@ fn held(state: &State, name: &str) -> Held {
 }
 
 fn spec(name: &str, value: u64) -> ServiceSpec {
-    let mut spec = service(name, 1);
+    let mut spec = service(name, 1 + value % 2);
     spec.labels.insert(VALUE.to_owned(), value.to_string());
+    // Another command now and then, which replaces the tasks.
+    spec.task.container.args = vec![(value / 8).to_string()];
+    spec.update.monitor_ns = 1_000_000_000;
+    spec.task.restart.delay_ns = 1_000_000_000;
     spec.endpoint.ports = vec![ingress_port(0, 80)];
     spec
 }
@@ -143,14 +156,19 @@ fn id(number: u64) -> ServiceId {
 struct Client {
     rng: StdRng,
     known: Rc<Known>,
-    managers: Processes,
+    managers: Managers,
+    pace: u64,
+    mutant: Option<Mutant>,
 }
 
 impl Client {
     async fn run(mut self) {
         while self.known.until.get().is_none_or(|until| Instant::now() < until) {
-            let pause = Duration::from_millis(self.rng.random_range(1..120));
+            let pause = Duration::from_millis(self.rng.random_range(1..120) * self.pace);
             sleep(pause).await;
+            if self.mutant == Some(Mutant::NoRest) {
+                self.propose(command::Action::Acknowledge { index: u64::MAX }).await;
+            }
             match self.rng.random_range(0..10) {
                 0 => self.make_network().await,
                 1 => self.rotate().await,
@@ -159,24 +177,26 @@ impl Client {
         }
     }
 
-    /// Any manager; another may be asked each time.
-    fn manager(&mut self) -> Option<Cluster> {
+    /// Any manager, and how far its clock is ahead; another may be asked each time.
+    fn manager(&mut self) -> Option<(Cluster, i64)> {
         let managers = self.managers.borrow();
         let count = managers.len();
-        (count > 0)
-            .then(|| self.rng.random_range(0..count))
-            .and_then(|at| managers.values().nth(at).map(|process| process.cluster.clone()))
+        let at = (count > 0).then(|| self.rng.random_range(0..count))?;
+        managers.values().nth(at).map(|manager| (manager.cluster.clone(), manager.ahead_ns.get()))
     }
 
-    /// Whether it was done; `None` where nobody knows.
-    async fn propose(&mut self, action: command::Action) -> Option<bool> {
-        let manager = self.manager()?;
-        match manager.propose(Command { at_ns: 1, action }).await {
-            Ok(_) => Some(true),
+    /// What was answered; `None` where nobody knows whether it was done.
+    async fn propose(&mut self, action: command::Action) -> Option<Answer> {
+        let (manager, ahead_ns) = self.manager()?;
+        let at_ns = simulated::true_ns().unwrap().saturating_add_signed(ahead_ns);
+        match manager.propose(Command { at_ns, action }).await {
+            Ok(_) => Some(Answer::Done),
             Err(ProposeError::Refused(Refusal::IdTaken(id))) => panic!("{id} took effect twice"),
-            Err(ProposeError::Refused(
-                Refusal::NameTaken { .. } | Refusal::OutOfSequence | Refusal::ServiceNotFound(_),
-            )) => Some(false),
+            // The orchestrator makes versions, too.
+            Err(ProposeError::Refused(Refusal::OutOfSequence)) => Some(Answer::Nothing),
+            Err(ProposeError::Refused(Refusal::NameTaken { .. } | Refusal::ServiceNotFound(_))) => {
+                Some(Answer::Refused)
+            }
             // A manager that is about to join knows no cluster.
             Err(ProposeError::Refused(refusal)) => panic!("{refusal}"),
             Err(ProposeError::NoLeader | ProposeError::Storage(_) | ProposeError::Stopped) => None,
@@ -186,15 +206,15 @@ impl Client {
     async fn make_network(&mut self) {
         let name = format!("n{}", self.known.number());
         let action = command::Action::CreateNetwork { id: name.as_str().into(), spec: network(&name) };
-        if self.propose(action).await == Some(true) {
+        if self.propose(action).await == Some(Answer::Done) {
             self.known.networks.borrow_mut().push(name);
         }
     }
 
     async fn rotate(&mut self) {
         let count = match self.propose(command::Action::RotateKeys).await {
-            Some(true) => &self.known.rotated,
-            Some(false) => panic!("nothing speaks against it"),
+            Some(Answer::Done) => &self.known.rotated,
+            Some(answer) => panic!("nothing speaks against it: {answer:?}"),
             None => &self.known.perhaps_rotated,
         };
         count.set(count.get() + 1);
@@ -203,9 +223,14 @@ impl Client {
     /// Reads a service, then does something about it.
     async fn use_service(&mut self) {
         let name = NAMES[self.rng.random_range(0..NAMES.len())];
-        let Some(manager) = self.manager() else { return };
+        let Some((manager, _)) = self.manager() else { return };
         let Some(read) = self.known.call(name, Action::Read) else { return };
-        let Ok(state) = manager.linearizable().await else { return };
+        let state = if self.mutant == Some(Mutant::StaleReads) {
+            Ok(manager.state())
+        } else {
+            manager.linearizable().await
+        };
+        let Ok(state) = state else { return };
         let held = held(&state, name);
         self.known.answer(name, read, Answer::Saw(held));
         sleep(Duration::from_millis(self.rng.random_range(0..40))).await;
@@ -228,10 +253,8 @@ impl Client {
             }
         };
         let Some(at) = self.known.call(name, action) else { return };
-        match self.propose(command).await {
-            Some(true) => self.known.answer(name, at, Answer::Done),
-            Some(false) => self.known.answer(name, at, Answer::Refused),
-            None => {}
+        if let Some(answer) = self.propose(command).await {
+            self.known.answer(name, at, answer);
         }
     }
 }

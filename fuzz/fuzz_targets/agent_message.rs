@@ -1,0 +1,10 @@
+//! What agents say to managers, in their sessions.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mesh_api::fuzz;
+
+fuzz_target!(|data: &[u8]| {
+    fuzz::agent_message(data);
+});

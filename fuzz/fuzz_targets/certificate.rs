@@ -1,0 +1,10 @@
+//! Certificates, keys and roots, as PEM and DER.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mesh_api::fuzz;
+
+fuzz_target!(|data: &[u8]| {
+    fuzz::certificate(data);
+});

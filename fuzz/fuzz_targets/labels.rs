@@ -1,0 +1,10 @@
+//! Shoal's labels, and constraints.
+
+#![no_main]
+
+use control::fuzz;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    fuzz::labels(data);
+});

@@ -1,0 +1,10 @@
+//! What managers ask each other, and answer.
+
+#![no_main]
+
+use control::fuzz;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    fuzz::raft_message(data);
+});
