@@ -554,10 +554,7 @@ mod tests {
     fn a_backup_and_its_restoration_are_read() {
         let line = "shoal backup x --offline --state-dir /mnt/shoal --unlock-key-file - --force";
         let Command::Backup(args) = Args::parse_from(line.split(' ')).command else { panic!("not backup") };
-        assert_eq!(
-            (args.file, args.state.state_dir),
-            (PathBuf::from("x"), PathBuf::from("/mnt/shoal"))
-        );
+        assert_eq!((args.file, args.state.state_dir), (PathBuf::from("x"), PathBuf::from("/mnt/shoal")));
         assert!(args.offline && args.force && args.unlock_key_file == Some(PathBuf::from("-")));
         let line =
             "shoal restore - --advertise-addr eth1:2378 --listen-addr 0.0.0.0:2378 --run-dir /run/shoal/n1";

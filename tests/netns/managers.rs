@@ -81,15 +81,9 @@ pub(crate) fn is_manager(node: &Node) -> Result<bool> {
     Ok(info["Swarm"]["ControlAvailable"] == true)
 }
 
-/// `docker node promote` or `demote`. The command reads the node and then writes it: where the node tells of itself in between,
-/// Docker has it tried again.
+/// `docker node promote` or `demote`.
 pub(crate) fn set_role(manager: &Node, role: &str, node: &Node) -> Result<()> {
-    until(&format!("{role} {node}"), CHANGED, || {
-        let ended = engine::docker(manager, &["node", role, &node.name])?;
-        let again = ended.stderr.contains("update out of sequence");
-        ensure!(ended.status.success() || again, "docker node {role} {node}: {}", ended.stderr);
-        Ok((!again).then_some(()))
-    })
+    engine::docker_ok(manager, &["node", role, &node.name]).map(drop)
 }
 
 /// Whether a manager runs on a node, whatever it says.

@@ -11,6 +11,7 @@ use control::pki::First;
 use futures::future::join_all;
 use mesh_agent::{Agent, SessionState};
 use mesh_api::error::chain;
+use mesh_api::session::NodeDescription;
 use mesh_api::table::Role;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -55,19 +56,21 @@ impl Host {
             check_lost(&agent, &backup, addresses).await?;
         }
         let index = backup.header.index;
-        let empty = locked(&self.part).take_manager();
-        // Another takes its place in the description.
-        agent.set_manager(None);
         let data_path =
             data_path.or(membership.as_ref().map(|own| own.data_path)).unwrap_or(addresses.advertise);
-        let description = agent.description(advertise, data_path);
+        // Another manager takes the place of one that waits for the swarm's state.
+        let description = NodeDescription { manager: None, ..agent.description(advertise, data_path) };
         let own = membership.as_ref().map(|own| own.node_id.clone());
         let revived = revive(backup.state, own, &description, SystemTime::now(), &mut rand::rng());
         let Revived { state, first, demoted, replaced, known } =
             revived.map_err(|error| RestoreError::Unfit(chain(&error)))?;
-        if let Some(empty) = empty {
+        if locked(&self.part).manager().is_some() {
             // What opens the node's key goes with its state.
             agent.set_seal(None).map_err(|error| RestoreError::Host(chain(&error)))?;
+        }
+        let empty = locked(&self.part).take_manager();
+        agent.set_manager(None);
+        if let Some(empty) = empty {
             empty.destroy().await;
         }
         let from = state.index;
