@@ -17,7 +17,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_api::id::NodeId;
 use mesh_api::session::NodeDescription;
@@ -29,7 +29,7 @@ use crate::apply::apply;
 use crate::command::{Action, Command};
 use crate::model::network::{VNI_MAX, VNI_MIN};
 use crate::model::{ClusterObject, Counters, Meta, Node, State};
-use crate::pki::{First, FirstError, manager_credential};
+use crate::pki::{First, OwnError, manager_credential};
 use crate::refusal::Refusal;
 
 /// The least that the table index grows by: more entries than any log comes to between two backups.
@@ -51,7 +51,7 @@ pub enum ReviveError {
     Removed,
     /// The backup's certificate authority gives the host no certificate.
     #[error("the backup's certificate authority can't certify this host")]
-    First(#[from] FirstError),
+    Own(#[from] OwnError),
     /// The host does not fit the swarm.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -89,7 +89,8 @@ pub fn revive(
     if object.removed.contains_key(&id) {
         return Err(ReviveError::Removed);
     }
-    let (credential, issuer) = manager_credential(&object, &id, now)?;
+    let life = Duration::from_nanos(object.spec.cert_expiry_ns);
+    let (credential, issuer) = manager_credential(&object, &id, life, now)?;
     let known = known_managers(&state);
     let mut revived = Reviving { state, index, at_ns };
     revived.grow(rng);

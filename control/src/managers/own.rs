@@ -5,28 +5,17 @@ use std::time::{Duration, SystemTime};
 
 use mesh_api::error::chain;
 use mesh_api::table::Role;
-use mesh_api::tls::{Credential, IdentityError, KeyRequest, Roots, RootsError, Shared};
+use mesh_api::tls::{Credential, Shared};
 use tokio::time::sleep;
 
 use crate::cluster::Cluster;
 use crate::model::State;
-use crate::pki::{PkiError, Subject};
+use crate::pki::{OwnError, manager_credential};
 
 /// How often to look whether the certificate has expired.
 const PERIOD: Duration = Duration::from_secs(5);
 /// How long such a certificate is good.
 const LIFE: Duration = Duration::from_hours(1);
-
-/// Why a manager can't certify itself.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum OwnError {
-    #[error(transparent)]
-    Pki(#[from] PkiError),
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error(transparent)]
-    Roots(#[from] RootsError),
-}
 
 /// Keeps what is in `credential` valid, until nobody else has it.
 pub(super) async fn keep_valid(cluster: Cluster, credential: Shared) {
@@ -66,9 +55,6 @@ pub(super) fn certify(state: &State, expired: &Credential) -> Result<Option<Cred
     else {
         return Ok(None);
     };
-    let key = KeyRequest::new()?;
-    let subject = Subject { node: peer.node.clone(), role: Role::Manager, cluster: peer.cluster.clone() };
-    let issued = cluster.ca.sign(key.csr(), &subject, LIFE, SystemTime::now())?;
-    let roots = Roots::from_pem(&cluster.ca.trusted())?;
-    Ok(Some(Credential { identity: key.identity(&issued.chain)?, roots }))
+    let (own, _) = manager_credential(cluster, &peer.node, LIFE, SystemTime::now())?;
+    Ok(Some(own))
 }

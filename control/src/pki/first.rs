@@ -12,18 +12,26 @@ use crate::cluster::{Cluster, ProposeError};
 use crate::command::{Action, Command};
 use crate::model::ClusterObject;
 
-/// Why the host is not the first node.
+/// Why a host that has the cluster's keys has no certificate.
 #[derive(Debug, thiserror::Error)]
-pub enum FirstError {
-    /// Its certificate can't be made.
+pub enum OwnError {
+    /// It can't be made.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// Its certificate can't be used.
+    /// It can't be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The cluster's root can't be used.
     #[error(transparent)]
     Roots(#[from] RootsError),
+}
+
+/// Why the host is not the first node.
+#[derive(Debug, thiserror::Error)]
+pub enum FirstError {
+    /// It has no certificate.
+    #[error(transparent)]
+    Own(#[from] OwnError),
     /// The cluster does not take it.
     #[error(transparent)]
     Propose(#[from] ProposeError),
@@ -50,23 +58,24 @@ pub async fn first_manager(
     description: NodeDescription,
 ) -> Result<First, FirstError> {
     let object = cluster.state().cluster.ok_or(FirstError::NoCluster)?;
-    let (credential, issuer) = manager_credential(&object, &id, SystemTime::now())?;
+    let life = Duration::from_nanos(object.spec.cert_expiry_ns);
+    let (credential, issuer) = manager_credential(&object, &id, life, SystemTime::now())?;
     let role = Role::Manager;
     let add = Action::AddNode { id: id.clone(), role, description, issuer, token: None };
     cluster.propose(Command::now(add)).await?;
     Ok(First { cluster: object.id.clone(), node: id, credential })
 }
 
-/// What this host, which has the cluster's own keys, proves itself with as its node `id` and a manager; and the root that
-/// this comes from.
+/// What this host, which has the cluster's own keys, proves itself with as its node `id` and a manager, for as long as `life`; and
+/// the root that this comes from.
 pub(crate) fn manager_credential(
     object: &ClusterObject,
     id: &NodeId,
+    life: Duration,
     now: SystemTime,
-) -> Result<(Credential, KeyId), FirstError> {
+) -> Result<(Credential, KeyId), OwnError> {
     let key = KeyRequest::new()?;
     let subject = Subject { node: id.clone(), role: Role::Manager, cluster: object.id.clone() };
-    let life = Duration::from_nanos(object.spec.cert_expiry_ns);
     let Issued { chain, issuer } = object.ca.sign(key.csr(), &subject, life, now)?;
     let roots = Roots::from_pem(&object.ca.trusted())?;
     Ok((Credential { identity: key.identity(&chain)?, roots }, issuer))

@@ -18,7 +18,7 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use first::manager_credential;
-pub use first::{First, FirstError, first_manager};
+pub use first::{First, FirstError, OwnError, first_manager};
 pub use sign::{Issued, Subject};
 
 /// Least life of node certificates, ns: 1 h, as Docker's.

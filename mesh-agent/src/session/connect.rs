@@ -190,23 +190,16 @@ pub(crate) async fn join(
     let config = join_config(token).map_err(ConnectError::Own)?;
     let (token, csr) = (token.to_string(), csr.to_owned());
     let request = JoinRequest { protocol: PROTOCOL_VERSION, token, csr, node };
-    let mut last = ConnectError::NoRemotes;
-    for remote in remotes {
-        let error = match greet(*remote, STEP, Arc::clone(&config), &request, JOIN_FRAME_BYTES_MAX).await {
-            Ok((JoinAnswer::Joined { cluster_id, node_id, role, chain, roots }, ..)) => {
-                return Ok(Joined { cluster_id, node_id, role, chain, roots });
+    let (config, request) = (&config, &request);
+    first_of(remotes, |remote| async move {
+        match greet(remote, STEP, Arc::clone(config), request, JOIN_FRAME_BYTES_MAX).await?.0 {
+            JoinAnswer::Joined { cluster_id, node_id, role, chain, roots } => {
+                Ok(Joined { cluster_id, node_id, role, chain, roots })
             }
-            Ok((JoinAnswer::Refused { reason, message }, ..)) => {
-                ConnectError::Refused { remote: *remote, reason, message }
-            }
-            Err(error) => error,
-        };
-        if error.is_final() {
-            return Err(error);
+            JoinAnswer::Refused { reason, message } => Err(ConnectError::Refused { remote, reason, message }),
         }
-        last = error;
-    }
-    Err(last)
+    })
+    .await
 }
 
 /// What a node got that comes back.
@@ -225,27 +218,34 @@ pub(crate) async fn readmit(
     csr: &str,
 ) -> Result<Readmitted, ConnectError> {
     let config = credential.roots.client_config(Alpn::Readmit).map_err(ConnectError::Own)?;
-    let ask = async |remote| {
-        let secure = dial(remote, STEP, Arc::clone(&config)).await?;
+    let config = &config;
+    first_of(remotes, |remote| async move {
+        let secure = dial(remote, STEP, Arc::clone(config)).await?;
         let binding = Binding::of(secure.get_ref().1).map_err(ConnectError::Own)?;
         let proof = credential.identity.prove(&binding, csr).map_err(ConnectError::Own)?;
         let (chain, csr) = (credential.identity.chain(), csr.to_owned());
         let request = ReadmitRequest { protocol: PROTOCOL_VERSION, chain, csr, proof };
-        exchange(remote, secure, &request, JOIN_FRAME_BYTES_MAX).await
-    };
+        match exchange(remote, secure, &request, JOIN_FRAME_BYTES_MAX).await?.0 {
+            ReadmitAnswer::Readmitted { chain, roots } => Ok(Readmitted { chain, roots }),
+            ReadmitAnswer::Refused { reason, message } => {
+                Err(ConnectError::Refused { remote, reason, message })
+            }
+        }
+    })
+    .await
+}
+
+/// What the first of `remotes` gives that doesn't fail, or how the last one failed: or the first one that speaks for all.
+async fn first_of<T, F: Future<Output = Result<T, ConnectError>>>(
+    remotes: &[SocketAddr],
+    ask: impl Fn(SocketAddr) -> F,
+) -> Result<T, ConnectError> {
     let mut last = ConnectError::NoRemotes;
     for remote in remotes {
-        let error = match ask(*remote).await {
-            Ok((ReadmitAnswer::Readmitted { chain, roots }, ..)) => return Ok(Readmitted { chain, roots }),
-            Ok((ReadmitAnswer::Refused { reason, message }, ..)) => {
-                ConnectError::Refused { remote: *remote, reason, message }
-            }
-            Err(error) => error,
-        };
-        if error.is_final() {
-            return Err(error);
+        match ask(*remote).await {
+            Err(error) if !error.is_final() => last = error,
+            ended => return ended,
         }
-        last = error;
     }
     Err(last)
 }

@@ -279,29 +279,17 @@ impl ChangeCases {
     }
 
     fn into_vec(self) -> Vec<Case> {
-        let Self {
-            commit,
-            to_maps,
-            to_maps_of_half,
-            to_settled,
-            apply,
-            manager_cpu,
-            agent_cpu,
-            wire,
-            manager_rss,
-            agent_rss,
-        } = self;
         vec![
-            commit,
-            to_maps,
-            to_maps_of_half,
-            to_settled,
-            apply,
-            manager_cpu,
-            agent_cpu,
-            wire,
-            manager_rss,
-            agent_rss,
+            self.commit,
+            self.to_maps,
+            self.to_maps_of_half,
+            self.to_settled,
+            self.apply,
+            self.manager_cpu,
+            self.agent_cpu,
+            self.wire,
+            self.manager_rss,
+            self.agent_rss,
         ]
     }
 }
