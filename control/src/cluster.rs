@@ -206,7 +206,7 @@ impl Cluster {
         let genesis = Command::now(Action::Initialize(Box::new(genesis(request)?)));
         // Checked before a folder is made: a wrong flag leaves nothing behind.
         let (founded, _) = apply(&State::empty(), 1, &genesis)?;
-        let lock = founded.cluster.as_ref().map(|cluster| cluster.lock.clone()).unwrap_or_default();
+        let lock = founded.lock();
         if Self::exists(dir) {
             match Self::open(dir).await {
                 Err(OpenError::Absent(_)) => {}
@@ -249,7 +249,7 @@ impl Cluster {
             return Err(OpenError::Exists(dir.to_owned()));
         }
         let (dir, id) = (dir.to_owned(), rand::rng().random());
-        let lock = state.cluster.as_ref().map(|cluster| cluster.lock.clone()).unwrap_or_default();
+        let lock = state.lock();
         let laid = blocking(move || {
             let storage = Storage::create_locked(&dir, Engine::default(), id, lock)?;
             storage.begin_with(manager, state)?;

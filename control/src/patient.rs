@@ -1,6 +1,5 @@
 //! A stream whose peer may keep its side waiting for so long, and no longer.
 
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -48,12 +47,6 @@ impl<S> Patient<S> {
         if let Some(told) = &mut self.told {
             told(turn);
         }
-    }
-}
-
-impl<S: fmt::Debug> fmt::Debug for Patient<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Patient").field("stream", &self.stream).finish_non_exhaustive()
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn post_bytes(run_dir: &Path, path: &str, bytes: Bytes, patience: Dur
     exchange(run_dir, Method::POST, path, Some(("application/octet-stream", bytes)), patience)
 }
 
-/// A name as a part of a path: what is no id or name becomes one that nothing has.
+/// A text as a part of a path, or a value of a query: what is no id or name becomes one that nothing has.
 pub(crate) fn escaped(wanted: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let byte = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
@@ -200,6 +200,7 @@ mod tests {
     fn names_are_one_part_of_a_path() {
         assert_eq!(escaped("db-1.front_x"), "db-1.front_x");
         assert_eq!(escaped("a/../b?c %é"), "a%2F..%2Fb%3Fc%20%25%C3%A9");
+        assert_eq!(escaped("[fd00::1]&x=é"), "%5Bfd00%3A%3A1%5D%26x%3D%C3%A9");
     }
 
     #[test]

@@ -118,7 +118,7 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<()> {
         [("advertiseAddr", advertise_addr), ("listenAddr", listen_addr), ("dataPathAddr", data_path_addr)];
     let given = addresses
         .into_iter()
-        .filter_map(|(name, value)| value.as_ref().map(|value| format!("&{name}={}", encoded(value))));
+        .filter_map(|(name, value)| value.as_ref().map(|value| format!("&{name}={}", api::escaped(value))));
     let path = format!("/shoal/v1/restore?force={force}{}", given.collect::<String>());
     let answer = api::post_bytes(&socket.run_dir, &path, bytes.into(), RESTORE_LIMIT)?;
     let restored: Restored = serde_json::from_slice(&answer).context("the agent's answer does not decode")?;
@@ -155,13 +155,6 @@ fn told(header: &Header, restored: &Restored) -> String {
             .to_owned(),
     );
     lines.join("\n")
-}
-
-/// A value in a query.
-fn encoded(value: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let encode = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    value.bytes().map(encode).collect()
 }
 
 fn is_standard(file: &Path) -> bool {

@@ -11,11 +11,12 @@ use crate::print;
 pub(crate) fn run(args: &WatchArgs) -> Result<()> {
     let mut is_read = true;
     api::follow(&args.socket.run_dir, &path(args), |line| {
-        let told = if args.json { Some(line.to_owned()) } else { told(line)? };
+        let value = serde_json::from_str(line).context("the agent's answer does not decode")?;
+        let told = if args.json { Some(line.to_owned()) } else { told(&value)? };
         if let Some(told) = told {
             is_read = print::line(&told)?;
         }
-        if let Some(message) = ending(line) {
+        if let Some(message) = ending(&value) {
             bail!(message);
         }
         Ok(is_read)
@@ -34,14 +35,12 @@ fn path(args: &WatchArgs) -> String {
 }
 
 /// Why the stream ends with this line, if it does.
-fn ending(line: &str) -> Option<String> {
-    let line: Value = serde_json::from_str(line).ok()?;
+fn ending(line: &Value) -> Option<String> {
     (line["Kind"] == "end").then(|| word(&line["Message"]))
 }
 
 /// A line for people; `None` where it is not about a change.
-fn told(line: &str) -> Result<Option<String>> {
-    let line: Value = serde_json::from_str(line).context("the agent's answer does not decode")?;
+fn told(line: &Value) -> Result<Option<String>> {
     let index = line["Index"].as_u64().context("the agent's answer has no Index")?;
     let kind = word(&line["Kind"]);
     match kind.as_str() {
@@ -105,6 +104,10 @@ mod tests {
         args
     }
 
+    fn parsed(line: &str) -> Value {
+        serde_json::from_str(line).unwrap()
+    }
+
     #[test]
     fn what_is_asked_for_is_in_the_path() {
         assert_eq!(path(&watch("shoal watch")), "/shoal/v1/watch?");
@@ -155,10 +158,10 @@ mod tests {
                 Some("2026-11-23T02:07:00.000Z        46  remove  network     front (x)"),
             ),
         ] {
-            assert_eq!(told(line).unwrap().as_deref(), expected, "{line}");
+            assert_eq!(told(&parsed(line)).unwrap().as_deref(), expected, "{line}");
         }
-        assert!(told("{").is_err() && told("{}").is_err());
-        assert_eq!(ending(r#"{"Index":41,"Kind":"end","Message":"gone"}"#).as_deref(), Some("gone"));
-        assert_eq!(ending(r#"{"Index":41,"Kind":"begin"}"#), None);
+        assert!(told(&parsed("{}")).is_err());
+        assert_eq!(ending(&parsed(r#"{"Index":41,"Kind":"end","Message":"gone"}"#)).as_deref(), Some("gone"));
+        assert_eq!(ending(&parsed(r#"{"Index":41,"Kind":"begin"}"#)), None);
     }
 }

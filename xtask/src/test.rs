@@ -140,6 +140,9 @@ fn suites(options: &Options, report: &mut Report) -> Result<()> {
         report.skip("netns", "needs root: sudo env \"PATH=$PATH\" cargo xtask test");
         return Ok(());
     }
+    if options.xdp.iter().all(|xdp| *xdp == Xdp::Off) {
+        report.skip("netns, the control plane", "its cases run once, on a lab with XDP");
+    }
     for xdp in &options.xdp {
         report.suite(&format!("netns, xdp {xdp}"), || netns(*xdp, &filter, options.keep))?;
     }

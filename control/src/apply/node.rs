@@ -102,10 +102,11 @@ pub(super) fn update(draft: &mut Draft, id: &NodeId, version: u64, spec: &NodeSp
 }
 
 pub(super) fn note_asking(draft: &mut Draft, id: &NodeId) -> Result<(), Refusal> {
-    if draft.node(id)?.readmission.asking_since_ns.is_some() {
+    let node = draft.node(id)?;
+    if node.readmission.asking_since_ns.is_some() {
         return Ok(());
     }
-    let mut node = Node::clone(draft.node(id)?);
+    let mut node = Node::clone(node);
     node.readmission.asking_since_ns = Some(draft.at_ns);
     draft.touch(&mut node.meta);
     draft.put_node(node);

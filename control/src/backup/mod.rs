@@ -229,7 +229,8 @@ impl Reader {
 }
 
 fn header(line: &[u8]) -> Result<Header, BackupError> {
-    let beginning = serde_json::from_slice::<Beginning>(line).ok().filter(|it| it.magic == MAGIC);
+    let beginning =
+        serde_json::from_slice::<Beginning>(line).ok().filter(|it| it.magic == MAGIC && it.format > 0);
     let Beginning { magic: _, format, version } = beginning.ok_or(BackupError::NotABackup)?;
     if format > FORMAT {
         return Err(BackupError::Newer { format, version: version.unwrap_or_else(|| "unknown".to_owned()) });

@@ -17,7 +17,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_api::id::NodeId;
 use mesh_api::session::NodeDescription;
@@ -89,7 +89,7 @@ pub fn revive(
     if object.removed.contains_key(&id) {
         return Err(ReviveError::Removed);
     }
-    let life = Duration::from_nanos(object.spec.cert_expiry_ns);
+    let life = object.spec.cert_life();
     let (credential, issuer) = manager_credential(&object, &id, life, now)?;
     let known = known_managers(&state);
     let mut revived = Reviving { state, index, at_ns };

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{Cluster, InitRequest, OpenError, ProposeError};
 use crate::command::{Action, Command};
 use crate::model::ClusterSpec;
-use crate::raft::Isolated;
+use crate::raft::{Isolated, SNAPSHOT_EVERY};
 use crate::refusal::Refusal;
 use crate::store::{StoreError, folder};
 use crate::testing::{description, network, service};
@@ -197,7 +197,7 @@ async fn no_secret_is_in_any_file_in_the_clear() {
         let spec = Box::new(spec);
         cluster.propose(Command::now(Action::CreateService { id: "web".into(), spec })).await.unwrap();
         // Enough for a snapshot.
-        for at in 0..1100 {
+        for at in 0..SNAPSHOT_EVERY + 100 {
             cluster.propose(create_network(&format!("n{at}"))).await.unwrap();
         }
         let has_snapshot = || {
@@ -205,9 +205,12 @@ async fn no_secret_is_in_any_file_in_the_clear() {
                 .unwrap()
                 .any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("snapshot-"))
         };
-        while !has_snapshot() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let snapshot = async {
+            while !has_snapshot() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), snapshot).await.unwrap();
         let object = cluster.state().cluster.unwrap();
         let state = serde_json::to_string(&cluster.state()).unwrap();
         let join_secret = serde_json::to_string(&object.join_secrets.manager).unwrap();

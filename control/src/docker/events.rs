@@ -10,7 +10,6 @@ use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use futures::stream;
-use mesh_api::table::{NodeState, Role};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -18,9 +17,9 @@ use super::differences::{Difference, differences};
 use super::error::{ApiError, ApiResult};
 use super::filters::Filters;
 use super::request::Params;
-use super::{Api, services};
+use super::{Api, nodes, services};
 use crate::clock;
-use crate::model::{self, Availability, Mode, Network, Node, Service};
+use crate::model::{self, Mode, Network, Node, Service};
 use crate::raft::{History, Moment, Next};
 
 /// What Docker has events of; each is a filter, by a name or an id, or the beginning of one.
@@ -55,7 +54,7 @@ struct Actor {
 pub(super) async fn events(State(api): State<Api>, params: Params) -> ApiResult<Response> {
     let accepted: Vec<&str> = KINDS.into_iter().chain(["event", "id", "label", "scope", "type"]).collect();
     let filters = Filters::parse(params.get("filters"), &accepted)?;
-    let (since, until) = (point_ns(&params, "since")?, point_ns(&params, "until")?);
+    let (since, until) = (parameter_ns(&params, "since")?, parameter_ns(&params, "until")?);
     if let (Some(since_ns), Some(until_ns)) = (since, until)
         && until_ns < since_ns
     {
@@ -76,7 +75,6 @@ pub(super) async fn events(State(api): State<Api>, params: Params) -> ApiResult<
         last,
         since_ns: since.unwrap_or_default(),
         until_ns: until.unwrap_or(u64::MAX),
-        is_past: left == Some(Duration::ZERO),
         end: left.and_then(|left| Instant::now().checked_add(left)),
         queue: VecDeque::new(),
     };
@@ -97,7 +95,7 @@ pub(super) async fn events(State(api): State<Api>, params: Params) -> ApiResult<
 }
 
 /// The time that a parameter names, ns since the epoch: `seconds[.nanoseconds]`, as `docker` makes it of whatever it is given.
-fn point_ns(params: &Params, name: &str) -> ApiResult<Option<u64>> {
+pub(super) fn parameter_ns(params: &Params, name: &str) -> ApiResult<Option<u64>> {
     let Some(text) = params.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -123,8 +121,6 @@ struct Follower {
     /// Of which time to tell, ns since the epoch.
     since_ns: u64,
     until_ns: u64,
-    /// That time is over.
-    is_past: bool,
     end: Option<Instant>,
     queue: VecDeque<Event>,
 }
@@ -145,7 +141,7 @@ impl Follower {
                     self.take(&next);
                 }
                 Some((Next::UpToDate, _)) | None => {
-                    if self.is_past || !self.wait().await {
+                    if !self.wait().await {
                         return None;
                     }
                 }
@@ -245,24 +241,11 @@ impl Event {
 
 /// What changed of a node, if it is something that operators set or see.
 fn node_update(old: &Node, new: &Node, at_ns: u64) -> Option<Event> {
-    let state = |node: &Node| match node.status.state {
-        NodeState::Unknown => "unknown",
-        NodeState::Ready => "ready",
-        NodeState::Down => "down",
-    };
-    let availability = |node: &Node| match node.spec.availability {
-        Availability::Active => "active",
-        Availability::Pause => "pause",
-        Availability::Drain => "drain",
-    };
-    let role = |node: &Node| match node.spec.role {
-        Role::Manager => "manager",
-        Role::Worker => "worker",
-    };
     let mut event = node_event("update", new, at_ns);
-    event.changed("state", state(old), state(new));
-    event.changed("availability", availability(old), availability(new));
-    event.changed("role", role(old), role(new));
+    let mut note = |what: &str, value: fn(&Node) -> &'static str| event.changed(what, value(old), value(new));
+    note("state", |node| nodes::state_name(node.status.state));
+    note("availability", |node| nodes::availability_name(node.spec.availability));
+    note("role", |node| nodes::role_name(node.spec.role));
     (event.actor.attributes.len() > 1 || old.spec != new.spec).then_some(event)
 }
 

@@ -10,8 +10,11 @@ use serde::de::DeserializeOwned;
 use super::filters::Filters;
 use super::networks::ask;
 use super::request::{BODY_BYTES_MAX, Params};
+use super::shoal::attachments;
+use super::shoal::tokens::TokenRequest;
+use super::shoal::watch::Asked;
 use super::wire::{attachment, network, spec as wire, swarm};
-use super::{attachments, spec, swarm as swarms, time};
+use super::{events, spec, swarm as swarms, time};
 use crate::apply::apply;
 use crate::command::{Action, Command};
 use crate::fuzz::{STATE, check};
@@ -59,6 +62,8 @@ pub fn request(data: &[u8]) -> bool {
         body::<swarm::InitRequest>(data).is_some(),
         body::<swarm::JoinRequest>(data).is_some(),
         body::<swarm::NodeSpecRequest>(data).is_some(),
+        body::<swarm::UnlockRequest>(data).is_some(),
+        serde_json::from_slice::<TokenRequest>(data).is_ok(),
     ];
     is_attach || is_spec && read.contains(&true)
 }
@@ -68,7 +73,9 @@ pub fn filters(data: &[u8]) -> bool {
     let Ok(uri) = Uri::try_from([b"/services?", data].concat()) else { return false };
     let params = Params::of(&uri);
     let _ = (params.boolean("status"), params.version("service"));
+    let _ = ["since", "until"].map(|name| events::parameter_ns(&params, name));
     let _ = params.get("until").map(|text| time::point_ns(text, 1));
+    let _ = Asked::read(&uri);
     let accepted = ["id", "label", "mode", "name", "type"];
     let Some(text) = params.get("filters") else { return false };
     let Ok(filters) = Filters::parse(Some(text), &accepted) else { return false };

@@ -6,7 +6,6 @@
 //! with an error that says so.
 
 mod address;
-mod attachments;
 mod differences;
 mod engine;
 mod error;
@@ -119,10 +118,13 @@ pub fn router(host: Arc<dyn LocalNode>) -> Router {
         .route("/shoal/v1/status", get(shoal::status::status))
         .route("/shoal/v1/watch", get(shoal::watch::watch))
         .route("/shoal/v1/nodes/{id}/approve", post(shoal::nodes::approve))
-        .route("/shoal/v1/networks/rotate-keys", post(networks::rotate_keys))
-        .route("/shoal/v1/networks/{id}/subnets", post(networks::add_subnet))
-        .route("/shoal/v1/attachments", get(attachments::list).post(attachments::create))
-        .route("/shoal/v1/attachments/{id}", get(attachments::inspect).delete(attachments::remove))
+        .route("/shoal/v1/networks/rotate-keys", post(shoal::networks::rotate_keys))
+        .route("/shoal/v1/networks/{id}/subnets", post(shoal::networks::add_subnet))
+        .route("/shoal/v1/attachments", get(shoal::attachments::list).post(shoal::attachments::create))
+        .route(
+            "/shoal/v1/attachments/{id}",
+            get(shoal::attachments::inspect).delete(shoal::attachments::remove),
+        )
         .fallback(elsewhere)
         .method_not_allowed_fallback(elsewhere)
         .layer(middleware::from_fn_with_state(api.clone(), headers))

@@ -147,6 +147,14 @@ pub(super) fn role_name(role: Role) -> &'static str {
     }
 }
 
+pub(super) fn availability_name(availability: Availability) -> &'static str {
+    match availability {
+        Availability::Active => "active",
+        Availability::Pause => "pause",
+        Availability::Drain => "drain",
+    }
+}
+
 pub(super) fn state_name(state: NodeState) -> &'static str {
     match state {
         NodeState::Unknown => "unknown",
@@ -195,11 +203,7 @@ pub(super) fn show(node: &Node, managers: &[Member], ca: &Authority) -> wire::No
             name: node.spec.name.clone(),
             labels: node.spec.labels.clone(),
             role: role_name(node.spec.role),
-            availability: match node.spec.availability {
-                Availability::Active => "active",
-                Availability::Pause => "pause",
-                Availability::Drain => "drain",
-            },
+            availability: availability_name(node.spec.availability),
         },
         description: wire::NodeDescription {
             hostname: hostname.clone(),

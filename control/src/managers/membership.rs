@@ -8,6 +8,7 @@ use mesh_api::error::chain;
 use mesh_api::id::NodeId;
 use mesh_api::session::ManagerDescription;
 use mesh_api::table::Role;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::cluster::Cluster;
@@ -35,9 +36,16 @@ pub async fn keep(cluster: Cluster) {
             }
             continue;
         };
-        let done = match &change {
-            Change::Add(id, manager) => cluster.add_manager(*id, manager.clone()).await,
-            Change::Remove(id) => cluster.remove_manager(*id).await,
+        let made = async {
+            match &change {
+                Change::Add(id, manager) => cluster.add_manager(*id, manager.clone()).await,
+                Change::Remove(id) => cluster.remove_manager(*id).await,
+            }
+        };
+        let done = tokio::select! {
+            biased;
+            done = made => done,
+            is_led = withdrawn(&mut states, &cluster, &change) => if is_led { continue } else { return },
         };
         match done {
             Ok(()) => tracing::info!(?change, "the managers are others"),
@@ -51,6 +59,18 @@ pub async fn keep(cluster: Cluster) {
             }
         }
     }
+}
+
+/// Waits until another change is the next one, say because the node that was to be added is gone, or has told of another member;
+/// false where there is to be none.
+async fn withdrawn(states: &mut watch::Receiver<State>, cluster: &Cluster, change: &Change) -> bool {
+    while states.changed().await.is_ok() {
+        let state = states.borrow_and_update().clone();
+        if next(&state, &cluster.managers()).as_ref() != Some(change) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The next change; managers come before others go, so that there are never fewer than need be.

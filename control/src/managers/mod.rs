@@ -4,7 +4,7 @@ pub mod membership;
 mod own;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub(crate) mod wire;
 
 use std::sync::Arc;
 

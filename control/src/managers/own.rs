@@ -17,7 +17,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// How long such a certificate is good.
 const LIFE: Duration = Duration::from_hours(1);
 
-/// Keeps what is in `credential` valid, until nobody else has it.
+/// Keeps what is in `credential` valid, until it is dropped.
 pub(super) async fn keep_valid(cluster: Cluster, credential: Shared) {
     let mut given = credential.watch();
     loop {
@@ -41,7 +41,8 @@ pub(super) async fn keep_valid(cluster: Cluster, credential: Shared) {
             }
         }
         tokio::select! {
-            changed = given.changed() => if changed.is_err() { return },
+            // The sender is this one's too.
+            _ = given.changed() => {}
             () = sleep(PERIOD) => {}
         }
     }

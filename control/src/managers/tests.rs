@@ -8,15 +8,15 @@ use mesh_api::id::NodeId;
 use mesh_api::seal::UnlockKey;
 use mesh_api::session::{ManagerDescription, NodeDescription};
 use mesh_api::table::{NodeState, Role};
-use mesh_api::tls::{Credential, KeyRequest, Roots};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::*;
 use crate::cluster::{InitRequest, Place};
 use crate::command::{Action, Command};
 use crate::model::{ClusterSpec, NodeSpec};
-use crate::pki::{Subject, first_manager};
-use crate::raft::{Call, Manager, Request, Response, Transport as _};
+use crate::pki::{first_manager, manager_credential};
+use crate::raft::{Call, Manager, RaftId, Request, Response, Transport as _};
 use crate::testing::{description, network};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -50,13 +50,10 @@ impl Running {
         let (dir, listener, credential) = (tempfile::tempdir().unwrap(), listen().await, Shared::default());
         let addr = listener.local_addr().unwrap();
         let object = first.cluster.state().cluster.unwrap();
-        let key = KeyRequest::new().unwrap();
-        let (id, role) = (NodeId::from("m2"), Role::Manager);
-        let subject = Subject { node: id.clone(), role, cluster: object.id.clone() };
-        let signed = object.ca.sign(key.csr(), &subject, Duration::from_hours(1), SystemTime::now()).unwrap();
-        let roots = Roots::from_pem(&object.ca.trusted()).unwrap();
-        credential.set(Some(Credential { identity: key.identity(&signed.chain).unwrap(), roots }.into()));
-        let (issuer, host) = (signed.issuer, description("m2"));
+        let (id, role, host) = (NodeId::from("m2"), Role::Manager, description("m2"));
+        let (own, issuer) =
+            manager_credential(&object, &id, Duration::from_hours(1), SystemTime::now()).unwrap();
+        credential.set(Some(own.into()));
         first.must(Action::AddNode { id: id.clone(), role, description: host, issuer, token: None }).await;
         let cluster = Cluster::join(dir.path(), place("m2", addr, &credential)).await.unwrap();
         let serving = tokio::spawn(serve(cluster.clone(), credential.clone(), listener));
@@ -69,7 +66,12 @@ impl Running {
 
     /// Says of itself that it is reached here.
     async fn tell(&self, to: &Self) {
-        let manager = ManagerDescription { raft: self.cluster.raft_id(), addr: self.addr };
+        self.tell_of(self.cluster.raft_id(), to).await;
+    }
+
+    /// Says of itself that this member of raft is reached here.
+    async fn tell_of(&self, raft: RaftId, to: &Self) {
+        let manager = ManagerDescription { raft, addr: self.addr };
         let host = NodeDescription { manager: Some(manager), ..description(self.node.as_str()) };
         let (id, state, message) = (self.node.clone(), NodeState::Ready, String::new());
         to.must(Action::SetNodeStatus { id, state, message, description: Some(host) }).await;
@@ -97,7 +99,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(tokio::time::timeout(LIMIT, all).await.is_ok(), "{what}: not within {LIMIT:?}");
+    assert!(timeout(LIMIT, all).await.is_ok(), "{what}: not within {LIMIT:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,6 +128,22 @@ async fn a_manager_that_joins_is_locked_as_the_others_are() {
     until("both have the next key", || both(Some(&next))).await;
     lock(None).await;
     until("neither is locked", || both(None)).await;
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_asked_for_no_longer_is_waited_for_no_longer() {
+    let first = Running::first().await;
+    let second = Running::second(&first).await;
+    // Of its former self, which nobody hears any more.
+    second.tell_of(second.cluster.raft_id() ^ 1, &first).await;
+    until("it is a member", || first.cluster.managers().len() == 2).await;
+    second.tell(&first).await;
+    let voters = || first.cluster.managers().iter().filter(|member| member.is_voter).count();
+    let both = async { until("both decide", || voters() == 2).await };
+    assert!(timeout(Duration::from_secs(10), both).await.is_ok(), "the leader waits for the former one");
+    until("the former one is gone", || first.cluster.managers().len() == 2).await;
     second.stop().await;
     first.stop().await;
 }
@@ -205,14 +223,11 @@ async fn managers_whose_certificates_have_expired_hear_each_other_until_they_hav
     let voters = |one: &Running| one.cluster.managers().iter().filter(|member| member.is_voter).count();
     until("both decide", || voters(&first) == 2 && voters(&second) == 2).await;
     let past = SystemTime::now() - Duration::from_hours(2);
-    let ca = first.cluster.state().cluster.unwrap().ca.clone();
+    let object = first.cluster.state().cluster.unwrap();
     for one in [&first, &second] {
         let former = one.credential.get().unwrap();
-        let (key, peer) = (KeyRequest::new().unwrap(), former.identity.peer());
-        let subject = Subject { node: peer.node.clone(), role: peer.role, cluster: peer.cluster.clone() };
-        let signed = ca.sign(key.csr(), &subject, Duration::from_hours(1), past).unwrap();
-        let identity = key.identity(&signed.chain).unwrap();
-        let expired = Arc::new(Credential { identity, roots: former.roots.clone() });
+        let (expired, _) = manager_credential(&object, &one.node, Duration::from_hours(1), past).unwrap();
+        let expired = Arc::new(expired);
         assert!(expired.check().is_err());
         one.credential.set(Some(Arc::clone(&expired)));
         until("it certifies itself", || one.credential.get().unwrap().check().is_ok()).await;

@@ -18,7 +18,7 @@ use crate::cluster::Cluster;
 use crate::raft::{Calling, Manager, Request, Response, Transport, TransportError};
 
 /// Longest question or answer, bytes of JSON.
-const FRAME_BYTES_MAX: u32 = 16 << 20;
+pub(crate) const FRAME_BYTES_MAX: u32 = 16 << 20;
 /// Streams kept for later questions to one manager. More are under way while several questions are.
 const IDLE_MAX: usize = 4;
 

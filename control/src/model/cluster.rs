@@ -1,6 +1,7 @@
 //! The cluster's own object: identity, tokens, defaults.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use imbl::OrdMap;
 use ipnet::Ipv4Net;
@@ -54,6 +55,13 @@ impl Default for ClusterSpec {
             force_rotate: 0,
             autolock: false,
         }
+    }
+}
+
+impl ClusterSpec {
+    /// Life of node certificates.
+    pub fn cert_life(&self) -> Duration {
+        Duration::from_nanos(self.cert_expiry_ns)
     }
 }
 

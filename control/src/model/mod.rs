@@ -116,6 +116,11 @@ impl State {
         }
     }
 
+    /// What seals the managers' disks.
+    pub(crate) fn lock(&self) -> Lock {
+        self.cluster.as_ref().map(|cluster| cluster.lock.clone()).unwrap_or_default()
+    }
+
     /// Whether this was made of `other` without a change. Takes no longer for large states.
     pub(crate) fn shares_all_with(&self, other: &Self) -> bool {
         let clusters = match (&self.cluster, &other.cluster) {

@@ -110,6 +110,12 @@ impl Task {
         self.service == ServiceId::from("")
     }
 
+    /// Whether it runs since a moment that has been. Another was noted by a clock that was ahead, say a former leader's, and
+    /// nothing waits for that.
+    pub fn has_begun(&self, now_ns: u64) -> bool {
+        self.running_since_ns <= now_ns
+    }
+
     /// Docker's name of a task: `web.1.<id>`, `agent.<node id>.<id>`; an attachment's own.
     pub fn name(&self) -> String {
         if self.is_attachment() {

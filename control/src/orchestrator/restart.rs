@@ -30,8 +30,11 @@ pub(super) fn policy_replaces(policy: &RestartPolicy, task: &Task) -> bool {
 
 /// Restarts that count when a task has ended.
 fn attempts(policy: &RestartPolicy, task: &Task) -> u64 {
-    let counts =
-        |at_ns: &&u64| policy.window_ns == 0 || at_ns.saturating_add(policy.window_ns) > task.ended_ns;
+    // One after the task's end was noted by a clock that was ahead, say another manager's: of it nothing is known.
+    let counts = |at_ns: &&u64| {
+        policy.window_ns == 0
+            || (**at_ns <= task.ended_ns && at_ns.saturating_add(policy.window_ns) > task.ended_ns)
+    };
     task.restarts_ns.iter().filter(counts).count() as u64
 }
 
@@ -108,11 +111,9 @@ pub(super) fn start_held_tasks(pass: &mut Pass<'_>) {
         .cloned()
         .collect();
     for task in held {
-        let service = pass.draft.state.services.get(&task.service);
-        let delay_ns = service.map_or(0, |service| service.spec.task.restart.delay_ns);
         let wait_ns = task.start_at_ns.saturating_sub(pass.now_ns);
         // What is further away than the whole delay was noted by a clock that was ahead, say another manager's.
-        if (1..=delay_ns).contains(&wait_ns) {
+        if (1..=task.template.restart.delay_ns).contains(&wait_ns) {
             pass.wake(task.start_at_ns);
             continue;
         }

@@ -7,7 +7,10 @@ use mesh_api::id::ServiceId;
 use mesh_api::table::{NodeState, PublishMode, TaskState};
 
 use crate::command::Action;
-use crate::model::{Availability, FailureAction, Mode, RestartCondition, Task, UpdateOrder, UpdateState};
+use crate::model::labels::SLOW_START;
+use crate::model::{
+    Availability, FailureAction, Mode, RestartCondition, RestartPolicy, Task, UpdateOrder, UpdateState, WARM,
+};
 use crate::testing::{World, attachment, identity, ingress_port, network, service};
 
 pub(super) const SECOND: u64 = 1_000_000_000;
@@ -517,11 +520,22 @@ fn a_clock_that_was_ahead_holds_nothing_up() {
     let mut world = World::new(&["n1", "n2"]);
     let mut web = service("web", 2);
     web.update.delay_ns = 30 * SECOND;
+    web.labels.insert(SLOW_START.to_owned(), "20s".to_owned());
     let id = world.create_service(web);
+    let mut often = service("often", 1);
+    often.task.restart = RestartPolicy { max_attempts: 2, window_ns: 60 * SECOND, ..often.task.restart };
+    let often = world.create_service(often);
     world.settle();
     world.now_ns += HOUR;
-    let failed = world.running(&id)[0].clone();
-    world.report(&failed, TaskState::Failed);
+    let fail_one = |world: &mut World, id: &ServiceId| {
+        let failed = world.running(id)[0].clone();
+        world.report(&failed, TaskState::Failed);
+    };
+    fail_one(&mut world, &id);
+    for _ in 0..2 {
+        fail_one(&mut world, &often);
+        world.run_for(10 * SECOND);
+    }
     world.update_service(&id, |spec| spec.task.container.env.push("A=1".to_owned()));
     world.settle();
     // Another manager leads, whose clock is right.
@@ -529,6 +543,13 @@ fn a_clock_that_was_ahead_holds_nothing_up() {
     world.run_for(60 * SECOND);
     assert_eq!(world.running(&id).len(), 2);
     assert_eq!(world.update_state(&id), Some(UpdateState::Completed));
+    // What was noted under that clock is no reason to give a service up, nor to warm its tasks for long.
+    fail_one(&mut world, &often);
+    world.run_for(60 * SECOND);
+    assert_eq!(world.running(&often).len(), 1);
+    for task in world.state.tasks.values().filter(|task| task.status.state == TaskState::Running) {
+        assert_eq!(task.warmth, WARM, "{}", task.name());
+    }
 }
 
 #[test]

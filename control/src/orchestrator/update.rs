@@ -87,8 +87,9 @@ fn failures(pass: &Pass<'_>, service: &Service, config: &UpdateConfig) -> Vec<Ar
             TaskState::Complete => !completes,
             _ => false,
         };
-        let ran_ns = task.ended_ns.saturating_sub(task.running_since_ns);
-        let early = task.running_since_ns == 0 || ran_ns <= config.monitor_ns;
+        // By one manager's clock: where another saw the end of it, too early, that says nothing.
+        let ran_ns = task.ended_ns.checked_sub(task.running_since_ns);
+        let early = task.running_since_ns == 0 || ran_ns.is_some_and(|ran_ns| ran_ns <= config.monitor_ns);
         task.spec_version == service.spec_version && ended && early
     };
     pass.draft.state.tasks_of_service(&service.id).filter(failed).cloned().collect()
@@ -138,7 +139,7 @@ fn complete(
     }
     let watched = slots.iter().flat_map(Slot::wanted);
     let last_ns = watched
-        .filter(|task| task.spec_version == service.spec_version && has_begun(task, pass.now_ns))
+        .filter(|task| task.spec_version == service.spec_version && task.has_begun(pass.now_ns))
         .map(|task| task.running_since_ns.saturating_add(config.monitor_ns))
         .max()
         .unwrap_or_default();
@@ -179,12 +180,7 @@ fn place(slot: &Slot, service: &Service, config: &UpdateConfig, now_ns: u64) -> 
         return Place::Taken;
     }
     let until_ns = task.running_since_ns.saturating_add(config.delay_ns);
-    if until_ns > now_ns && has_begun(task, now_ns) { Place::TakenUntil(until_ns) } else { Place::Free }
-}
-
-/// Whether a task runs since a moment that has been. Another was noted by a clock that was ahead, and nothing waits for that.
-fn has_begun(task: &Task, now_ns: u64) -> bool {
-    task.running_since_ns <= now_ns
+    if until_ns > now_ns && task.has_begun(now_ns) { Place::TakenUntil(until_ns) } else { Place::Free }
 }
 
 fn replace_next(

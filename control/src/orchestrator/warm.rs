@@ -45,6 +45,9 @@ fn reached_at_ns(task: &Task, slow_start_ns: u64, warmth: u8) -> u64 {
 
 /// How far a task's slow start is.
 fn warmth(task: &Task, slow_start_ns: u64, now_ns: u64) -> u8 {
+    if !task.has_begun(now_ns) {
+        return WARM;
+    }
     let reached = |warmth: &u8| reached_at_ns(task, slow_start_ns, *warmth) <= now_ns;
     (0..=WARM).rev().find(reached).unwrap_or_default()
 }

@@ -58,7 +58,7 @@ pub async fn first_manager(
     description: NodeDescription,
 ) -> Result<First, FirstError> {
     let object = cluster.state().cluster.ok_or(FirstError::NoCluster)?;
-    let life = Duration::from_nanos(object.spec.cert_expiry_ns);
+    let life = object.spec.cert_life();
     let (credential, issuer) = manager_credential(&object, &id, life, SystemTime::now())?;
     let role = Role::Manager;
     let add = Action::AddNode { id: id.clone(), role, description, issuer, token: None };

@@ -15,11 +15,9 @@ use super::log::{Log, Work};
 use super::machine::Contents;
 use super::message::{Request, Response};
 use super::{Entry, TypeConfig};
+use crate::managers::wire::FRAME_BYTES_MAX;
 use crate::model::State;
 use crate::store::memory::MemoryKv;
-
-/// As the wire between managers has it.
-const FRAME_BYTES_MAX: u32 = 16 << 20;
 
 /// What managers ask each other and answer: bodies of frames, one a line; and the bytes as they are, as a stream.
 pub fn raft_message(data: &[u8]) -> bool {

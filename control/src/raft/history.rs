@@ -94,6 +94,13 @@ impl Recorder {
         Self { kept: Arc::new(Mutex::new(kept)), news }
     }
 
+    /// Begins anew with a state: those before it are of another life of the swarm.
+    pub(super) fn begin(&self, state: &State) {
+        let mut kept = locked(&self.kept);
+        *kept = Kept::default();
+        kept.push(Moment { state: state.clone(), at_ns: 0 });
+    }
+
     /// Keeps a state, if it is another than the last one.
     pub(super) fn record(&self, state: &State, at_ns: u64) {
         let mut kept = locked(&self.kept);

@@ -106,6 +106,7 @@ impl Contents {
     /// place that follows from the survivor's id, which was drawn for this.
     fn begin_anew(&mut self, survivor: RaftId) {
         self.ahead = self.ahead.saturating_add(INDICES + (survivor & (INDICES - 1)));
+        self.state.index = self.table_index();
     }
 
     /// The table index of what the last entry led to.
@@ -187,7 +188,8 @@ impl Machine {
         // A panic can't leave more than one entry half noted, and with it the member is at its end.
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         if self.contents.ahead != ahead {
-            journal.begin(self.contents.table_index());
+            journal.begin(state.index);
+            self.history.begin(state);
         } else if state.index != before.index {
             journal.note(&before, state);
         }

@@ -106,7 +106,7 @@ pub struct Settings {
 /// The shortest and longest [`Settings::election`]: a leader that dies is followed by another within about a second.
 pub const ELECTION_MS: std::ops::Range<u64> = 250..450;
 const HEARTBEAT: Duration = Duration::from_millis(100);
-const SNAPSHOT_EVERY: u64 = 1000;
+pub(crate) const SNAPSHOT_EVERY: u64 = 1000;
 const KEEP: u64 = 1000;
 /// Entries removed from the log at once.
 const PURGE_BATCH: u64 = 256;

@@ -1,7 +1,7 @@
 //! Who opens a session: a node, by its certificate and by the list of nodes.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use mesh_api::id::NodeId;
 use mesh_api::session::{AgentMessage, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason};
@@ -132,7 +132,7 @@ pub(super) fn certify(
     csr: &str,
 ) -> Result<Issued, Denied> {
     let subject = Subject { node: node.clone(), role, cluster: cluster.id.clone() };
-    let life = Duration::from_nanos(cluster.spec.cert_expiry_ns);
+    let life = cluster.spec.cert_life();
     Ok(cluster.ca.sign(csr, &subject, life, SystemTime::now())?)
 }
 

@@ -50,6 +50,8 @@ const HANDSHAKES_MAX: usize = 256;
 const ASKING_MAX: usize = 32;
 /// Nodes with a session.
 const SESSIONS_MAX: usize = 4096;
+/// Whole tables on their way at once: one of 20,000 tasks takes some 6 MB of memory until its node has taken it.
+const TABLES_MAX: usize = 16;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +94,7 @@ pub struct Server {
     settled: watch::Sender<u64>,
     slots: Arc<Slots>,
     sessions: Semaphore,
+    tables: Semaphore,
     asking: Semaphore,
     refusals: Refusals,
 }
@@ -107,6 +110,7 @@ impl Server {
             settled: watch::Sender::new(0),
             slots: Slots::new(HANDSHAKES_MAX, HANDSHAKE_TIMEOUT),
             sessions: Semaphore::new(SESSIONS_MAX),
+            tables: Semaphore::new(TABLES_MAX),
             asking: Semaphore::new(ASKING_MAX),
             refusals: Refusals::default(),
         });

@@ -1,9 +1,11 @@
 //! One agent's session, from its first message to its end.
 
+use std::io::ErrorKind;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, FrameReader, FrameWriter};
+use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, CodecError, FrameReader, FrameWriter};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
     AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, MANAGER_HEARTBEAT_PERIOD_MS,
@@ -12,7 +14,7 @@ use mesh_api::session::{
 use mesh_api::table::{Delta, NodeState};
 use mesh_api::tls::{KeyId, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{SemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
 use super::handshake::{Admitted, Denied, admit, certify, cluster, role};
@@ -24,6 +26,7 @@ use crate::apply::{network_on_route, report_changes};
 use crate::cluster::ProposeError;
 use crate::command::{Action, Command};
 use crate::model::State;
+use crate::patient::Patient;
 use crate::pki::Issued;
 use crate::refusal::{Code, Refusal};
 
@@ -34,15 +37,19 @@ const ANSWERS_MAX: usize = 16;
 
 type Reader<S> = FrameReader<ReadHalf<S>, AgentMessage>;
 
-struct Writer<S>(FrameWriter<WriteHalf<S>, ManagerMessage>);
+/// A peer that takes nothing for too long is gone; a table may take long on its way.
+struct Writer<S>(FrameWriter<Patient<WriteHalf<S>>, ManagerMessage>);
 
 impl<S: AsyncWrite> Writer<S> {
-    /// Sends; a peer that takes nothing for too long is gone.
+    fn new(stream: WriteHalf<S>) -> Self {
+        Self(FrameWriter::new(Patient::new(stream, SILENCE_MAX)))
+    }
+
     async fn send(&mut self, message: &ManagerMessage) -> Result<(), SessionError> {
-        timeout(SILENCE_MAX, self.0.send(message))
-            .await
-            .map_err(|_| SessionError::Timeout)?
-            .map_err(Into::into)
+        self.0.send(message).await.map_err(|error| match error {
+            CodecError::Io(error) if error.kind() == ErrorKind::TimedOut => SessionError::Timeout,
+            error => error.into(),
+        })
     }
 
     /// Refuses a peer before it has a session.
@@ -56,7 +63,7 @@ impl<S: AsyncWrite> Writer<S> {
         let moved = ManagerMessage::Moved { leader: server.leader() };
         // It is over either way.
         if self.send(&moved).await.is_ok() {
-            let _ = timeout(SILENCE_MAX, self.0.finish()).await;
+            let _ = self.0.finish().await;
         }
         SessionError::NotLeader
     }
@@ -65,7 +72,7 @@ impl<S: AsyncWrite> Writer<S> {
         let refusal = ManagerMessage::Refused { reason, message: message.clone() };
         // It is over either way.
         if self.send(&refusal).await.is_ok() {
-            let _ = timeout(SILENCE_MAX, self.0.finish()).await;
+            let _ = self.0.finish().await;
         }
         SessionError::Refused(message)
     }
@@ -89,7 +96,7 @@ where
 {
     let (reading, writing) = tokio::io::split(stream);
     let mut reader = FrameReader::new(reading, AGENT_FRAME_BYTES_MAX);
-    let writer = Writer(FrameWriter::new(writing));
+    let writer = Writer::new(writing);
     let first = match slot.within(reader.next()).await {
         Ok(Ok(Some(first))) => first,
         Ok(Ok(None) | Err(_)) => return Err(server.turn_away(Cause::Message)),
@@ -260,29 +267,65 @@ impl Session<'_> {
         }
     }
 
-    /// What brings an agent with the table at `index` to `state`, and the table index that its copy is at then; that may be
-    /// less than the state's, where nothing concerned the agent. `None` before the cluster's first command.
+    /// What brings an agent with the table at `index` to `state`, if it lacks anything, and the table index that its copy is at
+    /// then; that may be less than the state's, where nothing concerned the agent. `None` where it needs the whole table.
     ///
-    /// An agent is told what changed since its index, where this manager knows that; else it gets the whole table. `state` is
-    /// never older than what another manager has sent: it has this session's admission, which was decided later. An agent
-    /// that is ahead of it nevertheless has the table of a life of the swarm that this manager knows nothing of; it gets the
-    /// whole table, which it takes whatever its index, and goes on from there.
+    /// An agent is told what changed since its index, where this manager knows that. `state` is never older than what another
+    /// manager has sent: it has this session's admission, which was decided later. An agent that is ahead of it nevertheless has
+    /// the table of a life of the swarm that this manager knows nothing of; it gets the whole table, which it takes whatever its
+    /// index, and goes on from there.
     fn catch_up(&self, state: &State, index: Option<u64>) -> Option<(Option<ManagerMessage>, u64)> {
         // At 0 there is no table that changes could be made to.
-        let index = index.filter(|index| (1..=state.index).contains(index));
-        let Some((from, parts)) =
-            index.and_then(|index| Some((index, self.server.cluster.changed_since(index)?)))
-        else {
-            let table = Box::new(view::table(state, &self.node)?);
-            tracing::debug!(node = %self.node, ?index, "a node is sent the whole table");
-            return Some((Some(ManagerMessage::Snapshot { table }), state.index));
-        };
-        let changes = view::renewed(state, parts, &self.node);
+        let from = index.filter(|index| (1..=state.index).contains(index))?;
+        let changes = view::renewed(state, self.server.cluster.changed_since(from)?, &self.node);
         if from == state.index || changes.is_empty() {
             return Some((None, from));
         }
         let delta = Delta { from, to: state.index, changes };
         Some((Some(ManagerMessage::Delta { delta }), state.index))
+    }
+
+    /// Waits until another whole table can be on its way; the agent hears meanwhile that this manager lives.
+    async fn turn<S: AsyncWrite>(&self, writer: &mut Writer<S>) -> Result<SemaphorePermit<'_>, SessionError> {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_PERIOD);
+        let mut turn = pin!(self.server.tables.acquire());
+        loop {
+            tokio::select! {
+                biased;
+                turn = &mut turn => return turn.map_err(|_| SessionError::Stopped),
+                _ = heartbeat.tick() => writer.send(&ManagerMessage::Alive).await?,
+            }
+        }
+    }
+
+    /// Sends what the agent lacks, and returns the state that it has then, and the table index that its copy is at.
+    async fn begin<S: AsyncWrite>(
+        &self,
+        writer: &mut Writer<S>,
+        states: &mut watch::Receiver<State>,
+        index: Option<u64>,
+    ) -> Result<(State, u64), SessionError> {
+        let state = states.borrow_and_update().clone();
+        let (state, message, at, turn) = if let Some((message, at)) = self.catch_up(&state, index) {
+            (state, message, at, None)
+        } else {
+            let turn = self.turn(writer).await?;
+            let state = states.borrow_and_update().clone();
+            // There is one from the cluster's first command on.
+            let table = Box::new(view::table(&state, &self.node).ok_or(SessionError::Stopped)?);
+            tracing::debug!(node = %self.node, ?index, "a node is sent the whole table");
+            let at = state.index;
+            (state, Some(ManagerMessage::Snapshot { table }), at, Some(turn))
+        };
+        // Noted before it is sent, here and later: the agent's answer can overtake the end of `send`.
+        self.server.registry().sent(&self.node, self.epoch, at, index.is_none());
+        self.server.registry().examined(&self.node, self.epoch, state.index);
+        if let Some(message) = message {
+            writer.send(&message).await?;
+        }
+        drop(turn);
+        self.server.settle();
+        Ok((state, at))
     }
 
     /// Keeps the agent's table current.
@@ -296,16 +339,8 @@ impl Session<'_> {
         let mut states = self.server.cluster.watch();
         let mut settled = self.server.settled.subscribe();
         let mut leads = self.server.leads.subscribe();
-        let mut sent = states.borrow_and_update().clone();
-        let (first, mut at) = self.catch_up(&sent, index).ok_or(SessionError::Stopped)?;
-        // Noted before it is sent, here and below: the agent's answer can overtake the end of `send`.
-        self.server.registry().sent(&self.node, self.epoch, at, index.is_none());
-        self.server.registry().examined(&self.node, self.epoch, sent.index);
         writer.send(&answer).await?;
-        if let Some(first) = first {
-            writer.send(&first).await?;
-        }
-        self.server.settle();
+        let (mut sent, mut at) = self.begin(&mut writer, &mut states, index).await?;
         for news in trust.news(&sent, &self.node) {
             writer.send(&news).await?;
         }
@@ -323,6 +358,7 @@ impl Session<'_> {
                     let news = view::changes(&sent, &state, &self.node);
                     if news.is_empty() {
                         self.server.registry().examined(&self.node, self.epoch, state.index);
+                        self.server.settle();
                     } else {
                         self.server.registry().sent(&self.node, self.epoch, state.index, false);
                         let delta = Delta { from: at, to: state.index, changes: news };
@@ -330,7 +366,6 @@ impl Session<'_> {
                         writer.send(&ManagerMessage::Delta { delta }).await?;
                     }
                     sent = state;
-                    self.server.settle();
                     for news in trust.news(&sent, &self.node) {
                         writer.send(&news).await?;
                     }

@@ -213,11 +213,15 @@ impl Registry {
         if now.duration_since(self.since) < LAG_MAX && state.nodes.values().any(is_missing) {
             return self.settled;
         }
-        let counts = |(id, entry): &(&NodeId, &Entry)| {
-            entry.holds_up(now) && state.nodes.get(*id).is_some_and(|node| !node.is_down())
-        };
-        let least = self.nodes.iter().filter(counts).map(|(_, entry)| entry.effective()).min();
-        self.settled = self.settled.max(least.unwrap_or(state.index).min(state.index));
+        let mut least = state.index;
+        for (id, entry) in &self.nodes {
+            // This runs for each node that has applied a change: the state is asked of few of them.
+            let is_less = entry.effective() < least && entry.holds_up(now);
+            if is_less && state.nodes.get(id).is_some_and(|node| !node.is_down()) {
+                least = entry.effective();
+            }
+        }
+        self.settled = self.settled.max(least);
         self.settled
     }
 }

@@ -7,6 +7,7 @@ mod port;
 mod readmit;
 mod resume;
 mod rotation;
+mod tables;
 mod tokens;
 
 use std::sync::Arc;

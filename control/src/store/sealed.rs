@@ -73,9 +73,10 @@ impl LogKv for SealedKv {
     }
 
     fn range(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Vec<Pair>> {
-        let seal = self.keys.seal();
         let pairs = self.kv.range(from, to)?;
-        pairs.into_iter().filter(|(key, _)| key != MARKER_KEY).map(|pair| open(&seal, pair)).collect()
+        // Taken after the reading, it opens also what was sealed anew meanwhile.
+        let seal = self.keys.seal();
+        pairs.into_iter().map(|pair| open(&seal, pair)).collect()
     }
 
     fn first(&self, from: Vec<u8>, to: Vec<u8>) -> io::Result<Option<Pair>> {
@@ -92,13 +93,11 @@ impl LogKv for SealedKv {
             let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let seal = self.keys.seal();
             let mut ops = Vec::new();
-            let mut is_last = true;
             for _ in 0..CHUNK {
                 let Some((key, value)) = self.kv.first(from, vec![u8::MAX])? else {
                     from = Vec::new();
                     break;
                 };
-                is_last = false;
                 from = [&key[..], &[0]].concat();
                 if key == MARKER_KEY {
                     continue;
@@ -113,7 +112,7 @@ impl LogKv for SealedKv {
             if !ops.is_empty() {
                 self.kv.commit(ops)?;
             }
-            if is_last || from.is_empty() {
+            if from.is_empty() {
                 return Ok(());
             }
         }

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::StoreError;
 use super::folder::write_secret;
@@ -30,14 +30,19 @@ pub trait Snapshots: std::fmt::Debug + Send + Sync + 'static {
 pub struct Files {
     dir: PathBuf,
     keys: Arc<Keys>,
-    /// Held while one is written: they share an unfinished file.
-    writing: Mutex<()>,
+    /// Held while one is read or written: they share an unfinished file, the older ones go, and what is sealed anew must not
+    /// take a newer one's place.
+    turn: Mutex<()>,
 }
 
 impl Files {
     /// Those in `dir`, which exists.
     pub fn new(dir: &Path, keys: Arc<Keys>) -> Self {
-        Self { dir: dir.to_owned(), keys, writing: Mutex::new(()) }
+        Self { dir: dir.to_owned(), keys, turn: Mutex::new(()) }
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The latest snapshot, its index, and whether the present data key sealed it.
@@ -49,6 +54,13 @@ impl Files {
             Ok((body, is_present)) => Ok(Some((index, body, is_present))),
             Err(error) => Err(StoreError::Damaged { path, problem: error.to_string() }),
         }
+    }
+
+    fn write(&self, index: u64, body: &[u8]) -> Result<(), StoreError> {
+        let sealed = self.keys.seal().seal(&name(index), body);
+        let written = write_secret(&self.dir, &format!("{PREFIX}{index:020}"), UNFINISHED, &sealed);
+        written.map_err(StoreError::io("writing a snapshot"))?;
+        remove_before(&self.dir, index)
     }
 }
 
@@ -86,22 +98,19 @@ fn name(index: u64) -> Vec<u8> {
 
 impl Snapshots for Files {
     fn load(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let _turn = self.turn();
         Ok(self.read()?.map(|(_, body, _)| body))
     }
 
     fn save(&self, index: u64, body: &[u8]) -> Result<(), StoreError> {
-        {
-            let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            let sealed = self.keys.seal().seal(&name(index), body);
-            let written = write_secret(&self.dir, &format!("{PREFIX}{index:020}"), UNFINISHED, &sealed);
-            written.map_err(StoreError::io("writing a snapshot"))?;
-        }
-        remove_before(&self.dir, index)
+        let _turn = self.turn();
+        self.write(index, body)
     }
 
     fn seal_anew(&self) -> Result<(), StoreError> {
+        let _turn = self.turn();
         match self.read()? {
-            Some((index, body, false)) => self.save(index, &body),
+            Some((index, body, false)) => self.write(index, &body),
             _ => Ok(()),
         }
     }

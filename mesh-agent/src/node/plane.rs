@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::dataplane::{AttachmentKey, Dataplane, DataplaneConfig, DataplaneError, Local, Touched};
 
-/// Programs and maps of a node. Calls block, for milliseconds.
+/// Programs and maps of a node. Calls block, for milliseconds; [`Plane::open`] for as long as the kernel checks programs, which
+/// can be seconds.
 pub(crate) trait Plane: Sized + Send + 'static {
     /// What can go wrong.
     type Error: Error + Send + Sync + 'static;

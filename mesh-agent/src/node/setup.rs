@@ -107,7 +107,7 @@ impl<P: Plane> Setup<P> {
         let egress = Egress::new(found.iter().flat_map(Found::senders), &facts);
         let (vxlan, pair) = devices(&links, vxlan_port, mtu, &egress).await?;
         let plane_config = plane_config(config, uplinks, vxlan, pair);
-        let plane = open::<P>(&plane_config)?;
+        let plane = open::<P>(&plane_config).await?;
         let address = SocketAddr::from((HOST_ADDR, 53));
         let dns = Dns::start(address, Path::new(RESOLV_CONF), tables.clone()).await;
         let dns = dns.map_err(NodeError::Dns)?;
@@ -166,7 +166,7 @@ impl<P: Plane> Setup<P> {
         self.encryption.fit(smallest_mtu(&wanted.uplinks), membership.data_path).await;
         if !same {
             info!(uplinks = ?wanted.uplinks, "attaching the dataplane to changed interfaces");
-            self.plane = open::<P>(&wanted)?;
+            self.plane = open::<P>(&wanted).await?;
             self.plane_config = wanted;
         }
         Ok(moved || resized || !same)
@@ -252,8 +252,13 @@ pub(super) async fn clear_away<P: Plane>(bpffs: &Path, state_dir: &Path) -> Vec<
     errors
 }
 
-fn open<P: Plane>(config: &DataplaneConfig) -> Result<P, NodeError> {
-    P::open(config.clone()).map_err(|error| NodeError::Dataplane(Box::new(error)))
+/// On a thread of its own: until the kernel has checked the programs, the session and the API go on.
+async fn open<P: Plane>(config: &DataplaneConfig) -> Result<P, NodeError> {
+    let config = config.clone();
+    match tokio::task::spawn_blocking(move || P::open(config)).await {
+        Ok(opened) => opened.map_err(|error| NodeError::Dataplane(Box::new(error))),
+        Err(error) => Err(NodeError::Dataplane(Box::new(error))),
+    }
 }
 
 async fn devices(

@@ -590,13 +590,15 @@ async fn an_expired_node_keeps_to_its_certificate_until_it_has_a_better_one() {
     let (mut session, folder) =
         session_of(&port, credential, Describe::new("h".to_owned()), Shared::default());
     for wanted in [Wanted::new("other", Role::Worker, "c"), expired("n")] {
+        let before = session.state.borrow().clone();
         let stream = timeout(Duration::from_secs(10), port.stream()).await.unwrap().unwrap();
         let (read, write) = tokio::io::split(stream);
         let mut reader = FrameReader::<_, ReadmitRequest>::new(read, AGENT_FRAME_BYTES_MAX);
         let csr = reader.next().await.unwrap().unwrap().csr;
         let (chain, roots) = (port.ca.sign_request(&wanted, &csr), port.ca.roots().to_pem());
         FrameWriter::new(write).send(&ReadmitAnswer::Readmitted { chain, roots }).await.unwrap();
-        let is_refused = |state: &SessionState| matches!(state, SessionState::Refused(..));
+        let is_refused =
+            |state: &SessionState| matches!(state, SessionState::Refused(..)) && *state != before;
         timeout(Duration::from_secs(5), session.state.wait_for(is_refused)).await.unwrap().unwrap();
         assert!(
             Store::new(folder.path()).load_credentials().unwrap().is_none(),

@@ -3,7 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::session::{AttachmentSpec, NodeDescription, PROTOCOL_VERSION, RefusalReason, TaskStatus};
+use crate::health::{NodeHealth, Problem, UplinkHealth, WireguardHealth, WireguardKind};
+use crate::session::{
+    AttachRefused, AttachRefusedReason, AttachmentSpec, NodeDescription, PROTOCOL_VERSION, RefusalReason,
+    TaskStatus,
+};
 use crate::table::{
     Change, ClusterRecord, EndpointRecord, NodeRecord, NodeState, ReturnPath, Role, TaskRecord, TaskState,
 };
@@ -51,6 +55,11 @@ fn agent_messages() -> Vec<Vec<u8>> {
         aliases: vec!["other".to_owned()],
         addr: Some("10.0.1.9".parse().unwrap()),
     };
+    let health = NodeHealth {
+        uplinks: vec![UplinkHealth { name: "eth0".to_owned(), mode: "tc".to_owned(), mtu: 1500 }],
+        wireguard: Some(WireguardHealth { kind: WireguardKind::Kernel, key_made_ns: 7 }),
+        problem: Some(Problem::new("lost", 9)),
+    };
     let resume = AgentMessage::Resume { protocol: PROTOCOL_VERSION, node: description(), index: Some(7) };
     let all = vec![
         resume.clone(),
@@ -61,6 +70,7 @@ fn agent_messages() -> Vec<Vec<u8>> {
         AgentMessage::Renew { csr: KeyRequest::new().unwrap().csr().to_owned() },
         AgentMessage::Renewed,
         AgentMessage::Alive,
+        AgentMessage::Health { health },
         AgentMessage::Leave,
     ];
     let mut seeds: Vec<Vec<u8>> = all.iter().map(|message| bodies(std::slice::from_ref(message))).collect();
@@ -118,6 +128,8 @@ fn manager_messages() -> Vec<Vec<u8>> {
     ];
     let delta = ManagerMessage::Delta { delta: Delta { from: 0, to: 9, changes } };
     let pem = Ca::new().roots().to_pem();
+    let attach_refused =
+        AttachRefused { reason: AttachRefusedReason::Conflict, message: "it is taken".to_owned() };
     let refused = || (RefusalReason::Unavailable, "later".to_owned());
     let all = [
         ManagerMessage::Resumed { cluster_id: "c".into(), role: Role::Worker, roots: pem.clone() },
@@ -125,7 +137,11 @@ fn manager_messages() -> Vec<Vec<u8>> {
         delta.clone(),
         ManagerMessage::Settled { index: 9 },
         ManagerMessage::Moved { leader: Some("[2001:db8::1]:2377".parse().unwrap()) },
-        ManagerMessage::Certificate { chain: pem.clone(), roots: pem },
+        ManagerMessage::Certificate { chain: pem.clone(), roots: pem.clone() },
+        ManagerMessage::Trust { roots: pem },
+        ManagerMessage::Attached { id: "t2".into(), refused: Some(attach_refused) },
+        ManagerMessage::Renew,
+        ManagerMessage::Alive,
         ManagerMessage::Refused { reason: refused().0, message: refused().1 },
     ];
     let mut seeds: Vec<Vec<u8>> = all.iter().map(|message| bodies(std::slice::from_ref(message))).collect();

@@ -101,9 +101,3 @@ async fn people_are_told_what_was_done_and_what_is_to_be_done() {
         assert!(text.contains(part), "{text} lacks {part}");
     }
 }
-
-#[test]
-fn values_are_encoded_for_a_query() {
-    assert_eq!(encoded("192.0.2.1:2377"), "192.0.2.1%3A2377");
-    assert_eq!(encoded("[fd00::1]&x=é"), "%5Bfd00%3A%3A1%5D%26x%3D%C3%A9");
-}

@@ -54,19 +54,19 @@ impl Host {
         let credential = Agent::credential(&self.state_dir, Some(&seal)).map_err(host)?;
         agent.shared().set(credential);
         let opened = Manager::open(&self.state_dir, agent.shared().clone(), Some(key)).await;
-        let manager = match opened {
-            Ok(Some(manager)) => manager,
-            Ok(None) => return Err(SwarmError::NotLocked),
-            Err(error) => {
-                agent.shared().set(None);
-                return Err(manager_error(error));
-            }
-        };
+        let opened = opened.map_err(manager_error).and_then(|opened| opened.ok_or(SwarmError::NotLocked));
+        let manager = opened.inspect_err(|_| agent.shared().set(None))?;
         agent.set_manager(Some(manager.description()));
-        let unlocked = agent.unlock(manager.seal().unwrap_or(seal)).map_err(host);
+        if let Err(error) = agent.unlock(manager.seal().unwrap_or(seal)) {
+            // It stays locked, to be unlocked again.
+            agent.set_manager(None);
+            agent.shared().set(None);
+            manager.stop().await;
+            return Err(host(error));
+        }
         *locked(&self.part) = Part::Manager(manager);
         tracing::info!("the manager is unlocked");
-        unlocked
+        Ok(())
     }
 }
 

@@ -59,9 +59,8 @@ impl From<RestoredSwarm> for Restored {
 pub(in crate::docker) async fn backup(State(api): State<Api>, uri: Uri) -> ApiResult<Response> {
     parameters(&uri, &[])?;
     let state = api.state().await?;
-    let written = tokio::task::spawn_blocking(move || Backup::write(&state, SystemTime::now())).await;
-    let file = written.map_err(|_| ApiError::unavailable("the agent is shutting down"))?;
-    let file = file.map_err(|error| match error {
+    let written = aside(move || Backup::write(&state, SystemTime::now())).await?;
+    let file = written.map_err(|error| match error {
         BackupError::NoCluster => ApiError::unavailable(error.to_string()),
         error => ApiError::internal(format!("the backup can't be written: {error}")),
     })?;
@@ -140,8 +139,18 @@ async fn read(body: Body) -> ApiResult<Backup> {
     if let Some(error) = failed {
         return Err(refused(error));
     }
-    let read = tokio::task::spawn_blocking(move || reader.finish()).await;
-    read.map_err(|_| ApiError::unavailable("the agent is shutting down"))?.map_err(refused)
+    aside(move || reader.finish()).await?.map_err(refused)
+}
+
+/// Does what takes long beside the requests.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> ApiResult<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        if error.is_panic() {
+            ApiError::internal(format!("the backup failed: {error}"))
+        } else {
+            ApiError::unavailable("the agent is shutting down")
+        }
+    })
 }
 
 impl From<RestoreError> for ApiError {

@@ -1,6 +1,8 @@
 //! What Shoal has beyond Docker's API: routes under `/shoal/v1`.
 
+pub(super) mod attachments;
 pub(super) mod backup;
+pub(super) mod networks;
 pub(super) mod nodes;
 pub(super) mod status;
 pub(super) mod tokens;

@@ -3,13 +3,15 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::Uri;
 use serde::Serialize;
 
-use super::super::error::ApiResult;
-use super::super::time::rfc3339;
-use super::super::{Api, names, nodes};
+use super::parameters;
 use crate::clock::now_ns;
 use crate::command::{Action, Command};
+use crate::docker::error::ApiResult;
+use crate::docker::time::rfc3339;
+use crate::docker::{Api, names, nodes};
 use crate::model::{Node, Readmission};
 
 /// A node.
@@ -30,7 +32,8 @@ pub(in crate::docker) struct NodeAnswer {
 }
 
 /// `GET /shoal/v1/nodes`.
-pub(in crate::docker) async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<NodeAnswer>>> {
+pub(in crate::docker) async fn list(State(api): State<Api>, uri: Uri) -> ApiResult<Json<Vec<NodeAnswer>>> {
+    parameters(&uri, &[])?;
     let state = api.state().await?;
     let now_ns = now_ns();
     Ok(Json(state.nodes.values().map(|node| show(node, now_ns)).collect()))
@@ -39,8 +42,10 @@ pub(in crate::docker) async fn list(State(api): State<Api>) -> ApiResult<Json<Ve
 /// `POST /shoal/v1/nodes/{id}/approve`.
 pub(in crate::docker) async fn approve(
     State(api): State<Api>,
+    uri: Uri,
     Path(id): Path<String>,
 ) -> ApiResult<Json<NodeAnswer>> {
+    parameters(&uri, &[])?;
     let cluster = api.manager()?;
     let id = names::node(&cluster.linearizable().await?, &id)?.id.clone();
     cluster.propose(Command::now(Action::ApproveNode { id: id.clone() })).await?;

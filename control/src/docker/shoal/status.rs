@@ -124,3 +124,43 @@ fn show_manager(state: &ClusterState, member: &Member, report: Option<&Report>) 
         refused: report.map(|report| report.refused.clone()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use super::*;
+    use crate::raft::Manager;
+
+    fn member(node: &str, is_leader: bool) -> Member {
+        let addr = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 2377));
+        let manager = Manager { node: node.into(), addr };
+        Member { id: 1, manager, is_voter: true, is_leader, is_reachable: None, lag: None }
+    }
+
+    /// What a member says, who believes that it leads or doesn't.
+    fn answers(node: &str, is_leader: bool, index: u64, leads: bool) -> (Member, Option<Report>) {
+        let report = Report { index, refused: BTreeMap::new(), nodes: leads.then(BTreeMap::new) };
+        (member(node, is_leader), Some(report))
+    }
+
+    #[test]
+    fn whoever_is_known_to_lead_is_believed_before_a_former_leader() {
+        let reports =
+            [answers("m1", false, 50, true), answers("m2", true, 42, true), answers("m3", false, 60, false)];
+        let shown = show(&ClusterState::empty(), &reports);
+        assert_eq!((shown.leader.as_deref(), shown.index, shown.note), (Some("m2"), 42, None));
+        // Where nobody is known to lead, the one that has come furthest.
+        let reports = [answers("m1", false, 50, true), answers("m2", false, 42, true)];
+        let shown = show(&ClusterState::empty(), &reports);
+        assert_eq!((shown.leader.as_deref(), shown.index, shown.note), (Some("m1"), 50, None));
+    }
+
+    #[test]
+    fn what_is_not_known_without_a_leader_is_said() {
+        let silent = [(member("m1", true), None), answers("m2", false, 42, false)];
+        assert_eq!(show(&ClusterState::empty(), &silent).note, Some(SILENT_LEADER));
+        assert_eq!(show(&ClusterState::empty(), &silent[1..]).note, Some(NO_LEADER));
+    }
+}

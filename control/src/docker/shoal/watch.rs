@@ -14,7 +14,7 @@ use axum::response::Response;
 use futures::stream;
 use serde::Serialize;
 use tokio::sync::mpsc;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::parameters;
 use crate::cluster::Cluster;
@@ -252,6 +252,7 @@ impl Watcher {
 
     async fn follow(&mut self) -> End {
         let mut heartbeat = interval(self.limits.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         heartbeat.reset();
         loop {
             match self.history.after(self.last.state.index) {
@@ -291,9 +292,11 @@ impl Watcher {
     /// Tells what happened between the last moment and the next.
     async fn tell_of(&self, next: &Moment) -> Result<(), End> {
         let (old, new) = (&self.last.state, &next.state);
-        let managers = self.cluster.managers();
+        let events = events(old, new, &self.kinds);
+        let has_nodes = events.iter().any(|event| matches!(event, Event::Node(_)));
+        let managers = if has_nodes { self.cluster.managers() } else { Vec::new() };
         let view = View { old, new, managers: &managers };
-        for event in events(old, new, &self.kinds) {
+        for event in events {
             if let Some(line) = view.line(&event, next.at_ns) {
                 self.say(line).await?;
             }

@@ -281,12 +281,14 @@ impl LocalNode for FakeHost {
             if folder::exists(&dir) {
                 return Err(RestoreError::Manager);
             }
-            let RestoreRequest { backup, listen: _, advertise, advertise_port, data_path, force: _ } =
-                request;
+            let RestoreRequest { backup, listen: _, advertise, advertise_port, data_path, force } = request;
             let own = match self.membership() {
                 Membership::Active { node, .. } => Some(node),
                 Membership::Inactive | Membership::Locked { .. } => None,
             };
+            if own.is_some() && !force {
+                return Err(RestoreError::Alive("m2 answers".to_owned()));
+            }
             let vtep = data_path.unwrap_or(advertise);
             let description = NodeDescription { addr: advertise, vtep, ..testing::description("n1") };
             let revived = revive(backup.state, own, &description, SystemTime::now(), &mut rand::rng());

@@ -1,6 +1,7 @@
 //! Join tokens with an end, and nodes that come back, over the API.
 
 use axum::http::{Method, StatusCode};
+use mesh_api::id::TokenId;
 use mesh_api::table::Role;
 use mesh_api::token::JoinToken;
 use serde_json::{Value, json};
@@ -41,6 +42,12 @@ async fn a_token_is_shown_once_and_listed_without_its_secret() {
     // What is not said: a day, for any number of managers.
     let (_, other) = client.post(PATH, r#"{"Role":"manager"}"#).await;
     assert_eq!((&other["Role"], &other["UsesLeft"]), (&json!("manager"), &Value::Null));
+    let tokens = client.host.cluster().unwrap().state().tokens;
+    let life_s = |made: &Value| {
+        let token = &tokens[&TokenId::from(made["ID"].as_str().unwrap())];
+        (token.expires_ns - token.created_ns) / 1_000_000_000
+    };
+    assert_eq!([life_s(&made), life_s(&other)], [90 * 60, 24 * 3600]);
 
     let id = made["ID"].as_str().unwrap();
     let (status, _) = client.ask(Method::DELETE, &format!("/v1.50{PATH}/{}", &id[..12]), "").await;

@@ -179,8 +179,6 @@ async fn damage_is_named_not_guessed_over() {
     };
     let error = open().unwrap_err();
     assert!(error.to_string().contains("nothing is in it"), "{error}");
-    let storage = Storage::in_memory(7).unwrap();
-    drop(storage);
     kv.commit(vec![
         Op::Put("F".into(), 1_u32.to_be_bytes().to_vec()),
         Op::Put("I".into(), 7_u64.to_be_bytes().to_vec()),
@@ -248,5 +246,18 @@ async fn a_vote_and_an_id_outlive_a_restart() {
         let storage = reopened(dir.path()).await;
         assert_eq!((storage.id, storage.log.vote().unwrap()), (42, Some(Vote::new(3, 42))));
         assert!(storage.snapshots.load().unwrap().is_none());
+    }
+}
+
+#[test]
+fn what_is_not_known_to_be_decided_is_counted() {
+    let (storage, entries) = (Storage::in_memory(7).unwrap(), entries(5));
+    let contents = Contents::new(Some(log_id(2)), Membership::default(), state_of(&entries[..2]));
+    storage.snapshots.save(2, &contents.encode().unwrap()).unwrap();
+    storage.log.append(&entries).unwrap();
+    for (committed, undecided) in [(None, 3), (Some(log_id(3)), 2), (Some(log_id(5)), 0)] {
+        storage.log.save_committed(committed).unwrap();
+        let read = storage.read().unwrap();
+        assert!(read.state == state_of(&entries) && read.undecided == undecided, "{committed:?}");
     }
 }

@@ -14,6 +14,7 @@ use super::net::{Net, Weather, Wire};
 use super::platter::{Fault, Platter};
 use crate::cluster::{Cluster, ProposeError};
 use crate::command::{Action, Command};
+use crate::model::State;
 use crate::raft::{Call, Manager, MembersError, RaftId, Replica, Request, Response, Settings, Storage};
 use crate::refusal::Refusal;
 use crate::store::folder::Engine;
@@ -264,8 +265,6 @@ async fn a_manager_whose_disk_fails_stops_and_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn messages_for_others_are_not_taken() {
-    use crate::raft::message::Call;
-    use crate::raft::{Request, Response};
     let managers = Managers::new(3).await;
     let (one, request) = (managers.of(1), |from, to| Request { from, to, call: Call::ReadIndex });
     assert!(matches!(one.handle(&node(2), request(2, 1)).await, Response::ReadIndex(_)));
@@ -324,7 +323,10 @@ async fn a_survivor_makes_a_cluster_of_its_own() {
     storage.close().await;
     let survivor = Cluster::force_new_cluster(&path, manager(2), net.wire(&node(2)), None).await.unwrap();
     let ours = survivor.state();
-    assert!(ours == before, "all that was acknowledged is there");
+    assert!(ours.index > before.index + 1000, "no index that the lost may have given out is given again");
+    assert!(State { index: before.index, ..ours } == before, "all that was acknowledged is there");
+    let (history, lost) = (survivor.history(), before.index + 1);
+    assert!(history.at(lost).is_none() && survivor.changed_since(lost).is_none(), "nor is one explained");
     assert_ne!(survivor.raft_id(), 2, "former members are not heard");
     assert_eq!(survivor.managers().len(), 1);
     survivor.propose(create("goes-on")).await.unwrap();

@@ -9,6 +9,7 @@ use mesh_api::id::NodeId;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use crate::managers::wire::FRAME_BYTES_MAX;
 use crate::raft::message::Calling;
 use crate::raft::{Manager, Replica, Request, Response, Transport, TransportError};
 
@@ -206,7 +207,7 @@ impl Transport for Wire {
         Box::pin(async move {
             // As it would be read on the other side.
             let bytes = serde_json::to_vec(&request).unwrap();
-            assert!(bytes.len() < 16 << 20, "a message of {} bytes", bytes.len());
+            assert!(bytes.len() < FRAME_BYTES_MAX as usize, "a message of {} bytes", bytes.len());
             if self.net.lives_elsewhere(to) {
                 return std::future::pending().await;
             }

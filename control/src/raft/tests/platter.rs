@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::raft::log::Work;
+use crate::raft::log::{Log, Work};
 use crate::raft::{RaftId, Storage};
 use crate::store::snapshot::Snapshots;
 use crate::store::{LogKv, Op, Pair, StoreError};
@@ -67,9 +67,7 @@ impl Platter {
         };
         let handle = || Handle { disk: self.clone(), age };
         if is_new {
-            let id = Op::Put(b"I".to_vec(), id.to_be_bytes().to_vec());
-            let format = Op::Put(b"F".to_vec(), crate::store::FORMAT.to_be_bytes().to_vec());
-            handle().commit(vec![format, id]).map_err(StoreError::io("beginning the log"))?;
+            Log::new(Box::new(handle()), "platter".into(), Work::Inline).0.begin(id)?;
         }
         Storage::check(Box::new(handle()), Arc::new(handle()), Path::new("platter"), Work::Inline)
     }
@@ -79,7 +77,9 @@ impl Platter {
     pub(super) fn crash(&self, kept: usize) {
         let mut content = self.lock();
         content.age += 1;
-        let Content { synced, unsynced, .. } = &mut *content;
+        let Content { synced, unsynced, careless, .. } = &mut *content;
+        // What a careless disk only said to have synced has long been written, but for the last of it.
+        let kept = if *careless { unsynced.len().saturating_sub(1 + kept) } else { kept };
         change(synced, &unsynced[..kept.min(unsynced.len())]);
         unsynced.clear();
         content.live = content.synced.clone();

@@ -164,7 +164,7 @@ async fn drain(cluster: &Cluster, node: &NodeId) -> Result<()> {
     let state = cluster.state();
     let object = state.nodes.get(node).context("the manager is no node")?;
     let spec = NodeSpec { availability: Availability::Drain, ..object.spec.clone() };
-    let action = Action::UpdateNode { id: node.clone(), version: object.meta.version, spec };
+    let action = Action::UpdateNode { id: node.clone(), version: object.spec_version, spec };
     cluster.propose(Command::now(action)).await?;
     Ok(())
 }

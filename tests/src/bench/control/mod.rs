@@ -110,7 +110,7 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    /// Waits until the first manager that answers says that the cluster stands so.
+    /// Waits until the first manager says that the cluster stands so.
     fn until(&mut self, what: &str, limit: Duration, holds: impl Fn(&Stands) -> bool) -> Result<Stands> {
         let started = Instant::now();
         loop {

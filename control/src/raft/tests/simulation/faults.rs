@@ -83,6 +83,13 @@ impl Simulation {
                     self.restart_agent(&node, loses_table);
                 }
             }
+            18 => {
+                // The room's power fails.
+                for node in &up {
+                    self.kill(node);
+                }
+                self.restart(0.7).await;
+            }
             _ => self.change_leader_amid_resumes(&up).await,
         }
     }
@@ -123,7 +130,7 @@ impl Simulation {
         let Some(node) = self.any(&nodes).filter(|_| grows || may_shrink) else { return };
         let node = &state.nodes[&node];
         let spec = NodeSpec { role, ..node.spec.clone() };
-        let action = Action::UpdateNode { id: node.id.clone(), version: node.meta.version, spec };
+        let action = Action::UpdateNode { id: node.id.clone(), version: node.spec_version, spec };
         let at_ns = simulated::true_ns().unwrap();
         // Whether it comes about does not matter.
         tokio::spawn(async move { cluster.propose(Command { at_ns, action }).await.map(drop) });

@@ -76,6 +76,17 @@ impl Mutant {
     const ALL: [Self; 5] =
         [Self::CarelessDisk, Self::StaleReads, Self::AddressTwice, Self::NoRest, Self::LostChange];
 
+    /// Words of whatever finds it: another failure of a seed is no find.
+    fn signs(self) -> &'static [&'static str] {
+        match self {
+            Self::CarelessDisk => &["was acknowledged, and is gone", "what was seen of service"],
+            Self::StaleReads => &["what was seen of service"],
+            Self::AddressTwice => &["is wrong in itself", "is given twice"],
+            Self::NoRest => &["sends to"],
+            Self::LostChange => &["is not what the managers have", "does not fit"],
+        }
+    }
+
     fn from_environment() -> Option<Self> {
         let name = std::env::var(MUTANT).ok()?;
         Some(Self::ALL.into_iter().find(|it| format!("{it:?}") == name).expect("there is such a mutant"))
@@ -241,7 +252,8 @@ fn a_seed_goes_the_same_way_each_time() {
 
 /// The first seed that finds a defect.
 fn found(mutant: Mutant) -> Option<u64> {
-    (0..MUTANT_SEEDS).find(|seed| run(*seed, Some(mutant)).is_err())
+    let is_sign = |said: &String| mutant.signs().iter().any(|sign| said.contains(sign));
+    (0..MUTANT_SEEDS).find(|seed| run(*seed, Some(mutant)).is_err_and(|said| is_sign(&said)))
 }
 
 #[test]

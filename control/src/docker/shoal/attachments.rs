@@ -3,45 +3,59 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use mesh_api::attachment::{AttachRequest, AttachTarget, Attachment};
 
-use super::Api;
-use super::error::{ApiError, ApiResult};
-use super::local::AttachError;
-use super::request::Body;
-use super::time::rfc3339;
-use super::wire::attachment as wire;
+use super::parameters;
+use crate::docker::Api;
+use crate::docker::error::{ApiError, ApiResult};
+use crate::docker::local::AttachError;
+use crate::docker::request::Body;
+use crate::docker::time::rfc3339;
+use crate::docker::wire::attachment as wire;
 
 /// `GET /shoal/v1/attachments`.
-pub(super) async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<wire::Attachment>>> {
+pub(in crate::docker) async fn list(
+    State(api): State<Api>,
+    uri: Uri,
+) -> ApiResult<Json<Vec<wire::Attachment>>> {
+    parameters(&uri, &[])?;
     Ok(Json(api.host.attachments()?.iter().map(show).collect()))
 }
 
 /// `GET /shoal/v1/attachments/{id}`.
-pub(super) async fn inspect(
+pub(in crate::docker) async fn inspect(
     State(api): State<Api>,
+    uri: Uri,
     Path(id): Path<String>,
 ) -> ApiResult<Json<wire::Attachment>> {
+    parameters(&uri, &[])?;
     Ok(Json(show(&api.host.attachment(&id)?)))
 }
 
 /// `POST /shoal/v1/attachments`.
-pub(super) async fn create(
+pub(in crate::docker) async fn create(
     State(api): State<Api>,
+    uri: Uri,
     Body(request): Body<wire::AttachmentRequest>,
 ) -> ApiResult<(StatusCode, Json<wire::Attachment>)> {
+    parameters(&uri, &[])?;
     let attachment = api.host.attach(read(request)?).await?;
     Ok((StatusCode::CREATED, Json(show(&attachment))))
 }
 
 /// `DELETE /shoal/v1/attachments/{id}`.
-pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> ApiResult<StatusCode> {
+pub(in crate::docker) async fn remove(
+    State(api): State<Api>,
+    uri: Uri,
+    Path(id): Path<String>,
+) -> ApiResult<StatusCode> {
+    parameters(&uri, &[])?;
     api.host.detach(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) fn read(request: wire::AttachmentRequest) -> ApiResult<AttachRequest> {
+pub(in crate::docker) fn read(request: wire::AttachmentRequest) -> ApiResult<AttachRequest> {
     let wire::AttachmentRequest { network, name, aliases, ipv4_address, pid, netns, interface } = request;
     let network = network.filter(|network| !network.is_empty());
     let network =

@@ -1,0 +1,89 @@
+//! Whole tables on their way: slowly, and many at once.
+
+use tokio::io::{AsyncReadExt as _, DuplexStream};
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::session::TABLES_MAX;
+use crate::session::peer::SILENCE_MAX;
+
+const SERVICES: usize = 200;
+
+/// A server whose table is much longer than the streams of these tests hold.
+async fn server_of_many() -> (tempfile::TempDir, Arc<Server>) {
+    let mut world = World::new(&[]);
+    for number in 0..SERVICES {
+        world.create_service(service(&format!("web{number}"), 1));
+    }
+    server_in_memory(&world).await
+}
+
+/// An agent without a table, on a stream that holds so many bytes that it has not taken.
+async fn dial(server: &Arc<Server>, hostname: &str, bytes: usize) -> FakeAgent {
+    let (stream, session, node) = dial_raw(server, hostname, bytes).await;
+    let mut agent = FakeAgent::over(stream, session, &node);
+    agent.say(resume(hostname, None)).await;
+    agent
+}
+
+async fn dial_raw(
+    server: &Arc<Server>,
+    hostname: &str,
+    bytes: usize,
+) -> (DuplexStream, JoinHandle<Result<(), SessionError>>, Peer) {
+    let node = enrol(server, hostname).await.identity.peer().clone();
+    let (ours, theirs) = tokio::io::duplex(bytes);
+    (ours, tokio::spawn(Arc::clone(server).handle(theirs, node.clone())), node)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_takes_long_arrives_while_some_of_it_does() {
+    let (_dir, server) = server_of_many().await;
+    let (mut stream, session, _) = dial_raw(&server, "slow", 4096).await;
+    let began = Instant::now();
+    FrameWriter::new(&mut stream).send(&resume("slow", None)).await.unwrap();
+    let mut taken = Vec::new();
+    let table = loop {
+        let mut some = [0; 4096];
+        let count = stream.read(&mut some).await.unwrap();
+        assert_ne!(count, 0, "it is given up after {:?}: {session:?}", began.elapsed());
+        taken.extend_from_slice(&some[..count]);
+        let mut frames = FrameReader::<_, ManagerMessage>::new(&taken[..], MANAGER_FRAME_BYTES_MAX);
+        let mut table = None;
+        while let Ok(Some(message)) = frames.next().await {
+            if let ManagerMessage::Snapshot { table: whole } = message {
+                table = Some(whole);
+            }
+        }
+        if let Some(table) = table {
+            break table;
+        }
+        sleep(SILENCE_MAX / 2).await;
+        FrameWriter::new(&mut stream).send(&AgentMessage::Alive).await.unwrap();
+    };
+    assert_eq!(table.services.len(), SERVICES);
+    assert!(began.elapsed() > SILENCE_MAX * 2, "it came at once: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_its_turn_hears_that_the_manager_lives() {
+    let (_dir, server) = server_of_many().await;
+    let mut stalled = Vec::new();
+    for number in 0..TABLES_MAX {
+        let mut agent = dial(&server, &format!("stalled{number}"), 4096).await;
+        agent.is_taken().await;
+        stalled.push(agent);
+    }
+    let mut waiting = dial(&server, "waiting", 1 << 20).await;
+    waiting.is_taken().await;
+    assert!(matches!(waiting.hear().await, Some(ManagerMessage::Alive)));
+    // A stalled one is given up in the end, and lets another one have its turn.
+    let table = loop {
+        match waiting.hear().await.expect("the session is up") {
+            ManagerMessage::Snapshot { table } => break table,
+            ManagerMessage::Alive => waiting.say(AgentMessage::Alive).await,
+            other => panic!("unexpected: {other:?}"),
+        }
+    };
+    assert_eq!(table.services.len(), SERVICES);
+}
