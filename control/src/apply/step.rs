@@ -1,13 +1,15 @@
 //! The orchestrator's steps. Each is taken if its ground still holds, and skipped otherwise: the orchestrator sees the
 //! result and thinks again.
 
+use std::sync::Arc;
+
 use mesh_api::table::TaskState;
 
 use super::Draft;
 use super::service::{allocate_vips, roll_back_failed};
 use super::task::{self, Fresh, service_at};
 use crate::command::Step;
-use crate::model::{Service, UpdateState, UpdateStatus};
+use crate::model::{Service, Task, UpdateState, UpdateStatus};
 
 impl Draft {
     /// Takes one step, or skips it.
@@ -30,6 +32,14 @@ impl Draft {
                     return;
                 }
                 let Some(service) = service_at(self, service, *spec_version) else { return };
+                // What a former leader made of the state that it saw may come after what the present one made of it.
+                let is_there = |task: &Arc<Task>| {
+                    let is_wanted = task.is_wanted() && !task.has_ended();
+                    is_wanted && task.spec_version == *spec_version && task.is_in(*slot, node.as_ref())
+                };
+                if self.state.tasks_of_service(&service.id).any(is_there) {
+                    return;
+                }
                 let fresh = Fresh {
                     id: id.clone(),
                     slot: *slot,

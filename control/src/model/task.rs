@@ -135,6 +135,11 @@ impl Task {
         }
     }
 
+    /// Whether it is in this slot of its service, or, where that is 0, on this node.
+    pub fn is_in(&self, slot: u64, node: Option<&NodeId>) -> bool {
+        self.slot == slot && (slot > 0 || self.node.as_ref() == node)
+    }
+
     /// The managers want it to run, now or in a moment.
     pub fn is_wanted(&self) -> bool {
         self.desired <= TaskState::Running

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_api::id::ServiceId;
+use mesh_api::id::{ServiceId, TaskId};
 use mesh_api::table::{NodeState, PublishMode, TaskState};
 
+use super::reconcile;
 use crate::command::Action;
 use crate::model::labels::SLOW_START;
 use crate::model::{
@@ -550,6 +551,37 @@ fn a_clock_that_was_ahead_holds_nothing_up() {
     for task in world.state.tasks.values().filter(|task| task.status.state == TaskState::Running) {
         assert_eq!(task.warmth, WARM, "{}", task.name());
     }
+}
+
+#[test]
+fn what_two_leaders_make_of_one_state_is_done_once() {
+    let mut world = World::new(&["n1", "n2"]);
+    let id = world.create_service(service("web", 2));
+    let do_twice = |world: &mut World, what: &str| {
+        for steps in ["former", "present"].map(|leader| {
+            let mut number = 0;
+            let mut ids = || {
+                number += 1;
+                TaskId::from(format!("{what}-{leader}-{number}"))
+            };
+            reconcile(&world.state, world.now_ns, &mut ids).steps
+        }) {
+            world.must(Action::Orchestrate { steps });
+        }
+        world.settle();
+        let wanted = world.state.tasks_of_service(&id).filter(|task| task.is_wanted());
+        assert_eq!((wanted.count(), world.running(&id).len()), (2, 2), "{what}");
+    };
+    do_twice(&mut world, "create");
+    world.update_service(&id, |spec| spec.task.restart.delay_ns = 0);
+    let failed = world.running(&id)[0].clone();
+    world.report(&failed, TaskState::Failed);
+    do_twice(&mut world, "restart");
+    world.update_service(&id, |spec| {
+        spec.update.order = UpdateOrder::StartFirst;
+        spec.task.force_update += 1;
+    });
+    do_twice(&mut world, "update");
 }
 
 #[test]

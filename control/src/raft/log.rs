@@ -76,6 +76,8 @@ pub struct Log {
     work: Work,
     /// The first failure: from there on, the member takes part no more.
     failure: Failure,
+    /// The entries before this index are in a snapshot that is kept.
+    kept: watch::Sender<u64>,
     closed: watch::Sender<bool>,
 }
 
@@ -84,7 +86,8 @@ impl Log {
     pub fn new(kv: Box<dyn LogKv>, path: PathBuf, work: Work) -> (Arc<Self>, watch::Receiver<bool>) {
         let (closed, hears) = watch::channel(false);
         let failure = Failure::default();
-        (Arc::new(Self { kv: Some(kv), path, work, failure, closed }), hears)
+        let kept = watch::Sender::new(0);
+        (Arc::new(Self { kv: Some(kv), path, work, failure, kept, closed }), hears)
     }
 
     /// Begins an empty log of a member.
@@ -135,8 +138,23 @@ impl Log {
         done.map_err(|error| {
             let source = AnyError::new(&*error);
             let _ = self.failure.set(error);
+            // Whoever waits for a snapshot waits no longer.
+            self.kept.send_modify(|_| ());
             StorageIOError::new(subject, verb, source).into()
         })
+    }
+
+    /// The snapshot at `index` is kept, durably.
+    pub(super) fn keeps(&self, index: u64) {
+        self.kept.send_modify(|kept| *kept = index.saturating_add(1).max(*kept));
+    }
+
+    /// Waits until a snapshot is kept that has the entry at `index`, or until the store has failed.
+    async fn is_kept(&self, index: u64) {
+        let mut kept = self.kept.subscribe();
+        let is_over = |kept: &u64| *kept > index || self.failure.get().is_some();
+        // Its sender is this log's own.
+        let _ = kept.wait_for(is_over).await;
     }
 
     fn kv(&self) -> Result<&dyn LogKv, StoreError> {
@@ -165,8 +183,15 @@ impl Log {
         self.read(VOTE_KEY)
     }
 
+    /// What is known to be decided. What was noted and isn't in the log says nothing of what is: a crash came before the snapshot
+    /// that was to take its place.
     pub(super) fn committed(&self) -> Result<Option<LogId>, StoreError> {
-        self.read(COMMITTED_KEY)
+        let Some(noted): Option<LogId> = self.read(COMMITTED_KEY)? else { return Ok(None) };
+        if self.read(PURGED_KEY)?.is_some_and(|purged: LogId| noted <= purged) {
+            return Ok(Some(noted));
+        }
+        let held = self.entries(noted.index, noted.index + 1)?.pop();
+        Ok(held.map(|entry| entry.log_id).filter(|held| *held == noted))
     }
 
     /// The last purged and the last entry.
@@ -445,7 +470,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.0.with(ErrorSubject::Logs, ErrorVerb::Delete, move |log| log.truncate(log_id.index)).await
     }
 
+    /// openraft asks for it while the snapshot that takes the entries' place may still be on its way to the disk.
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError<RaftId>> {
+        self.0.is_kept(log_id.index).await;
         self.0.with(ErrorSubject::Logs, ErrorVerb::Delete, move |log| log.purge(log_id)).await
     }
 }

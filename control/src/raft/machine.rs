@@ -168,6 +168,9 @@ impl Machine {
             }
         });
         let contents = contents.await?;
+        if let Some(last) = contents.last {
+            log.keeps(last.index);
+        }
         let (state, states) = watch::channel(contents.state.clone());
         let (applied, reached) = watch::channel(contents.last.map(|last| last.index));
         let history = Recorder::new(contents.state.clone());
@@ -259,6 +262,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let contents = Contents::decode(&body)?;
             log.receiving(index)?;
             snapshots.save(index, &body)?;
+            log.keeps(index);
             Ok(contents)
         };
         self.contents = self.log.with(subject, ErrorVerb::Write, save).await?;
@@ -290,9 +294,10 @@ pub struct Builder {
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError<RaftId>> {
         let (contents, snapshots) = (self.contents.clone(), Arc::clone(&self.snapshots));
-        let save = move |_: &Log| {
+        let save = move |log: &Log| {
             let body = contents.encode()?;
             snapshots.save(contents.index(), &body)?;
+            log.keeps(contents.index());
             Ok(Snapshot { meta: contents.meta(&body), snapshot: Box::new(Cursor::new(body)) })
         };
         self.log.with(ErrorSubject::Snapshot(None), ErrorVerb::Write, save).await

@@ -44,6 +44,8 @@ pub enum Call {
     Add(RaftId, Manager),
     /// To the leader: a member is none any longer.
     Remove(RaftId),
+    /// To the leader: is that a member?
+    IsMember(RaftId),
     /// To any manager: what do you know that is not in the state?
     Report,
 }
@@ -63,6 +65,8 @@ pub enum Response {
     ReadIndex(u64),
     /// To [`Call::Add`] and [`Call::Remove`].
     Members(Result<(), MembersError>),
+    /// To [`Call::IsMember`].
+    IsMember(bool),
     /// To [`Call::Report`].
     Report(Box<Report>),
     /// Only the leader can answer that, and the one asked isn't, or can't tell.

@@ -17,7 +17,7 @@ use crate::refusal::Refusal;
 use crate::store::StoreError;
 
 /// How long one try at the leader may take; it is another by then, or hears nothing.
-const TRY: Duration = Duration::from_secs(2);
+pub(super) const TRY: Duration = Duration::from_secs(2);
 /// How long a leader may take to be confirmed by a majority.
 const CONFIRM: Duration = Duration::from_millis(500);
 /// Between tries.
@@ -144,6 +144,10 @@ impl Replica {
             },
             Call::ReadIndex => match self.read_index().await {
                 Some(index) => Response::ReadIndex(index),
+                None => Response::NotLeader,
+            },
+            Call::IsMember(id) => match self.is_member_as_leader(id).await {
+                Some(is_member) => Response::IsMember(is_member),
                 None => Response::NotLeader,
             },
             Call::Add(id, manager) => Response::Members(self.add_as_leader(id, manager).await),

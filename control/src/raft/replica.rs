@@ -9,6 +9,7 @@ use mesh_api::id::NodeId;
 use mesh_api::seal::UnlockKey;
 use openraft::error::{Fatal, InitializeError, RaftError};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::history::History;
 use super::leadership::{Leadership, follow};
@@ -17,6 +18,7 @@ use super::log::{Failure, Log, LogStore, Work};
 use super::machine::Machine;
 use super::message::{Call, Request, Response, Transport};
 use super::network::{Heard, Links};
+use super::propose::TRY;
 use super::reports::Reporter;
 use super::{Manager, Metrics, Raft, RaftId, Settings};
 use crate::model::{Lock, State};
@@ -275,9 +277,7 @@ impl Replica {
         if asker.as_ref().is_some_and(|manager| manager.node != *from) {
             return Response::Unavailable;
         }
-        // A leader that a majority confirms knows who is a member.
-        let leads = self.inner.leadership.borrow().is_leader;
-        if asker.is_none() && leads && self.read_index().await.is_some() && self.member(id).is_none() {
+        if asker.is_none() && self.is_member(id).await == Some(false) {
             return Response::NotMember;
         }
         // Told even to who means another: whom this host was before its cluster was made anew of a survivor or of a backup.
@@ -299,6 +299,26 @@ impl Replica {
         response.unwrap_or(Response::Unavailable)
     }
 
+    /// Whether there is such a member, if the leader is reached, who knows: this one may not have heard of it yet.
+    async fn is_member(&self, id: RaftId) -> Option<bool> {
+        let Leadership { leader, is_leader, .. } = self.inner.leadership.borrow().clone();
+        if is_leader {
+            return self.is_member_as_leader(id).await;
+        }
+        let (leader, manager) = leader?;
+        let request = Request { from: self.inner.id, to: leader, call: Call::IsMember(id) };
+        match timeout(TRY, self.inner.transport.call(&manager, request)).await {
+            Ok(Ok(Response::IsMember(is_member))) => Some(is_member),
+            _ => None,
+        }
+    }
+
+    /// Whether there is such a member; `None` unless a majority confirms that this one leads.
+    pub(super) async fn is_member_as_leader(&self, id: RaftId) -> Option<bool> {
+        self.read_index().await?;
+        Some(self.member(id).is_some())
+    }
+
     pub(super) fn member(&self, id: RaftId) -> Option<Manager> {
         self.inner.metrics.borrow().membership_config.membership().get_node(&id).cloned()
     }
@@ -307,7 +327,7 @@ impl Replica {
     pub async fn shutdown(&self) {
         let _ = self.inner.raft.shutdown().await;
         let mut closed = self.inner.closed.clone();
-        if tokio::time::timeout(CLOSE_TIMEOUT, closed.wait_for(|closed| *closed)).await.is_err() {
+        if timeout(CLOSE_TIMEOUT, closed.wait_for(|closed| *closed)).await.is_err() {
             tracing::warn!("the manager's store is still in use");
         }
     }

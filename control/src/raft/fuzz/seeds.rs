@@ -88,6 +88,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Call::ReadIndex,
         Call::Add(2, manager()),
         Call::Remove(RaftId::MAX),
+        Call::IsMember(9),
     ];
     let responses = [
         Response::Append(AppendEntriesResponse::Conflict),
@@ -96,6 +97,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Response::Proposed(Answer::Late),
         Response::ReadIndex(7),
         Response::Members(Ok(())),
+        Response::IsMember(false),
         Response::NotLeader,
     ];
     let asked = calls.into_iter().map(|call| to_vec(&Request { from: 1, to: 2, call }).unwrap());

@@ -261,3 +261,18 @@ fn what_is_not_known_to_be_decided_is_counted() {
         assert!(read.state == state_of(&entries) && read.undecided == undecided, "{committed:?}");
     }
 }
+
+#[test]
+fn what_was_noted_as_decided_and_is_not_in_the_log_says_nothing() {
+    let log = Storage::in_memory(7).unwrap().log;
+    let noted = |committed: LogId| {
+        log.save_committed(Some(committed)).unwrap();
+        log.committed().unwrap()
+    };
+    assert_eq!(noted(log_id(5)), None, "a snapshot was to come");
+    log.append(&entries(5)).unwrap();
+    let of_another_leader = LogId::new(CommittedLeaderId::new(2, 1), 4);
+    assert_eq!([log_id(3), of_another_leader, log_id(6)].map(noted), [Some(log_id(3)), None, None]);
+    log.purge(log_id(4)).unwrap();
+    assert_eq!([log_id(3), log_id(5)].map(noted), [Some(log_id(3)), Some(log_id(5))]);
+}

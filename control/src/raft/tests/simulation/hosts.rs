@@ -165,11 +165,23 @@ impl Simulation {
         let wire = self.net.wire(node);
         let storage = match disk.open(raft) {
             Ok(storage) => storage,
-            Err(error) => return assert!(disk.has_failed(), "what {node} has kept does not open: {error}"),
+            Err(error) => {
+                return assert!(
+                    disk.has_failed(),
+                    "what {node} has kept does not open: {}",
+                    mesh_api::error::chain(&error)
+                );
+            }
         };
         let replica = match Replica::start(storage, settings, wire.clone()).await {
             Ok(replica) => replica,
-            Err(error) => return assert!(disk.has_failed(), "the manager of {node} does not start: {error}"),
+            Err(error) => {
+                return assert!(
+                    disk.has_failed(),
+                    "the manager of {node} does not start: {}",
+                    mesh_api::error::chain(&error)
+                );
+            }
         };
         self.net.plug(node, replica.clone());
         self.observer.watch(&replica);
