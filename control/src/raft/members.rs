@@ -105,7 +105,7 @@ impl Replica {
         if self.member(id).as_ref() != Some(&manager) {
             let _alone = self.inner.changing.lock().await;
             // An id is that of one log: it is the same member that is reached elsewhere.
-            self.commit(ChangeMembers::SetNodes([(id, manager)].into()), true, deadline).await?;
+            self.commit(ChangeMembers::SetNodes([(id, manager)].into()), deadline).await?;
         }
         if self.is_voter(id) && !self.is_changing() {
             return Ok(());
@@ -118,7 +118,7 @@ impl Replica {
             Err(_) => return Err(MembersError::Unreachable),
         }
         let _alone = self.inner.changing.lock().await;
-        self.commit(ChangeMembers::AddVoterIds([id].into()), true, deadline).await
+        self.commit(ChangeMembers::AddVoterIds([id].into()), deadline).await
     }
 
     pub(super) async fn remove_as_leader(&self, id: RaftId) -> Result<(), MembersError> {
@@ -128,7 +128,7 @@ impl Replica {
             return Ok(());
         }
         if !self.is_voter(id) {
-            return self.commit(ChangeMembers::RemoveNodes([id].into()), false, deadline).await;
+            return self.commit(ChangeMembers::RemoveNodes([id].into()), deadline).await;
         }
         let voters: BTreeSet<RaftId> = {
             let metrics = self.inner.metrics.borrow();
@@ -142,7 +142,7 @@ impl Replica {
         if voters.iter().filter(|voter| is_reachable(**voter)).count() <= voters.len() / 2 {
             return Err(MembersError::Quorum);
         }
-        let removed = self.commit(ChangeMembers::RemoveVoters([id].into()), false, deadline).await;
+        let removed = self.commit(ChangeMembers::RemoveVoters([id].into()), deadline).await;
         // A leader that took itself out may lead no longer before it can say so.
         let is_out = id == self.inner.id && self.member(id).is_none();
         if is_out { Ok(()) } else { removed }
@@ -152,7 +152,7 @@ impl Replica {
     pub(super) async fn finish_change(&self) -> Result<(), MembersError> {
         let _alone = self.inner.changing.lock().await;
         let finish = ChangeMembers::AddVoterIds(BTreeSet::new());
-        self.commit(finish, false, Instant::now() + CHANGE).await
+        self.commit(finish, Instant::now() + CHANGE).await
     }
 
     /// Whether a change of the membership is half done.
@@ -165,11 +165,11 @@ impl Replica {
         metrics.membership_config.membership().voter_ids().any(|voter| voter == id)
     }
 
-    /// Has a change of the membership decided on; waits for others that are under way.
+    /// Has a change of the membership decided on; waits for others that are under way. It completes one that is half done: a voter
+    /// whom that takes out is no member then, or the leader that took itself out would go on as one without a vote.
     async fn commit(
         &self,
         change: ChangeMembers<RaftId, Manager>,
-        retain: bool,
         deadline: Instant,
     ) -> Result<(), MembersError> {
         while Instant::now() < deadline {
@@ -177,7 +177,7 @@ impl Replica {
             if !self.is_voter(self.inner.id) {
                 return Err(MembersError::NoLeader);
             }
-            let changing = self.inner.raft.change_membership(change.clone(), retain);
+            let changing = self.inner.raft.change_membership(change.clone(), false);
             let changed = tokio::select! {
                 biased;
                 changed = timeout_at(deadline, changing) => changed,

@@ -37,7 +37,7 @@ use crate::raft::{RaftId, Replica};
 use crate::session::Server;
 
 /// Seeds in a usual run.
-const SEEDS: u64 = 160;
+const SEEDS: u64 = 200;
 /// Seeds within which each defect is found.
 const MUTANT_SEEDS: u64 = 40;
 /// Faults of a seed.
