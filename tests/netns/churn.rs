@@ -310,7 +310,7 @@ fn leftovers(lab: &Lab) -> Result<BTreeMap<String, u64>> {
         mounts.lines().filter(|line| line.contains(" nsfs ")).count() as u64,
     );
     for node in &lab.nodes {
-        let (state, bpffs) = (node.run_dir().join("state"), node.run_dir().join("bpf"));
+        let (state, bpffs) = (node.state_dir(), node.run_dir().join("bpf"));
         let mut command = node.command(BINARY);
         command.args(["status", "--json", "--state-dir"]).arg(&state).arg("--bpffs").arg(bpffs);
         let status: Value = serde_json::from_str(&lab::output(&mut command)?)?;
@@ -322,8 +322,7 @@ fn leftovers(lab: &Lab) -> Result<BTreeMap<String, u64>> {
         all.insert(format!("attached programs of {node}"), hooks.len() as u64);
         let folders = fs::read_dir(state.join("tasks")).into_iter().flatten().count();
         all.insert(format!("folders of tasks of {node}"), folders as u64);
-        let agent = fs::read_to_string(node.run_dir().join("agent.pid"))?;
-        let files = fs::read_dir(format!("/proc/{}/fd", agent.trim()))?.flatten();
+        let files = fs::read_dir(format!("/proc/{}/fd", node.agent()?))?.flatten();
         let links = files.filter_map(|file| fs::read_link(file.path()).ok());
         let namespaces = links.filter(|link| link.to_string_lossy().starts_with("net:[")).count();
         all.insert(format!("namespaces held by the agent of {node}"), namespaces as u64);

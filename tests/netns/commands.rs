@@ -72,11 +72,7 @@ pub(crate) fn commands_of_the_notes_work(lab: &Lab) -> Result<()> {
 
     let second = lab.node("n2")?;
     for (role, is_manager) in [("manager", true), ("worker", false)] {
-        until("the role is taken", ROLE_LIMIT, || {
-            let update = ["node", "update", "--role", role, "n2"];
-            // The node may tell of itself between what the command reads and what it writes.
-            Ok(engine::docker(lab.manager(), &update)?.status.success().then_some(()))
-        })?;
+        engine::docker_ok(lab.manager(), &["node", "update", "--role", role, "n2"])?;
         until(&format!("n2 is a {role}"), ROLE_LIMIT, || {
             Ok((managers::is_manager(second)? == is_manager).then_some(()))
         })?;
@@ -193,8 +189,7 @@ pub(crate) fn removed_service_leaves_nothing(lab: &Lab) -> Result<()> {
     let gone = until("everything is gone", Duration::from_secs(20), || {
         left = lab.leftovers()?;
         for node in &lab.nodes {
-            let folders =
-                std::fs::read_dir(node.run_dir().join("state/tasks")).into_iter().flatten().flatten();
+            let folders = std::fs::read_dir(node.state_dir().join("tasks")).into_iter().flatten().flatten();
             left.extend(folders.map(|entry| format!("folder {}", entry.path().display())));
         }
         Ok(left.is_empty().then_some(()))

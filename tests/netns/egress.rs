@@ -170,7 +170,7 @@ fn lost(node: &Node, reason: &str) -> Result<u64> {
 }
 
 fn status(node: &Node) -> Result<String> {
-    let state_dir = node.run_dir().join("state").display().to_string();
+    let state_dir = node.state_dir().display().to_string();
     tell(node, &["status", "--state-dir", &state_dir])
 }
 

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,15 +26,34 @@ pub(crate) struct Ended {
 
 /// Runs `docker` against a node.
 pub(crate) fn docker(node: &Node, arguments: &[&str]) -> Result<Ended> {
+    ended(docker_command(node, arguments).output())
+}
+
+/// The same with something on its standard input.
+pub(crate) fn docker_fed(node: &Node, arguments: &[&str], input: &str) -> Result<Ended> {
+    let mut command = docker_command(node, arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("could not start docker")?;
+    // One that ends without having read it says why.
+    let _ = child.stdin.take().context("a child without an input")?.write_all(input.as_bytes());
+    ended(child.wait_with_output())
+}
+
+fn docker_command(node: &Node, arguments: &[&str]) -> Command {
     // A hanging command fails by itself, rather than by the whole suite's limit.
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", "60", "docker", "-H", &format!("unix://{}", node.socket().display())]);
     for variable in ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_API_VERSION"] {
         command.env_remove(variable);
     }
-    let output = command.args(arguments).output().context("could not start docker")?;
+    command.args(arguments);
+    command
+}
+
+fn ended(output: std::io::Result<Output>) -> Result<Ended> {
+    let Output { status, stdout, stderr } = output.context("could not run docker")?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok(Ended { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) })
+    Ok(Ended { status, stdout: text(stdout), stderr: text(stderr) })
 }
 
 /// Runs `docker` against a node, and gives what it printed; it must succeed.

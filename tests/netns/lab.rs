@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::dataplane::{Counter, read_counters};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::engine;
@@ -28,6 +30,8 @@ pub(crate) const ROUTED_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 100);
 pub(crate) const ROUTED_CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xc7, 0, 0, 0, 0, 0, 0x100);
 /// The binary that the lab runs.
 pub(crate) const BINARY: &str = "/run/shoal/bin/shoal";
+/// How long a process may take to stand still.
+const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take until a case has left nothing behind.
 const RESET_LIMIT: Duration = Duration::from_secs(30);
 /// The variable of the environment that says how many times slower than usual this machine is.
@@ -66,6 +70,17 @@ impl Node {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.run_dir().join("docker.sock")
+    }
+
+    /// Its agent's `--state-dir`.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.run_dir().join("state")
+    }
+
+    /// The process of its agent, the last that was started.
+    pub(crate) fn agent(&self) -> Result<Pid> {
+        let text = fs::read_to_string(self.run_dir().join("agent.pid"))?;
+        Ok(Pid::from_raw(text.trim().parse()?))
     }
 
     /// What its dataplane counted.
@@ -176,6 +191,37 @@ impl Lab {
             left.extend(tasks.map(|name| format!("link {name} on {node}")));
         }
         Ok(left)
+    }
+}
+
+/// An agent that stands still until this is dropped: its disk is as it would be after a kill at that moment.
+#[must_use = "it goes on when this is dropped"]
+pub(crate) struct Still(Pid);
+
+impl Still {
+    pub(crate) fn agent(node: &Node) -> Result<Self> {
+        let still = Self(node.agent()?);
+        kill(still.0, Signal::SIGSTOP)?;
+        until(&format!("the agent of {node} stands still"), STILL_LIMIT, || {
+            for thread in fs::read_dir(format!("/proc/{}/task", still.0))? {
+                // It may have ended meanwhile.
+                let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else { return Ok(None) };
+                // The name before it may hold anything.
+                if !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')) {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })?;
+        Ok(still)
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        if let Err(error) = kill(self.0, Signal::SIGCONT) {
+            println!("    not undone: {error:#}");
+        }
     }
 }
 

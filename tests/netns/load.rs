@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::client;
+use crate::figure;
 use crate::lab::as_client;
 
 /// Connections at a time.
@@ -52,6 +53,32 @@ impl Load {
         }
         Ok(requests)
     }
+
+    /// Stops, and fails if a request did, or if there were too few to say anything.
+    pub(crate) fn finish_unfailed(self) -> Result<()> {
+        let requests = self.finish()?;
+        let errors: Vec<&String> = requests.iter().filter_map(|request| request.error.as_ref()).collect();
+        figure!("{} requests meanwhile, {} failed", requests.len(), errors.len());
+        ensure!(errors.is_empty() && requests.len() > 100, "{errors:?}");
+        Ok(())
+    }
+}
+
+/// Runs `beside` on a thread of its own while `work` does something, and then tells it to stop; what both came to.
+pub(crate) fn beside<B: Send, W>(
+    beside: impl FnOnce(&AtomicBool) -> Result<B> + Send,
+    work: impl FnOnce() -> Result<W>,
+) -> Result<(B, W)> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| beside(&stop));
+        let worked = work();
+        stop.store(true, Ordering::Relaxed);
+        let ran = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // What failed first has most to say of why the other did.
+        let worked = worked?;
+        Ok((ran?, worked))
+    })
 }
 
 fn requests(targets: &[SocketAddrV4], first: usize, path: &str, stop: &AtomicBool) -> Vec<Request> {

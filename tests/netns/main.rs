@@ -44,6 +44,7 @@ mod peers;
 mod quorum;
 mod raw;
 mod receiver;
+mod recovery;
 mod refusals;
 mod relay;
 mod restarts;
@@ -57,6 +58,7 @@ mod undo;
 mod watch;
 mod ways;
 mod wire;
+mod writes;
 
 use std::process::ExitCode;
 
@@ -189,6 +191,10 @@ fn main() -> ExitCode {
         quorum::without_a_majority_traffic_goes_on,
         quorum::forced_new_cluster_goes_on_with_all_it_had,
         quorum::manager_leaves_by_force_and_the_others_go_on,
+        recovery::workers_follow_the_restored_swarm,
+        recovery::former_managers_are_workers_of_the_restored_swarm,
+        recovery::locked_manager_is_unlocked_and_votes_again,
+        recovery::disks_hold_what_was_acknowledged,
         rotation::roots_and_tokens_are_replaced_under_load_without_a_failed_request,
         refusals::docker_says_what_is_wrong,
         refusals::wrong_tokens_and_managers_are_refused,

@@ -1,7 +1,6 @@
 //! Several managers: nodes that become managers and cease to be, and leaders that die.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +10,7 @@ use crate::engine;
 use crate::figure;
 use crate::lab::{self, Lab, Node, until};
 use crate::mesh::create_web;
+use crate::writes;
 
 /// How long roles may take to change.
 pub(crate) const CHANGED: Duration = Duration::from_secs(30);
@@ -19,10 +19,7 @@ const KILLS_S: u64 = 15;
 const KILLS_S_BY: &str = "SHOAL_LEADER_KILLS_S";
 /// Between two kills.
 const BETWEEN_KILLS: Duration = Duration::from_secs(5);
-/// Between two writes: 50 a second.
-const BETWEEN_WRITES: Duration = Duration::from_millis(20);
-/// How long a write may take until it is acknowledged, by whichever manager.
-const WRITTEN: Duration = Duration::from_secs(20);
+
 /// All nodes are managers until this is dropped.
 pub(crate) struct Promoted<'l>(&'l Lab);
 
@@ -75,6 +72,16 @@ pub(crate) fn statuses(node: &Node) -> Result<BTreeMap<String, String>> {
     Ok(parts.map(|(name, status)| (name.to_owned(), status.to_owned())).collect())
 }
 
+/// Waits until all managers are up; which of them leads.
+pub(crate) fn leader(lab: &Lab) -> Result<&Node> {
+    let leader = until("there is a leader, and all managers are up", CHANGED, || {
+        let Ok(statuses) = statuses(lab.manager()) else { return Ok(None) };
+        let all = statuses.values().all(|status| status == "Leader" || status == "Reachable");
+        Ok(statuses.into_iter().find(|(_, status)| all && status == "Leader").map(|(name, _)| name))
+    })?;
+    lab.node(&leader)
+}
+
 /// Whether a node serves the swarm's state, as it says itself.
 pub(crate) fn is_manager(node: &Node) -> Result<bool> {
     let info: Value = serde_json::from_str(&engine::get(node, "/info")?)?;
@@ -87,7 +94,7 @@ pub(crate) fn set_role(manager: &Node, role: &str, node: &Node) -> Result<()> {
 }
 
 /// Whether a manager runs on a node, whatever it says.
-fn is_listening(node: &Node) -> Result<bool> {
+pub(crate) fn is_listening(node: &Node) -> Result<bool> {
     let sockets = lab::output(node.command("ss").args(["--no-header", "--listening", "--tcp", "--numeric"]))?;
     Ok(sockets.contains(":2377 "))
 }
@@ -134,89 +141,26 @@ pub(crate) fn nodes_become_managers_and_cease_to_be(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A write that some manager acknowledged.
-struct Write {
-    name: String,
-    /// The first manager that was told of it found it done: managers told each other twice.
-    twice: bool,
-    took: Duration,
-    ended: Instant,
-}
-
-/// Writes at a steady pace, to the managers in turn, until told to stop. A write that fails is tried with the next.
-fn write(lab: &Lab, stop: &AtomicBool) -> Result<Vec<Write>> {
-    let body = |name: &str| {
-        format!(
-            r#"{{"Name":"{name}","TaskTemplate":{{"ContainerSpec":{{"Image":"shoal/whoami"}}}},"Mode":{{"Replicated":{{"Replicas":0}}}}}}"#
-        )
-    };
-    let mut writes: Vec<Write> = Vec::new();
-    let started = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        let number = writes.len();
-        let due = BETWEEN_WRITES * u32::try_from(number)?;
-        std::thread::sleep(due.saturating_sub(started.elapsed()));
-        let name = format!("w-{number}");
-        let began = Instant::now();
-        let mut twice = false;
-        for (tried, node) in lab.nodes.iter().cycle().skip(number % lab.nodes.len()).enumerate() {
-            match engine::call(node, "POST", "/services/create", &body(&name)) {
-                Ok(answer) if answer.status == 201 => break,
-                // An earlier try took effect after all; where there was none, the managers' own did.
-                Ok(answer) if answer.status == 409 => {
-                    twice = tried == 0;
-                    break;
-                }
-                Ok(_) | Err(_) => {
-                    ensure!(began.elapsed() < WRITTEN, "{name} is not acknowledged by anybody");
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
-        }
-        writes.push(Write { name, twice, took: began.elapsed(), ended: Instant::now() });
-    }
-    Ok(writes)
-}
-
 pub(crate) fn leaders_that_die_lose_no_write(lab: &Lab) -> Result<()> {
     let promoted = Promoted::all(lab)?;
     let seconds = std::env::var(KILLS_S_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS_S);
-    let stop = AtomicBool::new(false);
-    let (kills, writes) = std::thread::scope(|scope| {
-        let writing = scope.spawn(|| write(lab, &stop));
-        let kills = kill_leaders(lab, Duration::from_secs(seconds));
-        stop.store(true, Ordering::Relaxed);
-        let writes = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        anyhow::Ok((kills?, writes?))
-    })?;
-    let listed = engine::names(lab.manager(), &["service", "ls", "--format", "{{.Name}}"])?;
-    let lost = writes.iter().filter(|write| !listed.contains(&write.name)).count();
-    let twice = writes.iter().filter(|write| write.twice).count();
-    ensure!(listed.len() == writes.len(), "{} writes, {} services", writes.len(), listed.len());
+    let (writes, kills) = writes::during(lab, || kill_leaders(lab, Duration::from_secs(seconds)))?;
     // From a kill to the end of the write that waited longest for it.
     let mut outages: Vec<f64> = Vec::new();
     for kill in &kills {
         let during = writes.iter().filter(|write| write.ended > *kill && write.ended < *kill + BETWEEN_KILLS);
-        outages.push(during.map(|write| write.took.as_secs_f64()).fold(0.0, f64::max));
+        outages.push(during.map(|write| (write.ended - write.began).as_secs_f64()).fold(0.0, f64::max));
     }
     outages.sort_by(f64::total_cmp);
     let at = |percent: usize| outages.get(outages.len() * percent / 100).or(outages.last()).copied();
-    figure!(
-        "{} leaders killed under {} writes: {lost} acknowledged ones lost, {twice} took effect twice",
-        kills.len(),
-        writes.len()
-    );
+    figure!("{} leaders killed under {} writes", kills.len(), writes.len());
     figure!(
         "the longest write after a kill: p50 {:.2} s, p99 {:.2} s",
         at(50).context("no leader was killed")?,
         at(99).context("no leader was killed")?
     );
-    ensure!(lost == 0 && twice == 0, "{lost} lost, {twice} twice");
-    ensure!(writes.len() > 100, "too few writes to say anything: {}", writes.len());
-    let names: Vec<&str> = listed.iter().map(String::as_str).collect();
-    for some in names.chunks(50) {
-        engine::docker_ok(lab.manager(), &[&["service", "rm"], some].concat())?;
-    }
+    writes::settle(lab, &writes)?;
+    figure!("none was lost, and none took effect twice");
     drop(promoted);
     Ok(())
 }
@@ -233,12 +177,7 @@ fn kill_leaders(lab: &Lab, duration: Duration) -> Result<Vec<Instant>> {
         std::thread::sleep(
             BETWEEN_KILLS.saturating_sub(kills.last().map_or(Duration::ZERO, Instant::elapsed)),
         );
-        let leader = until("there is a leader, and all managers are up", CHANGED, || {
-            let Ok(statuses) = statuses(lab.manager()) else { return Ok(None) };
-            let all = statuses.values().all(|status| status == "Leader" || status == "Reachable");
-            Ok(statuses.into_iter().find(|(_, status)| all && status == "Leader").map(|(name, _)| name))
-        })?;
-        let leader = lab.node(&leader)?;
+        let leader = leader(lab)?;
         kills.push(Instant::now());
         lab.xtask(&["kill", &leader.name])?;
         dead = Some(leader);
