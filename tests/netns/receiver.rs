@@ -58,7 +58,10 @@ impl Receiver {
     fn converse(&self, stream: &TcpStream, from: SocketAddr) -> Result<()> {
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
         let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
+        if BufReader::new(stream).read_line(&mut line)? == 0 {
+            // Its client gave up just when it was connected: whom it meant, nobody knows.
+            return Ok(());
+        }
         let answer = self.take(line.trim_end(), from)?;
         (&mut &*stream).write_all(format!("{answer}\n").as_bytes())?;
         Ok(())

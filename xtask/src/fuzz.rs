@@ -32,7 +32,7 @@ pub(crate) struct Options {
 }
 
 /// What libFuzzer searches in: the binaries of `fuzz/`.
-const TARGETS: [&str; 21] = [
+const TARGETS: [&str; 22] = [
     "parse",
     "hooks",
     "decapsulate",
@@ -44,6 +44,7 @@ const TARGETS: [&str; 21] = [
     "raft_message",
     "raft_entry",
     "snapshot",
+    "backup",
     "node",
     "csr",
     "service",

@@ -7,6 +7,8 @@
 //!
 //! The header is one line, so that `head -n 1` shows it. [`revive`] says what becomes of a state that comes back.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub mod revive;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ use mesh_api::table::{NodeState, Role};
 use mesh_api::tls::KeyRequest;
 
 use crate::apply::apply;
+pub use crate::backup::fuzz::backup;
 use crate::command::{Action, Command};
 pub use crate::docker::fuzz::{filters, network, request, service};
 use crate::model::{State, constraint, labels};
@@ -26,10 +27,11 @@ use crate::raft::fuzz::state;
 pub use crate::raft::fuzz::{raft_entry, raft_message, snapshot};
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("raft_message", raft_message),
     ("raft_entry", raft_entry),
     ("snapshot", snapshot),
+    ("backup", backup),
     ("node", node),
     ("csr", csr),
     ("service", service),

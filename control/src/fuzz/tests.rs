@@ -6,6 +6,7 @@ use mesh_api::table::TaskState;
 use serde_json::json;
 
 use super::*;
+use crate::backup::Backup;
 use crate::docker::fuzz::shown;
 use crate::raft::fuzz::seeds;
 use crate::testing::{World, description, ingress_port, service};
@@ -41,6 +42,14 @@ fn node_messages() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = messages.iter().map(|it| serde_json::to_vec(it).unwrap()).collect();
     seeds.push(seeds.join(&b'\n'));
     seeds
+}
+
+fn backups() -> Vec<Vec<u8>> {
+    let mut served = World::new(&["n1", "n2"]);
+    served.create_service(service("web", 2));
+    served.orchestrate();
+    let states = [STATE.clone(), World::new(&["n1"]).state, World::new(&[]).state, served.state];
+    states.iter().map(|state| Backup::write(state, SystemTime::UNIX_EPOCH).unwrap()).collect()
 }
 
 fn requests_to_sign() -> Vec<Vec<u8>> {
@@ -134,6 +143,7 @@ fn decoders_bear_what_their_corpus_is_changed_to() {
         seeds::messages(),
         seeds::entries(),
         seeds::snapshots(),
+        backups(),
         node_messages(),
         requests_to_sign(),
         services(),
