@@ -176,9 +176,10 @@ impl Disk {
         Ok(Self { image, at })
     }
 
-    /// What the disk had if the power went at this moment.
-    fn cut(&self, folder: &Path) -> Self {
-        let image = folder.join("cut");
+    /// What the disk had if the power went at this moment. `number` tells it from other cuts: where somebody else's mount
+    /// namespace holds a former one's mount, another of the same file would be that one again.
+    fn cut(&self, folder: &Path, number: usize) -> Self {
+        let image = folder.join(format!("cut{number}"));
         run("cp", &[&"--sparse=always", &self.image, &image]).unwrap();
         Self::mount(image, folder.join("after")).unwrap()
     }
@@ -186,6 +187,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        // It goes once nobody has it mounted.
+        let _ = std::fs::remove_file(&self.image);
         // The engine may be just closing.
         for _ in 0..100 {
             if run("umount", &[&self.at]).is_ok() {
@@ -310,7 +313,7 @@ fn cut(name: &str, cuts: usize) -> Option<Vec<String>> {
             // What it said before is still in the pipe.
             std::thread::sleep(Duration::from_millis(30));
             let told = writer.told();
-            let after = disk.cut(folder.path());
+            let after = disk.cut(folder.path(), left);
             losses.extend(loss(&after.at.join("state"), told));
             drop(after);
             durable += told.entry;
