@@ -388,6 +388,8 @@ impl<P: Plane> Worker<P> {
         let local: BTreeMap<TaskId, TaskView> =
             self.tasks.iter().map(|(id, task)| (id.clone(), task.view)).collect();
         let now = Instant::now();
+        // While this node was given up, the others went on without its word: what they have settled on, it may not have applied.
+        let settled = settled.min(self.applied.borrow().unwrap_or_default());
         let actions = self
             .with_table(|table| plan_tasks(table, &self.node, &self.assigned, &local, settled, now))
             .unwrap_or_default();

@@ -35,6 +35,8 @@ struct Notes {
     attached: Vec<u32>,
     installed: bool,
     nacks: Option<mpsc::Sender<AttachmentKey>>,
+    /// It can't follow the table.
+    is_stuck: bool,
 }
 
 struct Fake {
@@ -69,7 +71,9 @@ impl Plane for Fake {
             notes.local = Some(local.clone());
             notes.touched.push(touched.clone());
         });
-        Ok(())
+        let mut is_stuck = false;
+        self.note(|notes| is_stuck = notes.is_stuck);
+        if is_stuck { Err(std::io::Error::other("stuck")) } else { Ok(()) }
     }
 
     fn attach_endpoint(&mut self, ifindex: u32) -> Result<(), Self::Error> {
@@ -191,6 +195,12 @@ impl Host {
         NOTES.lock().unwrap().get(&self.folder.path().join("bpf")).cloned().unwrap_or_default()
     }
 
+    /// Has the dataplane follow the table no longer, or again.
+    fn stick(&self, is_stuck: bool) {
+        let mut notes = NOTES.lock().unwrap();
+        notes.get_mut(&self.folder.path().join("bpf")).unwrap().is_stuck = is_stuck;
+    }
+
     fn change(&self, change: impl FnOnce(&mut Table)) {
         self.tables.send_modify(|table| {
             let table = Arc::make_mut(table.as_mut().unwrap());
@@ -289,6 +299,28 @@ fn a_task_is_started_drained_stopped_and_forgotten() {
         let holders = || Arc::strong_count(host.tables.borrow().as_ref().unwrap());
         until("nobody keeps the table, which a change would copy", || holders() == 1).await;
         assert!(!host.folder.path().join("tasks").join(T1).exists());
+        assert!(node.tear_down().await.is_empty());
+    });
+}
+
+#[test]
+fn a_task_goes_on_until_its_own_node_sends_it_no_flows_whatever_the_others_have_settled_on() {
+    in_netns(|| async {
+        let host = Host::new(with([task(T1, "shoal/exec", &["sleep", "1000"], &["front"])]));
+        let node = host.start().await.unwrap();
+        host.reaches(T1, TaskState::Running).await;
+        // They had given this node up, and gone on.
+        host.settled.send_replace(99);
+        host.stick(true);
+        host.change(|table| {
+            let record = table.tasks.get_mut(&TaskId::from(T1)).unwrap();
+            (record.desired, record.observed) = (TaskState::Shutdown, TaskState::Running);
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(host.status(T1).unwrap().state, TaskState::Running, "its own node may send it flows");
+        host.stick(false);
+        host.change(|_| ());
+        host.reaches(T1, TaskState::Shutdown).await;
         assert!(node.tear_down().await.is_empty());
     });
 }
