@@ -110,6 +110,11 @@ fn name_here(package: &str) -> &str {
     if package == "docker.io" && has_candidate("docker-cli") { "docker-cli" } else { package }
 }
 
+/// Has apt's lists as new as they come; who may not fetch them goes on with what there is.
+pub(super) fn refresh(log: &Path) -> Result<()> {
+    if require_root().is_err() { Ok(()) } else { update(log) }
+}
+
 fn update(log: &Path) -> Result<()> {
     require_root()
         .context("apt's lists are missing or old: run `apt-get update` as root, then setup again")?;

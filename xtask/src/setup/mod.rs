@@ -103,6 +103,7 @@ impl Setup {
             return self.install(&packages);
         }
         let llvm = private::llvm_major(&compiler)?;
+        private::check_llvm(&compiler, llvm)?;
         packages.extend(private::linker_packages(llvm));
         self.install(&packages)?;
         private::build_linker(self, llvm)

@@ -7,18 +7,22 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
-use ebpf_build::toolchain::Compiler;
+use anyhow::{Context, Result, ensure};
+use ebpf_build::toolchain::{self, Compiler};
 
 use super::{Setup, debian};
 use crate::{run, workspace};
 
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 const LINKER_VERSION: &str = "0.13.0";
+/// The oldest LLVM that this bpf-linker builds with.
+const LLVM_MIN: u32 = 21;
 
 /// Downloads the compiler with the libraries it needs, and unpacks it.
 pub(super) fn unpack_compiler(setup: &Setup) -> Result<()> {
     setup.steps.begin("asking apt for a rustc with the source of core (rustc-web)");
+    // Lists that came with a machine's image name one that is too old.
+    debian::refresh(&setup.log("packages"))?;
     let packages = with_dependencies(&COMPILER_PACKAGES, &setup.log("packages"), belongs_to_compiler)?;
     let root = setup.directory().join("root");
     setup.steps.begin(&format!("downloading, not installing, about 150 MB: {}", packages.join(" ")));
@@ -78,6 +82,18 @@ pub(super) fn llvm_major(compiler: &Compiler) -> Result<u32> {
     let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "));
     let major = llvm.and_then(|llvm| llvm.split('.').next()?.parse().ok());
     major.with_context(|| format!("{} does not say its LLVM version", compiler.rustc.display()))
+}
+
+/// Refuses a compiler that bpf-linker has no LLVM for.
+pub(super) fn check_llvm(compiler: &Compiler, llvm: u32) -> Result<()> {
+    ensure!(
+        llvm >= LLVM_MIN,
+        "{} emits bitcode of LLVM {llvm}, and bpf-linker {LINKER_VERSION} builds with LLVM {LLVM_MIN} or newer: run `apt-get \
+         update` as root, remove {} if it is from there, and run setup again; or have a newer rustc with the source of core",
+        compiler.rustc.display(),
+        toolchain::private_dir(&workspace::target_dir()).display()
+    );
+    Ok(())
 }
 
 /// What bpf-linker is built with.
