@@ -119,16 +119,7 @@ pub(crate) fn genesis() -> Genesis {
 
 /// A network without wishes.
 pub(crate) fn network(name: &str) -> NetworkSpec {
-    NetworkSpec {
-        name: name.to_owned(),
-        labels: BTreeMap::new(),
-        options: BTreeMap::new(),
-        internal: false,
-        attachable: false,
-        ingress: false,
-        ipam: Vec::new(),
-        ipam6: None,
-    }
+    NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() }
 }
 
 /// A replicated service.

@@ -347,20 +347,6 @@ pub(crate) enum WatchKind {
     Task,
 }
 
-impl WatchKind {
-    /// The word for it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Attachment => "attachment",
-            Self::Cluster => "cluster",
-            Self::Network => "network",
-            Self::Node => "node",
-            Self::Service => "service",
-            Self::Task => "task",
-        }
-    }
-}
-
 /// Which flows to show, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FlowsArgs {

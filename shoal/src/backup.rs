@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use control::backup::{Backup, FILE_BYTES_MAX, Header};
+use control::docker::RestoredSwarm;
 use control::raft::Storage;
 use control::raft::offline::OnDisk;
 use control::store::StoreError;
@@ -16,7 +17,6 @@ use hyper::body::Bytes;
 use mesh_api::seal::UnlockKey;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use serde::Deserialize;
 
 use crate::args::{BackupArgs, RestoreArgs};
 use crate::{api, manager, preflight, print};
@@ -27,21 +27,6 @@ const RESTORE_LIMIT: Duration = Duration::from_mins(2);
 /// Said with every backup.
 const SECRETS: &str = "It holds the swarm's keys: who has it can be any node, read and change everything. Keep it as you keep a root \
      password, and off these hosts.";
-
-/// What a restored swarm is, as the agent says.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Restored {
-    #[serde(rename = "ID")]
-    id: String,
-    #[serde(rename = "NodeID")]
-    node_id: String,
-    index: u64,
-    advertise: String,
-    demoted: Vec<String>,
-    replaced: Vec<String>,
-    known_managers: Vec<String>,
-}
 
 /// Takes a backup.
 pub(crate) fn backup(args: &BackupArgs) -> Result<()> {
@@ -121,16 +106,16 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<()> {
         .filter_map(|(name, value)| value.as_ref().map(|value| format!("&{name}={}", api::escaped(value))));
     let path = format!("/shoal/v1/restore?force={force}{}", given.collect::<String>());
     let answer = api::post_bytes(&socket.run_dir, &path, bytes.into(), RESTORE_LIMIT)?;
-    let restored: Restored = serde_json::from_slice(&answer).context("the agent's answer does not decode")?;
+    let restored = serde_json::from_slice(&answer).context("the agent's answer does not decode")?;
     print::line(&told(&header, &restored))?;
     Ok(())
 }
 
 /// What was done, and what is to be done.
-fn told(header: &Header, restored: &Restored) -> String {
-    let Restored { id, node_id, index, advertise, demoted, replaced, known_managers } = restored;
+fn told(header: &Header, restored: &RestoredSwarm) -> String {
+    let RestoredSwarm { cluster, node, index, advertise, demoted, replaced, known } = restored;
     let mut lines = vec![format!(
-        "Swarm {id} is back as it was at {} (index {} of then, {index} from here on). This host is its node {node_id}, and its \
+        "Swarm {cluster} is back as it was at {} (index {} of then, {index} from here on). This host is its node {node}, and its \
          only manager.",
         header.time, header.index
     )];
@@ -143,8 +128,9 @@ fn told(header: &Header, restored: &Restored) -> String {
             demoted.join(", ")
         ));
     }
-    if !known_managers.contains(advertise) {
-        let known = if known_managers.is_empty() { "nowhere" } else { &known_managers.join(", ") };
+    if !known.contains(advertise) {
+        let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+        let known = if known.is_empty() { "nowhere" } else { &known.join(", ") };
         lines.push(format!(
             "The other nodes don't know {advertise}: they look for managers at {known}. Give this host one of these addresses, or \
              have them leave the swarm and join it again."

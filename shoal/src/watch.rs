@@ -1,6 +1,7 @@
 //! `shoal watch`: what happens to the cluster's objects, as a manager tells it.
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use serde_json::Value;
 
 use crate::api;
@@ -29,7 +30,8 @@ pub(crate) fn run(args: &WatchArgs) -> Result<()> {
 
 fn path(args: &WatchArgs) -> String {
     let since = args.since.map(|index| format!("since={index}"));
-    let kinds = args.kinds.iter().map(|kind| format!("kind={}", kind.name()));
+    let kinds = args.kinds.iter().filter_map(|kind| kind.to_possible_value());
+    let kinds = kinds.map(|kind| format!("kind={}", kind.get_name()));
     let parameters: Vec<String> = since.into_iter().chain(kinds).collect();
     format!("/shoal/v1/watch?{}", parameters.join("&"))
 }

@@ -146,13 +146,9 @@ fn initialize(draft: &mut Draft, genesis: &Genesis) -> Result<(), Refusal> {
 fn ingress_spec() -> NetworkSpec {
     NetworkSpec {
         name: INGRESS_NAME.to_owned(),
-        labels: std::collections::BTreeMap::new(),
-        options: std::collections::BTreeMap::new(),
-        internal: false,
-        attachable: false,
         ingress: true,
-        ipam: Vec::new(),
         ipam6: Some(Ipam6Config::default()),
+        ..NetworkSpec::default()
     }
 }
 

@@ -12,6 +12,7 @@ use mesh_api::id::{ClusterId, NodeId};
 use mesh_api::seal::UnlockKey;
 use mesh_api::table::{Role, Table};
 use mesh_api::token::JoinToken;
+use serde::{Deserialize, Serialize};
 
 use crate::backup::Backup;
 use crate::cluster::Cluster;
@@ -197,12 +198,15 @@ pub struct RestoreRequest {
     pub force: bool,
 }
 
-/// A swarm that was restored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A swarm that was restored: what `POST /shoal/v1/restore` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
 pub struct RestoredSwarm {
     /// Its id.
+    #[serde(rename = "ID")]
     pub cluster: ClusterId,
     /// This host's id.
+    #[serde(rename = "NodeID")]
     pub node: NodeId,
     /// The table index that it goes on from.
     pub index: u64,
@@ -213,6 +217,7 @@ pub struct RestoredSwarm {
     /// Host names of the nodes that had this host's address, and are removed.
     pub replaced: Vec<String>,
     /// Where the nodes look for managers, by what they knew when the backup was taken.
+    #[serde(rename = "KnownManagers")]
     pub known: Vec<SocketAddr>,
 }
 
@@ -244,17 +249,9 @@ pub enum RestoreError {
     /// The host does not fit the swarm.
     #[error("{0}")]
     Unfit(String),
-    /// The address is not this host's.
-    #[error("can't listen on {listen}: {cause}. Choose an address of this host with --listen-addr")]
-    Listen {
-        /// Where.
-        listen: SocketAddr,
-        /// Why not.
-        cause: String,
-    },
-    /// Something failed underneath: dataplane, state directory.
-    #[error("{0}")]
-    Host(String),
+    /// It did not become a manager.
+    #[error(transparent)]
+    Swarm(#[from] SwarmError),
 }
 
 /// Why the host did not become a node, or did not leave.

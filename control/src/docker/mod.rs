@@ -38,7 +38,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use mesh_api::table::Role;
 use tower::{ServiceExt as _, service_fn};
 
@@ -110,21 +110,7 @@ pub fn router(host: Arc<dyn LocalNode>) -> Router {
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
-        .route("/shoal/v1/backup", get(shoal::backup::backup))
-        .route("/shoal/v1/restore", post(shoal::backup::restore))
-        .route("/shoal/v1/tokens", get(shoal::tokens::list).post(shoal::tokens::create))
-        .route("/shoal/v1/tokens/{id}", delete(shoal::tokens::remove))
-        .route("/shoal/v1/nodes", get(shoal::nodes::list))
-        .route("/shoal/v1/status", get(shoal::status::status))
-        .route("/shoal/v1/watch", get(shoal::watch::watch))
-        .route("/shoal/v1/nodes/{id}/approve", post(shoal::nodes::approve))
-        .route("/shoal/v1/networks/rotate-keys", post(shoal::networks::rotate_keys))
-        .route("/shoal/v1/networks/{id}/subnets", post(shoal::networks::add_subnet))
-        .route("/shoal/v1/attachments", get(shoal::attachments::list).post(shoal::attachments::create))
-        .route(
-            "/shoal/v1/attachments/{id}",
-            get(shoal::attachments::inspect).delete(shoal::attachments::remove),
-        )
+        .merge(shoal::routes())
         .fallback(elsewhere)
         .method_not_allowed_fallback(elsewhere)
         .layer(middleware::from_fn_with_state(api.clone(), headers))

@@ -55,7 +55,7 @@ pub struct Ipam6Config {
 }
 
 /// What an operator asks of a network (`docker network create`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// Its name, unique.
     pub name: String,

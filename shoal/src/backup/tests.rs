@@ -80,7 +80,7 @@ async fn people_are_told_what_was_done_and_what_is_to_be_done() {
     left_by_a_manager(dir.path(), false).await;
     let (file, _) = read_disk(dir.path(), None).unwrap();
     let header = Backup::read(&file).unwrap().header;
-    let answer = |more: &str| -> Restored {
+    let answer = |more: &str| -> RestoredSwarm {
         let known = r#"{"ID":"c","NodeID":"n","Index":9000,"Advertise":"192.0.2.1:2377""#;
         serde_json::from_str(&format!("{known},{more}}}")).unwrap()
     };

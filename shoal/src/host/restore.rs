@@ -66,7 +66,7 @@ impl Host {
             revived.map_err(|error| RestoreError::Unfit(chain(&error)))?;
         if locked(&self.part).manager().is_some() {
             // What opens the node's key goes with its state.
-            agent.set_seal(None).map_err(|error| RestoreError::Host(chain(&error)))?;
+            agent.set_seal(None).map_err(|error| SwarmError::Host(chain(&error)))?;
         }
         let empty = locked(&self.part).take_manager();
         agent.set_manager(None);
@@ -77,7 +77,7 @@ impl Host {
         let First { cluster, node, credential } = first;
         let shared = agent.shared().clone();
         let manager = Manager::restore(&self.state_dir, addresses, &node, state, shared).await;
-        let manager = manager.map_err(restore_error)?;
+        let manager = manager.map_err(manager_error)?;
         agent.set_manager(Some(manager.description()));
         let remotes = vec![addresses.local()];
         let is_known = membership.is_some();
@@ -90,7 +90,7 @@ impl Host {
             remotes: remotes.clone(),
         });
         let enter = async {
-            let failed = |text| Err(RestoreError::Host(text));
+            let failed = |text| Err(SwarmError::Host(text));
             agent.set_seal(manager.seal()).or_else(|error| failed(chain(&error)))?;
             if is_known {
                 agent.reinstate(credential, remotes).await.or_else(|error| failed(chain(&error)))
@@ -151,11 +151,4 @@ async fn check_lost(agent: &Agent, backup: &Backup, own: Addresses) -> Result<()
     }
     let answering = answering.join(", ");
     Err(RestoreError::Alive(format!("managers of the swarm answer: {answering}")))
-}
-
-fn restore_error(error: ManagerError) -> RestoreError {
-    match error {
-        ManagerError::Listen { listen, source } => RestoreError::Listen { listen, cause: source.to_string() },
-        error => RestoreError::Host(chain(&error)),
-    }
 }

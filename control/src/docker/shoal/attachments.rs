@@ -3,10 +3,9 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri};
+use axum::http::StatusCode;
 use mesh_api::attachment::{AttachRequest, AttachTarget, Attachment};
 
-use super::parameters;
 use crate::docker::Api;
 use crate::docker::error::{ApiError, ApiResult};
 use crate::docker::local::AttachError;
@@ -15,31 +14,23 @@ use crate::docker::time::rfc3339;
 use crate::docker::wire::attachment as wire;
 
 /// `GET /shoal/v1/attachments`.
-pub(in crate::docker) async fn list(
-    State(api): State<Api>,
-    uri: Uri,
-) -> ApiResult<Json<Vec<wire::Attachment>>> {
-    parameters(&uri, &[])?;
+pub(in crate::docker) async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<wire::Attachment>>> {
     Ok(Json(api.host.attachments()?.iter().map(show).collect()))
 }
 
 /// `GET /shoal/v1/attachments/{id}`.
 pub(in crate::docker) async fn inspect(
     State(api): State<Api>,
-    uri: Uri,
     Path(id): Path<String>,
 ) -> ApiResult<Json<wire::Attachment>> {
-    parameters(&uri, &[])?;
     Ok(Json(show(&api.host.attachment(&id)?)))
 }
 
 /// `POST /shoal/v1/attachments`.
 pub(in crate::docker) async fn create(
     State(api): State<Api>,
-    uri: Uri,
     Body(request): Body<wire::AttachmentRequest>,
 ) -> ApiResult<(StatusCode, Json<wire::Attachment>)> {
-    parameters(&uri, &[])?;
     let attachment = api.host.attach(read(request)?).await?;
     Ok((StatusCode::CREATED, Json(show(&attachment))))
 }
@@ -47,10 +38,8 @@ pub(in crate::docker) async fn create(
 /// `DELETE /shoal/v1/attachments/{id}`.
 pub(in crate::docker) async fn remove(
     State(api): State<Api>,
-    uri: Uri,
     Path(id): Path<String>,
 ) -> ApiResult<StatusCode> {
-    parameters(&uri, &[])?;
     api.host.detach(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,7 +10,6 @@ use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures::StreamExt as _;
-use serde::Serialize;
 
 use super::parameters;
 use crate::backup::{Backup, BackupError, FILE_BYTES_MAX, Reader};
@@ -20,44 +19,8 @@ use crate::docker::local::{Membership, RestoreError, RestoreRequest, RestoredSwa
 use crate::docker::request::Params;
 use crate::docker::{Api, Interface};
 
-/// What a restored swarm is.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(in crate::docker) struct Restored {
-    #[serde(rename = "ID")]
-    id: String,
-    #[serde(rename = "NodeID")]
-    node_id: String,
-    /// The table index that it goes on from.
-    index: u64,
-    /// Where this manager is looked for.
-    advertise: String,
-    /// Nodes that were managers, and are workers.
-    demoted: Vec<String>,
-    /// Nodes that had this host's address, and are removed.
-    replaced: Vec<String>,
-    /// Where the nodes look for managers.
-    known_managers: Vec<String>,
-}
-
-impl From<RestoredSwarm> for Restored {
-    fn from(swarm: RestoredSwarm) -> Self {
-        let RestoredSwarm { cluster, node, index, advertise, demoted, replaced, known } = swarm;
-        Self {
-            id: cluster.to_string(),
-            node_id: node.to_string(),
-            index,
-            advertise: advertise.to_string(),
-            demoted,
-            replaced,
-            known_managers: known.iter().map(ToString::to_string).collect(),
-        }
-    }
-}
-
 /// `GET /shoal/v1/backup`: the file, with all that was decided before this call.
-pub(in crate::docker) async fn backup(State(api): State<Api>, uri: Uri) -> ApiResult<Response> {
-    parameters(&uri, &[])?;
+pub(in crate::docker) async fn backup(State(api): State<Api>) -> ApiResult<Response> {
     let state = api.state().await?;
     let written = aside(move || Backup::write(&state, SystemTime::now())).await?;
     let file = written.map_err(|error| match error {
@@ -73,7 +36,7 @@ pub(in crate::docker) async fn restore(
     uri: Uri,
     params: Params,
     body: Body,
-) -> ApiResult<Json<Restored>> {
+) -> ApiResult<Json<RestoredSwarm>> {
     let backup = read(body).await?;
     parameters(&uri, &["force", "advertiseAddr", "listenAddr", "dataPathAddr"])?;
     let force = params.boolean("force")?;
@@ -102,7 +65,7 @@ pub(in crate::docker) async fn restore(
         data_path,
         force,
     };
-    Ok(Json(api.host.restore(request).await?.into()))
+    Ok(Json(api.host.restore(request).await?))
 }
 
 /// A node's address is what it is; with another port, if one is given.
@@ -160,8 +123,8 @@ impl From<RestoreError> for ApiError {
             RestoreError::Manager | RestoreError::OtherSwarm { .. } | RestoreError::Alive(_) => {
                 Self::conflict(message)
             }
-            RestoreError::Unfit(_) | RestoreError::Listen { .. } => Self::invalid(message),
-            RestoreError::Host(_) => Self::internal(message),
+            RestoreError::Unfit(_) => Self::invalid(message),
+            RestoreError::Swarm(error) => error.into(),
         }
     }
 }

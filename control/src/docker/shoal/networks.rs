@@ -2,10 +2,8 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::Uri;
 use serde_json::{Value, json};
 
-use super::parameters;
 use crate::command::{Action, Command};
 use crate::docker::error::ApiResult;
 use crate::docker::networks::{ask, show_network};
@@ -17,11 +15,9 @@ use crate::docker::{Api, names};
 /// network another IPv4 subnet.
 pub(in crate::docker) async fn add_subnet(
     State(api): State<Api>,
-    uri: Uri,
     Path(id): Path<String>,
     Body(request): Body<wire::IpamConfigRequest>,
 ) -> ApiResult<Json<wire::Network>> {
-    parameters(&uri, &[])?;
     let cluster = api.manager()?;
     let network = names::network(&cluster.linearizable().await?, &id)?.id.clone();
     let config = ask::another_subnet(&request)?;
@@ -31,8 +27,7 @@ pub(in crate::docker) async fn add_subnet(
 
 /// `POST /shoal/v1/networks/rotate-keys`: every node makes new WireGuard keys. Tells how many nodes do, and how many of those
 /// only when they are back.
-pub(in crate::docker) async fn rotate_keys(State(api): State<Api>, uri: Uri) -> ApiResult<Json<Value>> {
-    parameters(&uri, &[])?;
+pub(in crate::docker) async fn rotate_keys(State(api): State<Api>) -> ApiResult<Json<Value>> {
     let cluster = api.manager()?;
     cluster.propose(Command::now(Action::RotateKeys)).await?;
     let state = cluster.linearizable().await?;

@@ -3,10 +3,8 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::Uri;
 use mesh_api::health::{NodeHealth, Problem, UplinkHealth, WireguardHealth, WireguardKind};
 
-use super::parameters;
 use crate::docker::error::ApiResult;
 use crate::docker::nodes::{role_name, state_name};
 use crate::docker::time::rfc3339;
@@ -22,8 +20,7 @@ const SILENT_LEADER: &str = "The leader does not answer, who alone knows of the 
      says of them.";
 
 /// `GET /shoal/v1/status`.
-pub(in crate::docker) async fn status(State(api): State<Api>, uri: Uri) -> ApiResult<Json<wire::Status>> {
-    parameters(&uri, &[])?;
+pub(in crate::docker) async fn status(State(api): State<Api>) -> ApiResult<Json<wire::Status>> {
     let cluster = api.manager()?;
     let reports = cluster.reports().await;
     Ok(Json(show(&cluster.state(), &reports)))

@@ -2,13 +2,12 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri};
+use axum::http::StatusCode;
 use mesh_api::id::TokenId;
 use mesh_api::token::JoinToken;
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::parameters;
 use crate::clock::now_ns;
 use crate::command::{Action, Command};
 use crate::docker::error::{ApiError, ApiResult};
@@ -57,8 +56,7 @@ pub(in crate::docker) struct MadeToken {
 }
 
 /// `GET /shoal/v1/tokens`.
-pub(in crate::docker) async fn list(State(api): State<Api>, uri: Uri) -> ApiResult<Json<Vec<TokenAnswer>>> {
-    parameters(&uri, &[])?;
+pub(in crate::docker) async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<TokenAnswer>>> {
     let state = api.state().await?;
     let now_ns = now_ns();
     Ok(Json(state.tokens.values().map(|token| show(token, now_ns)).collect()))
@@ -67,10 +65,8 @@ pub(in crate::docker) async fn list(State(api): State<Api>, uri: Uri) -> ApiResu
 /// `POST /shoal/v1/tokens`.
 pub(in crate::docker) async fn create(
     State(api): State<Api>,
-    uri: Uri,
     Body(request): Body<TokenRequest>,
 ) -> ApiResult<(StatusCode, Json<MadeToken>)> {
-    parameters(&uri, &[])?;
     let cluster = api.manager()?;
     let TokenRequest { role, expires, uses } = request;
     let missing = || ApiError::invalid("Role: missing: expected manager or worker (--role)");
@@ -105,10 +101,8 @@ pub(in crate::docker) async fn create(
 /// `DELETE /shoal/v1/tokens/{id}`.
 pub(in crate::docker) async fn remove(
     State(api): State<Api>,
-    uri: Uri,
     Path(id): Path<String>,
 ) -> ApiResult<StatusCode> {
-    parameters(&uri, &[])?;
     let cluster = api.manager()?;
     let id = names::token(&cluster.linearizable().await?, &id)?.id.clone();
     cluster.propose(Command::now(Action::RemoveToken { id })).await?;

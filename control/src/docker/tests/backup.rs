@@ -9,7 +9,7 @@ use tower::ServiceExt as _;
 use super::host::{ADDR, Client, FakeHost};
 use crate::backup::{Backup, BackupError};
 use crate::docker::local::{LocalNode as _, Membership, RestoreError};
-use crate::docker::{ApiError, Interface};
+use crate::docker::{ApiError, Interface, SwarmError};
 
 const BACKUP: &str = "/shoal/v1/backup";
 const RESTORE: &str = "/shoal/v1/restore";
@@ -161,7 +161,7 @@ fn errors_say_whose_fault_they_are() {
     assert_eq!(status(other), 409);
     assert_eq!(status(RestoreError::Manager), 409);
     assert_eq!(status(RestoreError::Unfit(BackupError::Empty.to_string())), 400);
-    let listen = RestoreError::Listen { listen: (ADDR, 2377).into(), cause: "in use".to_owned() };
-    assert_eq!(status(listen), 400);
-    assert_eq!(status(RestoreError::Host(String::new())), 500);
+    let listen = SwarmError::Listen { listen: (ADDR, 2377).into(), cause: "in use".to_owned() };
+    assert_eq!(status(listen.into()), 400);
+    assert_eq!(status(SwarmError::Host(String::new()).into()), 500);
 }

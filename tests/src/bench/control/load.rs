@@ -78,16 +78,7 @@ fn service_id(number: u32) -> ServiceId {
 }
 
 fn network(number: u32) -> NetworkSpec {
-    NetworkSpec {
-        name: format!("network-{number}"),
-        labels: BTreeMap::new(),
-        options: BTreeMap::new(),
-        internal: false,
-        attachable: false,
-        ingress: false,
-        ipam: Vec::new(),
-        ipam6: None,
-    }
+    NetworkSpec { name: format!("network-{number}"), ..NetworkSpec::default() }
 }
 
 fn service(number: u32, replicas: u64) -> Result<ServiceSpec> {
