@@ -334,3 +334,22 @@ pub enum Step {
         message: String,
     },
 }
+
+impl Step {
+    /// The task that it changes, if it changes one.
+    pub fn task(&self) -> Option<&TaskId> {
+        match self {
+            Self::SetDesired { task, .. }
+            | Self::Warm { task, .. }
+            | Self::AllocateTask { task }
+            | Self::Assign { task, .. }
+            | Self::Unplaceable { task, .. }
+            | Self::Orphan { task }
+            | Self::DeleteTask { task } => Some(task),
+            Self::CreateTask { .. }
+            | Self::AllocateService { .. }
+            | Self::SetUpdateStatus { .. }
+            | Self::RollBack { .. } => None,
+        }
+    }
+}

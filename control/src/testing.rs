@@ -22,6 +22,7 @@ use crate::model::{
     Node, NodeSpec, NodeStatus, PortConfig, Readmission, ServiceSpec, State, Task, TaskTemplate,
     UpdateConfig, WARM,
 };
+use crate::orchestrator::{Orchestrator, reconcile};
 use crate::pki::Authority;
 use crate::refusal::Refusal;
 
@@ -169,6 +170,13 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
+fn task_ids(count: &mut u64) -> impl FnMut() -> TaskId {
+    move || {
+        *count += 1;
+        TaskId::from(format!("id{count:05}"))
+    }
+}
+
 /// A state with its log, and a clock of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct World {
@@ -176,12 +184,19 @@ pub(crate) struct World {
     pub(crate) log: Vec<Command>,
     pub(crate) now_ns: u64,
     ids: u64,
+    orchestrator: Orchestrator,
 }
 
 impl World {
     /// A cluster with its ingress network and these nodes.
     pub(crate) fn new(nodes: &[&str]) -> Self {
-        let mut world = Self { state: State::empty(), log: Vec::new(), now_ns: 1_000_000_000_000, ids: 0 };
+        let mut world = Self {
+            state: State::empty(),
+            log: Vec::new(),
+            now_ns: 1_000_000_000_000,
+            ids: 0,
+            orchestrator: Orchestrator::default(),
+        };
         world.must(Action::Initialize(Box::new(genesis())));
         for id in nodes {
             world.add_node(id);
@@ -191,7 +206,13 @@ impl World {
 
     /// One that has come to this state.
     pub(crate) fn of(state: State) -> Self {
-        Self { state, log: Vec::new(), now_ns: 1_000_000_000_000, ids: 0 }
+        Self {
+            state,
+            log: Vec::new(),
+            now_ns: 1_000_000_000_000,
+            ids: 0,
+            orchestrator: Orchestrator::default(),
+        }
     }
 
     pub(crate) fn add_node(&mut self, id: &str) {
@@ -336,11 +357,9 @@ impl World {
     /// One pass of the orchestrator; whether it had anything to do, and when it wants to look again.
     pub(crate) fn orchestrate(&mut self) -> (bool, Option<u64>) {
         let mut ids = self.ids;
-        let plan = crate::orchestrator::reconcile(&self.state, self.now_ns, &mut || {
-            ids += 1;
-            TaskId::from(format!("id{ids:05}"))
-        });
-        self.ids = ids;
+        let whole = reconcile(&self.state, self.now_ns, &mut task_ids(&mut ids));
+        let plan = self.orchestrator.reconcile(&self.state, self.now_ns, &mut task_ids(&mut self.ids));
+        assert_eq!(plan, whole, "what was not looked at needed no look");
         let busy = !plan.steps.is_empty();
         if busy {
             self.must(Action::Orchestrate { steps: plan.steps });

@@ -9,7 +9,7 @@ use super::Draft;
 use super::service::{allocate_vips, roll_back_failed};
 use super::task::{self, Fresh, service_at};
 use crate::command::Step;
-use crate::model::{Service, Task, UpdateState, UpdateStatus};
+use crate::model::{Service, SlotKey, Task, UpdateState, UpdateStatus};
 
 impl Draft {
     /// Takes one step, or skips it.
@@ -34,10 +34,10 @@ impl Draft {
                 let Some(service) = service_at(self, service, *spec_version) else { return };
                 // What a former leader made of the state that it saw may come after what the present one made of it.
                 let is_there = |task: &Arc<Task>| {
-                    let is_wanted = task.is_wanted() && !task.has_ended();
-                    is_wanted && task.spec_version == *spec_version && task.is_in(*slot, node.as_ref())
+                    task.is_wanted() && !task.has_ended() && task.spec_version == *spec_version
                 };
-                if self.state.tasks_of_service(&service.id).any(is_there) {
+                let place = SlotKey::new(*slot, node.as_ref());
+                if self.state.tasks_in_slot(&service.id, &place).any(is_there) {
                     return;
                 }
                 let fresh = Fresh {

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use imbl::{OrdMap, OrdSet};
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 
-use super::{Service, State, Task};
+use super::{Service, SlotKey, State, Task};
 
 /// Indexes over a [`State`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Lookup {
     pub resting: OrdMap<NetworkId, OrdSet<Ipv4Addr>>,
     /// Tasks by service, including those of services that are gone.
     pub tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
+    /// The same by their places in it.
+    pub tasks_by_slot: OrdMap<ServiceId, OrdSet<(SlotKey, TaskId)>>,
     /// Tasks by node.
     pub tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
     /// Services by name.
@@ -71,6 +73,10 @@ impl Lookup {
 
     pub(crate) fn add_task(&mut self, task: &Task) {
         self.tasks_by_service.entry(task.service.clone()).or_default().insert(task.id.clone());
+        self.tasks_by_slot
+            .entry(task.service.clone())
+            .or_default()
+            .insert((task.slot_key(), task.id.clone()));
         if let Some(node) = &task.node {
             self.tasks_by_node.entry(node.clone()).or_default().insert(task.id.clone());
         }
@@ -81,6 +87,7 @@ impl Lookup {
 
     pub(crate) fn remove_task(&mut self, task: &Task) {
         remove_from(&mut self.tasks_by_service, &task.service, &task.id);
+        remove_from(&mut self.tasks_by_slot, &task.service, &(task.slot_key(), task.id.clone()));
         if let Some(node) = &task.node {
             remove_from(&mut self.tasks_by_node, node, &task.id);
         }

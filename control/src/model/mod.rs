@@ -163,6 +163,15 @@ impl State {
             .filter_map(|id| self.tasks.get(id))
     }
 
+    /// The tasks in one place of a service, in order of their ids.
+    pub fn tasks_in_slot(&self, service: &ServiceId, slot: &SlotKey) -> impl Iterator<Item = &Arc<Task>> {
+        let first = (slot.clone(), TaskId::from(""));
+        let slots = self.lookup.tasks_by_slot.get(service);
+        let from_first = slots.into_iter().flat_map(move |slots| slots.range(first.clone()..));
+        let in_slot = from_first.take_while(move |(key, _)| key == slot);
+        in_slot.filter_map(|(_, id)| self.tasks.get(id))
+    }
+
     /// The attachments, in order of their ids.
     pub fn attachments(&self) -> impl Iterator<Item = &Arc<Task>> {
         let ids = self.lookup.tasks_by_service.get(&ServiceId::from(""));

@@ -104,6 +104,16 @@ pub enum SlotKey {
     Node(NodeId),
 }
 
+impl SlotKey {
+    /// That of a task with this slot, 0 for a global service's, and node.
+    pub fn new(slot: u64, node: Option<&NodeId>) -> Self {
+        match (node, slot) {
+            (Some(node), 0) => Self::Node(node.clone()),
+            (_, slot) => Self::Replica(slot),
+        }
+    }
+}
+
 impl Task {
     /// Whether it is an attachment.
     pub fn is_attachment(&self) -> bool {
@@ -129,15 +139,7 @@ impl Task {
 
     /// Its place in its service.
     pub fn slot_key(&self) -> SlotKey {
-        match (&self.node, self.slot) {
-            (Some(node), 0) => SlotKey::Node(node.clone()),
-            (_, slot) => SlotKey::Replica(slot),
-        }
-    }
-
-    /// Whether it is in this slot of its service, or, where that is 0, on this node.
-    pub fn is_in(&self, slot: u64, node: Option<&NodeId>) -> bool {
-        self.slot == slot && (slot > 0 || self.node.as_ref() == node)
+        SlotKey::new(self.slot, self.node.as_ref())
     }
 
     /// The managers want it to run, now or in a moment.

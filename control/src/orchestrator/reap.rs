@@ -13,9 +13,9 @@ use crate::model::{SlotKey, Task};
 pub(super) fn reap(pass: &mut Pass<'_>) {
     let state = pass.draft.state.clone();
     let history = state.cluster.as_ref().map_or(0, |cluster| cluster.spec.task_history);
-    for (service, ids) in &state.lookup.tasks_by_service {
+    for service in &pass.services.clone() {
         let mut slots: BTreeMap<SlotKey, Vec<&Arc<Task>>> = BTreeMap::new();
-        for task in ids.iter().filter_map(|id| state.tasks.get(id)) {
+        for task in state.tasks_of_service(service) {
             if pass.is_full() {
                 return;
             }

@@ -102,15 +102,8 @@ pub(super) fn still_running(pass: &Pass<'_>, task: &Task) -> Option<TaskId> {
 
 /// Starts tasks that are held back, once what they wait for has come.
 pub(super) fn start_held_tasks(pass: &mut Pass<'_>) {
-    let held: Vec<Arc<Task>> = pass
-        .draft
-        .state
-        .tasks
-        .values()
-        .filter(|task| task.desired == TaskState::Ready && !task.has_ended())
-        .cloned()
-        .collect();
-    for task in held {
+    let is_held = |task: &Arc<Task>| task.desired == TaskState::Ready && !task.has_ended();
+    for task in pass.open_tasks().into_iter().filter(is_held) {
         let wait_ns = task.start_at_ns.saturating_sub(pass.now_ns);
         // What is further away than the whole delay was noted by a clock that was ahead, say another manager's.
         if (1..=task.template.restart.delay_ns).contains(&wait_ns) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesh_api::id::TaskId;
 
-use super::reconcile;
+use super::Orchestrator;
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, ProposeError};
 use crate::command::{Action, Command};
@@ -15,16 +15,19 @@ const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// Runs until the cluster shuts down or its store fails.
 pub async fn run(cluster: Cluster) {
     let mut states = cluster.watch();
+    let mut orchestrator = Orchestrator::default();
     loop {
         let state = states.borrow_and_update().clone();
         let now = now_ns();
-        let plan = reconcile(&state, now, &mut || TaskId::random(&mut rand::rng()));
+        let plan = orchestrator.reconcile(&state, now, &mut || TaskId::random(&mut rand::rng()));
         if !plan.steps.is_empty() {
             let command = Command { at_ns: now, action: Action::Orchestrate { steps: plan.steps } };
             match cluster.propose(command).await {
-                // Without a leader, the next pass may find another state.
-                Ok(_) | Err(ProposeError::NoLeader) => {}
+                Ok(_) => {}
+                // What was proposed may have been decided on or not: the next pass may find any state.
+                Err(ProposeError::NoLeader) => orchestrator.forget(),
                 Err(ProposeError::Refused(refusal)) => {
+                    orchestrator.forget();
                     tracing::error!(%refusal, "the orchestrator's steps were refused");
                     tokio::time::sleep(PAUSE_AFTER_REFUSAL).await;
                 }

@@ -24,7 +24,8 @@ pub(super) fn allocate(pass: &mut Pass<'_>) {
         }
     }
     let waiting = |task: &&Arc<Task>| task.status.state == TaskState::New && task.is_wanted();
-    let mut waiting: Vec<&Arc<Task>> = state.tasks.values().filter(waiting).collect();
+    let open = pass.open_tasks();
+    let mut waiting: Vec<&Arc<Task>> = open.iter().filter(waiting).collect();
     waiting.sort_by_key(|task| task.incarnation);
     for task in waiting {
         let mut lacking = task.endpoints.iter().filter(|endpoint| endpoint.addr.is_none());
@@ -42,29 +43,86 @@ const FAILURES_WINDOW_NS: u64 = 5 * 60 * 1_000_000_000;
 #[derive(Debug, Default)]
 struct Load {
     tasks: usize,
-    per_service: BTreeMap<ServiceId, usize>,
     host_ports: BTreeSet<(Protocol, u16)>,
-    /// Tasks that failed lately.
-    failures: BTreeMap<ServiceId, usize>,
 }
 
-impl Load {
-    fn add(&mut self, task: &Task) {
-        if task.is_wanted() {
-            self.tasks += 1;
-            *self.per_service.entry(task.service.clone()).or_default() += 1;
-        }
-        self.host_ports.extend(task.host_ports.iter().map(|port| (port.protocol, port.published)));
-    }
+/// What a node carries of one service.
+#[derive(Debug, Clone, Copy, Default)]
+struct Share {
+    tasks: usize,
+    /// Tasks that failed lately.
+    failures: usize,
+}
 
+impl Share {
     /// A rank that puts nodes on which a service keeps failing last; otherwise failures don't matter.
-    fn failures_of(&self, service: &ServiceId) -> usize {
-        self.failures.get(service).copied().filter(|count| *count >= FAILURES_MAX).unwrap_or_default()
+    fn failures_rank(self) -> usize {
+        if self.failures >= FAILURES_MAX { self.failures } else { 0 }
+    }
+}
+
+/// What the nodes carry.
+#[derive(Debug)]
+struct Loads<'a> {
+    state: &'a State,
+    now_ns: u64,
+    nodes: BTreeMap<NodeId, Load>,
+    /// Of the services that were asked for.
+    shares: BTreeMap<ServiceId, BTreeMap<NodeId, Share>>,
+}
+
+impl<'a> Loads<'a> {
+    fn new(state: &'a State, now_ns: u64) -> Self {
+        let mut loads = Self { state, now_ns, nodes: BTreeMap::new(), shares: BTreeMap::new() };
+        // A preset node of a global service counts once the task is placed.
+        for task in state.tasks.values().filter(|task| is_placed(task)) {
+            if let Some(node) = &task.node {
+                loads.add_to_node(node, task);
+            }
+        }
+        loads
     }
 
-    fn of_service(&self, service: &ServiceId) -> usize {
-        self.per_service.get(service).copied().unwrap_or_default()
+    fn add_to_node(&mut self, node: &NodeId, task: &Task) {
+        if !self.nodes.contains_key(node) {
+            self.nodes.insert(node.clone(), Load::default());
+        }
+        if let Some(load) = self.nodes.get_mut(node) {
+            load.tasks += usize::from(task.is_wanted());
+            load.host_ports.extend(task.host_ports.iter().map(|port| (port.protocol, port.published)));
+        }
     }
+
+    /// A task is placed.
+    fn add(&mut self, node: &NodeId, task: &Task) {
+        self.add_to_node(node, task);
+        if let Some(shares) = self.shares.get_mut(&task.service) {
+            shares.entry(node.clone()).or_default().tasks += usize::from(task.is_wanted());
+        }
+    }
+
+    /// What the nodes carry, and what of it is of `service`.
+    fn of(&mut self, service: &ServiceId) -> (&BTreeMap<NodeId, Load>, &BTreeMap<NodeId, Share>) {
+        let shares = self.shares.entry(service.clone());
+        (&self.nodes, shares.or_insert_with(|| shares_of(self.state, service, self.now_ns)))
+    }
+}
+
+fn is_placed(task: &Task) -> bool {
+    task.status.state >= TaskState::Assigned && !task.has_ended()
+}
+
+fn shares_of(state: &State, service: &ServiceId, now_ns: u64) -> BTreeMap<NodeId, Share> {
+    let mut shares: BTreeMap<NodeId, Share> = BTreeMap::new();
+    for task in state.tasks_of_service(service) {
+        let Some(node) = &task.node else { continue };
+        let has_failed = matches!(task.status.state, TaskState::Failed | TaskState::Rejected)
+            && task.ended_ns.saturating_add(FAILURES_WINDOW_NS) > now_ns;
+        let share = shares.entry(node.clone()).or_default();
+        share.tasks += usize::from(is_placed(task) && task.is_wanted());
+        share.failures += usize::from(has_failed);
+    }
+    shares
 }
 
 /// Why a node does not take a task, in the order in which SwarmKit checks.
@@ -96,23 +154,23 @@ impl Misfit {
 pub(super) fn place(pass: &mut Pass<'_>) {
     let state = pass.draft.state.clone();
     let pending = |task: &&Arc<Task>| task.status.state == TaskState::Pending && task.is_wanted();
-    let mut tasks: Vec<&Arc<Task>> = state.tasks.values().filter(pending).collect();
+    let open = pass.open_tasks();
+    let mut tasks: Vec<&Arc<Task>> = open.iter().filter(pending).collect();
     if tasks.is_empty() {
         return;
     }
     tasks.sort_by_key(|task| task.incarnation);
-    let mut loads = loads(&state, pass.now_ns);
+    let mut loads = Loads::new(&state, pass.now_ns);
     for task in tasks {
         if pass.is_full() {
             return;
         }
         // Constraints are checked when a service comes in; what does not parse holds nowhere.
         let constraints = parse_all(&task.template.placement.constraints).ok();
-        match choose(&state, &loads, task, constraints.as_deref()) {
+        match choose(&state, &mut loads, task, constraints.as_deref()) {
             Ok(node) => {
-                let step = Step::Assign { task: task.id.clone(), node: node.clone() };
-                pass.take(step);
-                loads.entry(node).or_default().add(task);
+                loads.add(&node, task);
+                pass.take(Step::Assign { task: task.id.clone(), node });
             }
             Err(err) if err == task.status.err => {}
             Err(err) => pass.take(Step::Unplaceable { task: task.id.clone(), err }),
@@ -129,45 +187,26 @@ fn is_encrypted(state: &State, task: &Task) -> bool {
     networks.any(|network| network.is_encrypted() && (publishes || !network.spec.ingress))
 }
 
-fn loads(state: &State, now_ns: u64) -> BTreeMap<NodeId, Load> {
-    let mut loads: BTreeMap<NodeId, Load> = BTreeMap::new();
-    // A preset node of a global service counts once the task is placed.
-    let placed = |task: &&Arc<Task>| task.status.state >= TaskState::Assigned && !task.has_ended();
-    for task in state.tasks.values().filter(placed) {
-        if let Some(node) = &task.node {
-            loads.entry(node.clone()).or_default().add(task);
-        }
-    }
-    let failed = |task: &&Arc<Task>| {
-        matches!(task.status.state, TaskState::Failed | TaskState::Rejected)
-            && task.ended_ns.saturating_add(FAILURES_WINDOW_NS) > now_ns
-    };
-    for task in state.tasks.values().filter(failed) {
-        if let Some(node) = &task.node {
-            *loads.entry(node.clone()).or_default().failures.entry(task.service.clone()).or_default() += 1;
-        }
-    }
-    loads
-}
-
 fn choose(
     state: &State,
-    loads: &BTreeMap<NodeId, Load>,
+    loads: &mut Loads<'_>,
     task: &Task,
     constraints: Option<&[Constraint]>,
 ) -> Result<NodeId, String> {
     let (empty, encrypted) = (Load::default(), is_encrypted(state, task));
+    let (loads, shares) = loads.of(&task.service);
     let mut misfits: BTreeMap<Misfit, usize> = BTreeMap::new();
     let mut best: Option<((usize, usize, usize), &NodeId)> = None;
     let candidates =
         state.nodes.values().filter(|node| task.node.as_ref().is_none_or(|preset| *preset == node.id));
     for node in candidates {
         let load = loads.get(&node.id).unwrap_or(&empty);
-        if let Some(misfit) = misfit(node, load, task, constraints, encrypted) {
+        let share = shares.get(&node.id).copied().unwrap_or_default();
+        if let Some(misfit) = misfit(node, load, share, task, constraints, encrypted) {
             *misfits.entry(misfit).or_default() += 1;
             continue;
         }
-        let rank = (load.failures_of(&task.service), load.of_service(&task.service), load.tasks);
+        let rank = (share.failures_rank(), share.tasks, load.tasks);
         if best.is_none_or(|(least, _)| rank < least) {
             best = Some((rank, &node.id));
         }
@@ -178,6 +217,7 @@ fn choose(
 fn misfit(
     node: &Node,
     load: &Load,
+    share: Share,
     task: &Task,
     constraints: Option<&[Constraint]>,
     encrypted: bool,
@@ -193,7 +233,7 @@ fn misfit(
         Some(Misfit::Constraints)
     } else if task.host_ports.iter().any(|port| load.host_ports.contains(&(port.protocol, port.published))) {
         Some(Misfit::HostPort)
-    } else if max_replicas > 0 && load.of_service(&task.service) as u64 >= max_replicas {
+    } else if max_replicas > 0 && share.tasks as u64 >= max_replicas {
         Some(Misfit::MaxReplicas)
     } else {
         None

@@ -15,8 +15,9 @@ use crate::model::{Mode, Service, SlotKey, Task};
 /// Tasks whose service is gone go too.
 pub(super) fn drop_tasks_of_removed_services(pass: &mut Pass<'_>) {
     let state = pass.draft.state.clone();
-    let removed = state.lookup.tasks_by_service.iter().filter(|(id, _)| !state.services.contains_key(*id));
-    let tasks = removed.flat_map(|(_, ids)| ids.iter()).filter_map(|id| state.tasks.get(id));
+    let removed: Vec<_> =
+        pass.services.iter().filter(|id| !state.services.contains_key(*id)).cloned().collect();
+    let tasks = removed.iter().flat_map(|id| state.tasks_of_service(id));
     for task in tasks.filter(|task| !task.is_attachment()) {
         pass.set_desired(task, TaskState::Remove);
     }

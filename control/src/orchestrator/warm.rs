@@ -17,7 +17,8 @@ pub(super) fn warm_up(pass: &mut Pass<'_>) {
     let mut slow_starts: BTreeMap<&ServiceId, u64> = BTreeMap::new();
     let warming =
         |task: &&Arc<Task>| task.warmth < WARM && task.is_wanted() && task.status.state == TaskState::Running;
-    for task in state.tasks.values().filter(warming) {
+    let open = pass.open_tasks();
+    for task in open.iter().filter(warming) {
         if pass.is_full() {
             return;
         }
