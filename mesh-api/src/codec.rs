@@ -103,6 +103,11 @@ impl<W: AsyncWrite + Unpin, T: Serialize> FrameWriter<W, T> {
 
     /// Writes one message and flushes it.
     pub async fn send(&mut self, message: &T) -> Result<(), CodecError> {
+        self.send_encoded(message).await
+    }
+
+    /// Writes what encodes as a message does, and flushes it.
+    pub async fn send_encoded(&mut self, message: &impl Serialize) -> Result<(), CodecError> {
         let mut frame = vec![0; 4];
         serde_json::to_writer(&mut frame, message).map_err(CodecError::Encode)?;
         let len = u32::try_from(frame.len() - 4)

@@ -22,6 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::health::NodeHealth;
 use crate::id::{ClusterId, NodeId, TaskId};
@@ -169,6 +170,28 @@ pub enum ManagerMessage {
     },
     /// A sign of life.
     Alive,
+}
+
+/// What encodes as a [`ManagerMessage`] does, of parts that are encoded already.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum EncodedMessage<'a> {
+    /// [`ManagerMessage::Delta`].
+    Delta {
+        /// The changes.
+        delta: EncodedDelta<'a>,
+    },
+}
+
+/// A [`Delta`] whose changes are encoded already.
+#[derive(Debug, Clone, Serialize)]
+pub struct EncodedDelta<'a> {
+    /// The table index that these changes start from.
+    pub from: u64,
+    /// The table index that they lead to.
+    pub to: u64,
+    /// The changes, of which each part of the table has one at most.
+    pub changes: Vec<&'a RawValue>,
 }
 
 /// The one message of a host that is to become a node.

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::id::{NetworkId, NodeId, ServiceId, TaskId};
+use mesh_api::table::Change;
 
 use super::view;
 use crate::model::State;
@@ -43,6 +44,23 @@ pub(crate) enum Part {
     Weight(NodeId),
     /// A task's.
     Task(TaskId),
+}
+
+impl Part {
+    /// What a change is of.
+    pub(super) fn of(change: &Change) -> Self {
+        match change {
+            Change::Cluster(_) => Self::Cluster,
+            Change::Node(record) => Self::Node(record.id.clone()),
+            Change::NodeRemoved(id) => Self::Node(id.clone()),
+            Change::Network(record) => Self::Network(record.id.clone()),
+            Change::NetworkRemoved(id) => Self::Network(id.clone()),
+            Change::Service(record) => Self::Service(record.id.clone()),
+            Change::ServiceRemoved(id) => Self::Service(id.clone()),
+            Change::Task(record) => Self::Task(record.id.clone()),
+            Change::TaskRemoved(id) => Self::Task(id.clone()),
+        }
+    }
 }
 
 /// What changed since when.
@@ -104,7 +122,7 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::table::{Change, Delta, NodeState, Table, TaskState};
+    use mesh_api::table::{Delta, NodeState, Table, TaskState};
     use proptest::prelude::*;
 
     use super::*;

@@ -3,6 +3,7 @@
 //! A session works over any stream, with the [`Peer`] that a [`Listener`] found its certificate to be of.
 
 mod exchange;
+mod feed;
 mod handshake;
 mod health;
 mod join;
@@ -37,7 +38,9 @@ pub use listener::{Listener, RaftHandler, Stream};
 pub use refusals::Cause;
 
 use crate::cluster::Cluster;
+use crate::model::State;
 use crate::raft::Reporter;
+use feed::Feed;
 use refusals::Refusals;
 use registry::Registry;
 use slots::Slots;
@@ -89,6 +92,7 @@ pub struct Server {
     /// Sessions are this manager's.
     leads: watch::Sender<bool>,
     registry: Mutex<Registry>,
+    feed: Mutex<Feed>,
     /// How the nodes are, as they said last.
     health: Mutex<BTreeMap<NodeId, NodeHealth>>,
     settled: watch::Sender<u64>,
@@ -106,6 +110,7 @@ impl Server {
             cluster,
             leads: watch::Sender::new(false),
             registry: Mutex::new(Registry::new()),
+            feed: Mutex::new(Feed::new(State::empty())),
             health: Mutex::default(),
             settled: watch::Sender::new(0),
             slots: Slots::new(HANDSHAKES_MAX, HANDSHAKE_TIMEOUT),
@@ -131,6 +136,7 @@ impl Server {
     /// From here on, sessions are this manager's: it knows nothing of the nodes yet.
     pub(crate) fn lead(&self) {
         *self.registry() = Registry::new();
+        *self.feed() = Feed::new(self.cluster.state());
         self.health().clear();
         self.leads.send_replace(true);
     }
@@ -161,6 +167,11 @@ impl Server {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // Its methods change plain values; a panic in one can't leave anything that matters half done.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn feed(&self) -> MutexGuard<'_, Feed> {
+        // A panic can come from encoding alone, before anything is changed.
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn health(&self) -> MutexGuard<'_, BTreeMap<NodeId, NodeHealth>> {

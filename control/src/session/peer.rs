@@ -8,8 +8,9 @@ use std::time::Duration;
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, CodecError, FrameReader, FrameWriter};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
-    AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, MANAGER_HEARTBEAT_PERIOD_MS,
-    ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS, TaskStatus,
+    AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, EncodedDelta, EncodedMessage,
+    MANAGER_HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS,
+    TaskStatus,
 };
 use mesh_api::table::{Delta, NodeState};
 use mesh_api::tls::{KeyId, Peer};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::{SemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
+use super::feed::News;
 use super::handshake::{Admitted, Denied, admit, certify, cluster, role};
 use super::refusals::Cause;
 use super::registry::Epoch;
@@ -46,10 +48,11 @@ impl<S: AsyncWrite> Writer<S> {
     }
 
     async fn send(&mut self, message: &ManagerMessage) -> Result<(), SessionError> {
-        self.0.send(message).await.map_err(|error| match error {
-            CodecError::Io(error) if error.kind() == ErrorKind::TimedOut => SessionError::Timeout,
-            error => error.into(),
-        })
+        self.0.send(message).await.map_err(failed)
+    }
+
+    async fn send_delta(&mut self, delta: EncodedDelta<'_>) -> Result<(), SessionError> {
+        self.0.send_encoded(&EncodedMessage::Delta { delta }).await.map_err(failed)
     }
 
     /// Refuses a peer before it has a session.
@@ -75,6 +78,13 @@ impl<S: AsyncWrite> Writer<S> {
             let _ = self.0.finish().await;
         }
         SessionError::Refused(message)
+    }
+}
+
+fn failed(error: CodecError) -> SessionError {
+    match error {
+        CodecError::Io(error) if error.kind() == ErrorKind::TimedOut => SessionError::Timeout,
+        error => error.into(),
     }
 }
 
@@ -298,6 +308,24 @@ impl Session<'_> {
         }
     }
 
+    /// The present state, which the feed is at.
+    fn advance(&self, states: &mut watch::Receiver<State>) -> Result<State, SessionError> {
+        let state = states.borrow_and_update().clone();
+        Ok(self.server.feed().advance(&state).map_err(CodecError::Encode)?)
+    }
+
+    /// The present state, which the feed is at, and what has changed since the one at `index`, where that is known.
+    fn follow(
+        &self,
+        states: &mut watch::Receiver<State>,
+        index: u64,
+    ) -> Result<(State, Option<News>), SessionError> {
+        let state = states.borrow_and_update().clone();
+        let mut feed = self.server.feed();
+        let state = feed.advance(&state).map_err(CodecError::Encode)?;
+        Ok((state, feed.since(index)))
+    }
+
     /// Sends what the agent lacks, and returns the state that it has then, and the table index that its copy is at.
     async fn begin<S: AsyncWrite>(
         &self,
@@ -305,12 +333,12 @@ impl Session<'_> {
         states: &mut watch::Receiver<State>,
         index: Option<u64>,
     ) -> Result<(State, u64), SessionError> {
-        let state = states.borrow_and_update().clone();
+        let state = self.advance(states)?;
         let (state, message, at, turn) = if let Some((message, at)) = self.catch_up(&state, index) {
             (state, message, at, None)
         } else {
             let turn = self.turn(writer).await?;
-            let state = states.borrow_and_update().clone();
+            let state = self.advance(states)?;
             // There is one from the cluster's first command on.
             let table = Box::new(view::table(&state, &self.node).ok_or(SessionError::Stopped)?);
             tracing::debug!(node = %self.node, ?index, "a node is sent the whole table");
@@ -350,22 +378,25 @@ impl Session<'_> {
             tokio::select! {
                 changed = states.changed() => {
                     changed.map_err(|_| SessionError::Stopped)?;
-                    let state = states.borrow_and_update().clone();
+                    let (state, news) = self.follow(&mut states, sent.index)?;
                     if !state.nodes.contains_key(&self.node) {
                         let message = "the node was removed from the cluster".to_owned();
                         return Err(writer.refuse(RefusalReason::UnknownNode, message).await);
                     }
-                    let news = view::changes(&sent, &state, &self.node);
-                    if news.is_empty() {
-                        self.server.registry().examined(&self.node, self.epoch, state.index);
-                        self.server.settle();
-                    } else {
-                        self.server.registry().sent(&self.node, self.epoch, state.index, false);
-                        let delta = Delta { from: at, to: state.index, changes: news };
-                        at = state.index;
-                        writer.send(&ManagerMessage::Delta { delta }).await?;
+                    match news.as_ref().map(|news| news.delta(&self.node, at, state.index)) {
+                        Some(Some(delta)) => {
+                            self.server.registry().sent(&self.node, self.epoch, state.index, false);
+                            writer.send_delta(delta).await?;
+                            at = state.index;
+                            sent = state;
+                        }
+                        Some(None) => {
+                            self.server.registry().examined(&self.node, self.epoch, state.index);
+                            self.server.settle();
+                            sent = state;
+                        }
+                        None => (sent, at) = self.begin(&mut writer, &mut states, Some(at)).await?,
                     }
-                    sent = state;
                     for news in trust.news(&sent, &self.node) {
                         writer.send(&news).await?;
                     }

@@ -16,16 +16,17 @@ use std::time::{Duration, SystemTime};
 use mesh_api::codec::{FrameReader, FrameWriter, MANAGER_FRAME_BYTES_MAX};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
-    AgentMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription, PROTOCOL_VERSION, RefusalReason,
-    TaskStatus,
+    AgentMessage, EncodedDelta, EncodedMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription,
+    PROTOCOL_VERSION, RefusalReason, TaskStatus,
 };
 use mesh_api::table::{
-    Affinity, BalancingRecord, Change, NodeState, ReturnPath, Role, SourceRule, Table, TaskState,
+    Affinity, BalancingRecord, Change, Delta, NodeState, ReturnPath, Role, SourceRule, Table, TaskState,
 };
 use mesh_api::tls::{Credential, KeyId, KeyRequest, Peer, Roots};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
+use super::feed::Feed;
 use super::handshake::Denied;
 use super::{Cause, Server, SessionError, join, view};
 use crate::cluster::{Cluster, InitRequest};
@@ -41,6 +42,8 @@ struct FakeAgent {
     session: JoinHandle<Result<(), SessionError>>,
     node: Peer,
     table: Option<Table>,
+    /// How many whole tables it was sent.
+    tables: u32,
     settled: u64,
 }
 
@@ -81,7 +84,7 @@ impl FakeAgent {
         let (reading, writing) = tokio::io::split(stream);
         let reader = FrameReader::new(Box::new(reading) as _, MANAGER_FRAME_BYTES_MAX);
         let writer = FrameWriter::new(Box::new(writing) as _);
-        Self { reader, writer, session, node: node.clone(), table: None, settled: 0 }
+        Self { reader, writer, session, node: node.clone(), table: None, tables: 0, settled: 0 }
     }
 
     async fn say(&mut self, message: AgentMessage) {
@@ -116,6 +119,7 @@ impl FakeAgent {
         let changed = match self.hear().await.expect("the session is up") {
             ManagerMessage::Snapshot { table } => {
                 self.table = Some(*table);
+                self.tables += 1;
                 true
             }
             ManagerMessage::Delta { delta } => {
@@ -465,7 +469,7 @@ fn a_record_follows_labels_of_the_service_the_nodes_and_the_cluster() {
     world.label_node("n2", "edge", "yes");
     let publish_nodes = Some(vec![NodeId::from("n2")]);
     assert_eq!(balancing(&world), BalancingRecord { publish_nodes, ..expected });
-    let changes = view::changes(&before, &world.state, &"n1".into());
+    let changes = view::changes(&before, &world.state);
     assert!(matches!(&changes[..], [Change::Service(record)] if record.id == id), "{changes:?}");
     set_return_path(&mut world, "direct");
     assert_eq!(balancing(&world).return_path, ReturnPath::Direct);
@@ -487,7 +491,7 @@ fn a_networks_record_has_its_mtu_and_every_subnet() {
     let before = world.state.clone();
     let (network, config) = ("app".into(), crate::model::IpamConfig::default());
     world.must(Action::AddSubnet { network, config });
-    let changes = view::changes(&before, &world.state, &"n1".into());
+    let changes = view::changes(&before, &world.state);
     let [Change::Network(record)] = &changes[..] else { panic!("{changes:?}") };
     assert_eq!(record.mtu, Some(1400));
     let subnets: Vec<String> = record.subnets.iter().map(|subnet| subnet.cidr.to_string()).collect();
@@ -555,18 +559,84 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
         }
         world.now_ns += 6_000_000_000;
     }
-    let viewer = NodeId::from("n1");
-    for from in 0..states.len() {
-        let mut table = view::table(&states[from], &viewer).unwrap();
-        for to in from..states.len() {
-            let changes = view::changes(&states[from], &states[to], &viewer);
-            let mut next = table.clone();
-            let delta = mesh_api::table::Delta { from: table.index, to: states[to].index, changes };
-            next.apply(delta).unwrap();
-            assert_eq!(next, view::table(&states[to], &viewer).unwrap());
+    for viewer in ["n1", "n2"].map(NodeId::from) {
+        for (at, from) in states.iter().enumerate() {
+            let table = view::table(from, &viewer).unwrap();
+            let mut feed = Feed::new(from.clone());
+            for to in &states[at..] {
+                feed.advance(to).unwrap();
+                let news = feed.since(from.index).unwrap();
+                let mut next = Table { index: to.index, ..table.clone() };
+                if let Some(delta) = news.delta(&viewer, from.index, to.index) {
+                    next.index = from.index;
+                    next.apply(decoded(delta)).unwrap();
+                }
+                assert_eq!(next, view::table(to, &viewer).unwrap());
+            }
         }
-        table.index = 0;
     }
+}
+
+/// What an agent makes of a delta.
+fn decoded(delta: EncodedDelta<'_>) -> Delta {
+    let frame = serde_json::to_vec(&EncodedMessage::Delta { delta }).unwrap();
+    match serde_json::from_slice(&frame).unwrap() {
+        ManagerMessage::Delta { delta } => delta,
+        other => panic!("unexpected: {other:?}"),
+    }
+}
+
+#[test]
+fn what_changed_often_is_told_once_and_as_its_node_sees_it() {
+    let mut world = World::new(&["n1", "n2"]);
+    world.create_service(service("web", 2));
+    while world.orchestrate().0 {}
+    let mut feed = Feed::new(world.state.clone());
+    let from = world.state.index;
+    for weight in ["10", "20", "30"] {
+        for node in ["n1", "n2"] {
+            world.label_node(node, "shoal.weight", weight);
+        }
+        feed.advance(&world.state).unwrap();
+    }
+    let news = feed.since(from).unwrap();
+    for viewer in ["n1", "n2"].map(NodeId::from) {
+        let told = decoded(news.delta(&viewer, from, world.state.index).unwrap());
+        assert_eq!((told.from, told.to), (from, world.state.index));
+        let mut of_own = 0;
+        for change in &told.changes {
+            let Change::Task(record) = change else { panic!("{change:?}") };
+            assert_eq!((record.weight, record.spec.is_some()), (30, record.node == viewer));
+            of_own += usize::from(record.node == viewer);
+        }
+        assert_eq!((told.changes.len(), of_own), (2, 1));
+    }
+    assert!(feed.since(world.state.index).unwrap().delta(&"n1".into(), 1, 2).is_none());
+    assert!(feed.since(from - 1).is_none() && feed.since(world.state.index + 1).is_none());
+}
+
+#[tokio::test]
+async fn a_session_that_the_feed_does_not_reach_is_told_what_changed_nevertheless() {
+    let (_dir, server) = server().await;
+    let cluster = server.cluster.clone();
+    tokio::spawn(run(cluster.clone()));
+    let mut agent = FakeAgent::join(&server, "n1").await;
+    agent.until(|agent| agent.table.is_some()).await;
+    // It forgets each step at once.
+    *server.feed() = Feed::bounded(cluster.state(), 0);
+    for name in ["a", "b", "c"] {
+        let create = Action::CreateService { id: name.into(), spec: Box::new(service(name, 2)) };
+        let index = cluster.propose(Command::now(create)).await.unwrap().index;
+        agent.until(|agent| agent.settled >= index).await;
+    }
+    agent.until(|agent| agent.running() == 6).await;
+    assert_eq!(agent.tables, 1);
+    let node = agent.node.node.clone();
+    let state = cluster.state();
+    assert_eq!(
+        Table { index: 0, ..agent.table.unwrap() },
+        Table { index: 0, ..view::table(&state, &node).unwrap() }
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,7 +29,8 @@ const STACK: &str = "com.docker.stack.namespace";
 
 /// The whole table for `node`; `None` before the cluster's first command.
 pub fn table(state: &State, node: &NodeId) -> Option<Table> {
-    let task = |task: &Arc<Task>| task_record(state, task, node).map(|record| (record.id.clone(), record));
+    let task =
+        |task: &Arc<Task>| task_record(state, task, Some(node)).map(|record| (record.id.clone(), record));
     let service = |(id, service): (&ServiceId, &Arc<Service>)| (id.clone(), service_record(state, service));
     let names = state.attachments().filter_map(|task| attachment_names(task));
     let names = names.map(|record| (record.id.clone(), record));
@@ -43,8 +44,9 @@ pub fn table(state: &State, node: &NodeId) -> Option<Table> {
     })
 }
 
-/// The changes of `node`'s table between two states.
-pub fn changes(old: &State, new: &State, node: &NodeId) -> Vec<Change> {
+/// The changes of the nodes' tables between two states, each task as its own node sees it: the others are not told what it
+/// runs.
+pub fn changes(old: &State, new: &State) -> Vec<Change> {
     let mut changes = Vec::new();
     if let (Some(old), Some(new)) = (&old.cluster, &new.cluster)
         && !Arc::ptr_eq(old, new)
@@ -92,13 +94,13 @@ pub fn changes(old: &State, new: &State, node: &NodeId) -> Vec<Change> {
     diff(
         &old.tasks,
         &new.tasks,
-        |task| task_record(old, task, node),
-        |task| task_record(new, task, node),
+        |task| task_record(old, task, task.node.as_ref()),
+        |task| task_record(new, task, task.node.as_ref()),
         |record| Change::Task(Box::new(record)),
         Change::TaskRemoved,
         &mut changes,
     );
-    tasks_that_follow(old, new, node, &mut changes);
+    tasks_that_follow(old, new, &mut changes);
     changes
 }
 
@@ -120,14 +122,14 @@ fn services_that_follow(old: &State, new: &State, changes: &mut Vec<Change>) {
 }
 
 /// Tasks that are as they were, on nodes whose weight is not.
-fn tasks_that_follow(old: &State, new: &State, viewer: &NodeId, changes: &mut Vec<Change>) {
+fn tasks_that_follow(old: &State, new: &State, changes: &mut Vec<Change>) {
     if old.nodes.ptr_eq(&new.nodes) {
         return;
     }
     for node in new.nodes.keys().filter(|node| node_weight(old, node) != node_weight(new, node)) {
         for task in new.tasks_of_node(node) {
             let is_same = old.tasks.get(&task.id).is_some_and(|before| Arc::ptr_eq(before, task));
-            let record = if is_same { task_record(new, task, viewer) } else { None };
+            let record = if is_same { task_record(new, task, Some(node)) } else { None };
             changes.extend(record.map(|record| Change::Task(Box::new(record))));
         }
     }
@@ -253,10 +255,12 @@ fn record_of(state: &State, part: Part, viewer: &NodeId) -> Option<Change> {
             Some(record) => Change::Service(record),
             None => Change::ServiceRemoved(names_id(&id)),
         },
-        Part::Task(id) => match state.tasks.get(&id).and_then(|task| task_record(state, task, viewer)) {
-            Some(record) => Change::Task(Box::new(record)),
-            None => Change::TaskRemoved(id),
-        },
+        Part::Task(id) => {
+            match state.tasks.get(&id).and_then(|task| task_record(state, task, Some(viewer))) {
+                Some(record) => Change::Task(Box::new(record)),
+                None => Change::TaskRemoved(id),
+            }
+        }
         Part::ReturnPath | Part::PublishNodes | Part::Weight(_) => return None,
     })
 }
@@ -415,7 +419,7 @@ fn port_record(port: &PortConfig) -> PortRecord {
     }
 }
 
-fn task_record(state: &State, task: &Task, viewer: &NodeId) -> Option<TaskRecord> {
+fn task_record(state: &State, task: &Task, viewer: Option<&NodeId>) -> Option<TaskRecord> {
     let Task {
         id,
         meta: _,
@@ -447,7 +451,7 @@ fn task_record(state: &State, task: &Task, viewer: &NodeId) -> Option<TaskRecord
         name: task.name().into(),
         service: if task.is_attachment() { names_id(id) } else { service.clone() },
         slot: *slot,
-        spec: (node == *viewer).then(|| Box::new(task_spec(task))),
+        spec: (Some(&node) == viewer).then(|| Box::new(task_spec(task))),
         weight: weight(node_weight(state, &node), *warmth),
         node,
         incarnation: *incarnation,

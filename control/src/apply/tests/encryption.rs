@@ -83,7 +83,7 @@ fn nodes_know_each_others_keys() {
         let before = world.state.clone();
         world.must(world.keys("n2", &described));
         assert_eq!(known(&world), [vec![], described.clone()]);
-        let changes = view::changes(&before, &world.state, &"n1".into());
+        let changes = view::changes(&before, &world.state);
         assert!(matches!(&changes[..], [mesh_api::table::Change::Node(node)] if node.wireguard == described));
     }
 }
@@ -133,7 +133,7 @@ fn keys_are_rotated_by_counting() {
         let before = world.state.clone();
         world.must(Action::RotateKeys);
         assert_eq!(epoch(&world.state), expected);
-        let changes = view::changes(&before, &world.state, &"n1".into());
+        let changes = view::changes(&before, &world.state);
         assert!(matches!(&changes[..], [mesh_api::table::Change::Cluster(it)] if it.key_epoch == expected));
     }
     let command = Command { at_ns: 1, action: Action::RotateKeys };

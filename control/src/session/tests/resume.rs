@@ -40,7 +40,7 @@ impl FakeAgent {
 
     /// Ends the session; the agent keeps its table.
     async fn leave(self) -> (Peer, Table) {
-        let Self { reader, writer, session, node, table, settled: _ } = self;
+        let Self { reader, writer, session, node, table, tables: _, settled: _ } = self;
         drop((reader, writer));
         let _ = session.await;
         (node, table.unwrap())
