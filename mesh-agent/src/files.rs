@@ -1,7 +1,7 @@
 //! Files that a crash must not leave half-written, and the JSON in them.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -12,27 +12,25 @@ use serde::de::DeserializeOwned;
 pub(crate) const PUBLIC: u32 = 0o644;
 /// Permissions of a file that holds a secret.
 pub(crate) const SECRET: u32 = 0o600;
+/// Bytes of JSON that are written at once.
+const WRITE_BYTES: usize = 64 << 10;
 
-/// Replaces the file at `path` by `bytes`: a reader, also after a crash, sees the old content or the new.
-pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// Replaces the file at `path` by `value` as JSON: a reader, also after a crash, sees the old content or the new. There is
+/// never all of the text in memory: a table's is larger than the table.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
     let _ = fs::remove_file(&temporary);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    let mut writer = BufWriter::with_capacity(WRITE_BYTES, file);
+    serde_json::to_writer(&mut writer, value)?;
+    writer.into_inner()?.sync_all()?;
     fs::rename(&temporary, path)?;
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
     }
-}
-
-/// [`write`] of `value` as JSON.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
-    write(path, &serde_json::to_vec(value)?, mode)
 }
 
 /// The JSON in the file at `path`; `None` where there is no such file.

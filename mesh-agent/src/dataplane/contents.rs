@@ -54,7 +54,9 @@ macro_rules! maps {
             #[cfg(any(test, feature = "simulated"))]
             fn follow(&mut self, set: &Self, removed: &Self) {
                 $(
-                    self.$field.retain(|key, _| !removed.$field.contains_key(key));
+                    for key in removed.$field.keys() {
+                        self.$field.remove(key);
+                    }
                     self.$field.extend(set.$field.iter().map(|(key, value)| (*key, *value)));
                 )*
             }

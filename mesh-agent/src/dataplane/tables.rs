@@ -1,6 +1,6 @@
 //! The maps, kept to what the cluster's table and this node ask for: plan, layout and writing together.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use mesh_api::id::ServiceId;
@@ -12,7 +12,7 @@ use super::error::DataplaneError;
 use super::layout::{Avoided, Layout};
 use super::maps::Maps;
 use super::places::Places as Ranges;
-use super::plan::{Fragment, Local, Places, plan, plan_local};
+use super::plan::{Fragment, Local, LocalEndpoint, Places, peers, plan, plan_local};
 use super::touched::Touched;
 use crate::sys::memory;
 
@@ -123,16 +123,22 @@ impl<M: Backing> Tables<M> {
         };
         let touched = with_moved(touched, table, former, local);
         let mut changes = Changes::default();
+        let mut ways_fit = Ok(());
+        let mut ids = touched.service_ids();
+        if touched.nodes {
+            ways_fit = self.layout.set_peers(peers(table, local), Some(&mut changes));
+            ids.extend(self.layout.displaced());
+        }
         let places = Places::new(table, local);
         let none = Fragment::default();
         let planned = |id: &ServiceId| {
             let fragment = self.layout.fragment(id).unwrap_or(&none);
             (id.clone(), fragment.changed(table, local, &places, &touched, id))
         };
-        let fragments: Vec<_> = touched.service_ids().into_iter().map(planned).collect();
+        let fragments: Vec<_> = ids.into_iter().map(planned).collect();
         let fits = self.layout.set_fragments(fragments, Some(&mut changes));
-        let is_touched = |id| touched.tasks.values().any(|tasks| tasks.contains_key(id));
-        if former != local || local.endpoints.iter().any(|endpoint| is_touched(&endpoint.task)) {
+        let is_touched = |endpoint: &LocalEndpoint| touched.has_task(&endpoint.task);
+        if former != local || touched.networks || local.endpoints.iter().any(is_touched) {
             self.layout.set_local(plan_local(table, local), Some(&mut changes));
             self.local = Some(local.clone());
         }
@@ -143,7 +149,7 @@ impl<M: Backing> Tables<M> {
         if large {
             memory::trim();
         }
-        fits?;
+        ways_fit.and(fits)?;
         self.complete = true;
         Ok(())
     }
@@ -173,9 +179,8 @@ fn with_moved(touched: &Touched, table: &Table, former: &Local, local: &Local) -
     if former.endpoints == local.endpoints {
         return touched;
     }
-    let gone = former.endpoints.iter().filter(|endpoint| !local.endpoints.contains(endpoint));
-    let come = local.endpoints.iter().filter(|endpoint| !former.endpoints.contains(endpoint));
-    for endpoint in gone.chain(come) {
+    let [former, local] = [former, local].map(|local| local.endpoints.iter().collect::<BTreeSet<_>>());
+    for endpoint in former.symmetric_difference(&local) {
         // A task that the table lacks has nothing in the maps that could change.
         if let Some(task) = table.tasks.get(&endpoint.task) {
             touched.note_task(task);

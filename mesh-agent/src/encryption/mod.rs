@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mesh_api::error::chain;
@@ -31,7 +32,7 @@ use device::{Device, Opened};
 use kernel::KernelDevice;
 use keys::{Identity, Keyring};
 use peers::{Peers, difference, peers};
-use rotation::{Rotation, Seen, Step};
+use rotation::{Phase, Rotation, Seen, Step};
 use userspace::UserSpaceDevice;
 
 use crate::dataplane::inspect::drops::as_ms;
@@ -165,7 +166,7 @@ impl EncryptionError {
 pub(crate) struct Situation {
     /// Of the devices, bytes.
     mtu: u32,
-    peers: Peers,
+    peers: Arc<Peers>,
     key_epoch: u64,
     /// The node's identities, as the table has them.
     shown: Vec<WireguardIdentity>,
@@ -180,7 +181,7 @@ impl Situation {
     pub(crate) fn new(table: &Table, own: &NodeId, settled: u64, uplink_mtu: u32, data_path: IpAddr) -> Self {
         Self {
             mtu: device_mtu(uplink_mtu, data_path),
-            peers: peers(table, own),
+            peers: Arc::new(peers(table, own)),
             key_epoch: table.cluster.key_epoch,
             shown: table.nodes.get(own).map(|node| node.wireguard.clone()).unwrap_or_default(),
             index: table.index,
@@ -210,7 +211,7 @@ struct Standing {
     device: Device,
     way: WireguardWay,
     /// Its peers, as they were set last.
-    peers: Peers,
+    peers: Arc<Peers>,
 }
 
 /// The node's part in WireGuard.
@@ -294,6 +295,11 @@ impl Encryption {
         }
     }
 
+    /// Whether a change of keys goes on once the other nodes know what this one told: what has settled says so.
+    pub(crate) fn waits_for_others(&self) -> bool {
+        self.keyring.phase() != Phase::Steady
+    }
+
     /// What others are to reach this node by: the identities whose devices are up.
     pub(crate) fn identities(&self) -> Vec<WireguardIdentity> {
         let identities = self.keyring.identities().iter();
@@ -362,7 +368,7 @@ impl Encryption {
             let upheld = match self.uphold(identity, situation, look).await {
                 // The others send to the first; it is the one that the node sends from. Another device has met nobody yet.
                 Ok(()) if place == 0 => {
-                    let before = if self.link_of(identity) == device { met } else { Peers::new() };
+                    let before = if self.link_of(identity) == device { met } else { Arc::default() };
                     self.greet(identity, &before).await
                 }
                 other => other,
@@ -380,7 +386,7 @@ impl Encryption {
         self.standing.get(&identity.slot()).map(|standing| standing.way.index)
     }
 
-    fn peers_of(&self, identity: &Identity) -> Peers {
+    fn peers_of(&self, identity: &Identity) -> Arc<Peers> {
         self.standing.get(&identity.slot()).map(|standing| standing.peers.clone()).unwrap_or_default()
     }
 
@@ -420,7 +426,7 @@ impl Encryption {
             if !changes.is_empty() {
                 standing.device.change(&changes).await.map_err(failed("change the peers of"))?;
             }
-            standing.peers.clone_from(&situation.peers);
+            standing.peers = Arc::clone(&situation.peers);
         }
         if is_led { Ok(()) } else { Err(EncryptionError::Astray(WIREGUARD_LINKS[slot])) }
     }
@@ -451,7 +457,7 @@ impl Encryption {
         }
         let (link, port) = (WIREGUARD_LINKS[slot], identity.told().port);
         info!(link, port, mtu, kind = device.kind().name(), fresh, "WireGuard device up");
-        self.standing.insert(slot, Standing { device, way, peers: Peers::new() });
+        self.standing.insert(slot, Standing { device, way, peers: Arc::default() });
         Ok(())
     }
 

@@ -315,7 +315,9 @@ impl<P: Plane> Worker<P> {
                 }
                 Ok(()) = settled.changed() => {
                     settled.mark_unchanged();
-                    self.encrypt(Look::Changes).await;
+                    if self.setup.encryption.waits_for_others() {
+                        self.encrypt(Look::Changes).await;
+                    }
                 }
                 Some(event) = self.events.recv() => self.event(event).await,
                 Some(key) = self.nacks.recv() => self.take_nack(key),
@@ -360,9 +362,11 @@ impl<P: Plane> Worker<P> {
             table.clone()?
         };
         let is_ours = |id: &TaskId| table.tasks.get(id).is_some_and(|task| task.node == self.node);
-        self.rewire |= self.pending.all;
+        self.rewire |= self.pending.all || self.pending.networks;
         if self.pending.all {
             self.assigned = table.tasks.keys().filter(|id| is_ours(id)).cloned().collect();
+        }
+        if self.pending.all || self.pending.nodes {
             let vteps = table.nodes.values().map(|node| node.vtep);
             self.silent.follow(vteps.filter(|vtep| *vtep != self.membership.data_path).collect());
         }

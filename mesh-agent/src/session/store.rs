@@ -307,7 +307,7 @@ impl TableWriter {
         self.deltas = None;
         let written = tokio::task::spawn_blocking(move || {
             let bytes = store.save_table(&table)?;
-            // Its text was larger than it is.
+            // What was freed since the last one, in small pieces.
             memory::trim();
             Ok::<_, io::Error>((bytes, open(&store.deltas())?))
         });

@@ -16,7 +16,7 @@ use super::super::plan::{
 };
 use super::super::sorted::Sorted;
 use super::adopt::Adopted;
-use super::{Avoided, Given, Retired, TooMany, too_many};
+use super::{Avoided, Given, Retired, TooMany, Ways, too_many};
 use crate::sys::bpf::Prefix;
 
 /// A fragment, with its numbers.
@@ -72,6 +72,16 @@ impl Laid {
 
     pub(super) fn plan(&self) -> &Fragment {
         &self.plan
+    }
+
+    /// Whether it takes ways that came or went since a layout was written.
+    pub(super) fn is_displaced(&self, given: &Given) -> bool {
+        let takes = |attachment: &Attachment| {
+            let Attachment { place, encrypted, encrypted_backend, .. } = *attachment;
+            [encrypted, encrypted_backend].map(|encrypted| given.peer_of(place, encrypted))
+        };
+        !given.moved.is_empty()
+            && self.plan.attachments.values().flat_map(takes).any(|way| given.moved.contains(&way))
     }
 
     fn backend(&self, key: AttachmentKey) -> Option<u32> {
@@ -150,10 +160,12 @@ impl Laid {
         adopted: &mut Adopted,
         balancers: &mut Vec<(BalancerKey, LaidBalancer)>,
     ) -> Result<(), TooMany> {
+        let is_displaced = former.is_some_and(|former| former.is_displaced(given));
         for (key, plan) in self.plan.balancers.iter() {
             let members = self.members(*key, given);
             let before = former.and_then(|former| Some((former, former.balancers.get(key)?)));
             if let Some((former, before)) = before
+                && !is_displaced
                 && former.members(*key, given) == members
             {
                 balancers.push((*key, *before));
@@ -173,19 +185,19 @@ impl Laid {
 
     fn members(&self, key: BalancerKey, given: &Given) -> Members {
         let serving = self.plan.serving(key).filter_map(|(key, attachment, weight)| {
-            given.way_to(attachment.place, attachment.encrypted_backend)?;
+            given.way_to(attachment.place, attachment.encrypted_backend, Ways::Wanted)?;
             Some(Candidate { incarnation: key.incarnation, slot: self.backend(key)?, weight })
         });
         let peers: BTreeSet<PeerKey> =
             self.plan.places(key).map(|(place, encrypted)| given.peer_of(place, encrypted)).collect();
         Members {
             candidates: serving.collect(),
-            nodes: peers.into_iter().filter_map(|peer| given.slot_of(peer)).collect(),
+            nodes: peers.into_iter().filter_map(|peer| given.slot_of(peer, Ways::Wanted)).collect(),
         }
     }
 
     /// Adds what this contributes to the maps.
-    pub(super) fn emit(&self, given: &Given, contents: &mut Contents) {
+    pub(super) fn emit(&self, given: &Given, ways: Ways, contents: &mut Contents) {
         for (key, plan) in self.plan.balancers.iter() {
             if let Some(balancer) = self.balancers.get(key) {
                 emit_balancer(*key, plan, *balancer, contents);
@@ -204,8 +216,8 @@ impl Laid {
             let emitted = Emitted {
                 key: *key,
                 // One that can't be reached as it has to be can't be reached.
-                endpoint: given.way_to(place, encrypted),
-                backend: self.backend(*key).zip(given.way_to(place, encrypted_backend)),
+                endpoint: given.way_to(place, encrypted, ways),
+                backend: self.backend(*key).zip(given.way_to(place, encrypted_backend, ways)),
                 service: self.balancers.get(&balancer).map_or(0, |balancer| balancer.slot),
                 ifindex,
                 flags: draining | if encrypted_backend { BACKEND_ENCRYPTED } else { 0 },

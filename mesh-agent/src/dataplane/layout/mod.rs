@@ -60,6 +60,8 @@ struct Given {
     ranges: Ranges,
     /// The ways to other nodes, those that are about to go included.
     ways: BTreeMap<PeerKey, GivenPeer>,
+    /// Those that came or went since a layout was written, and maybe back.
+    moved: BTreeSet<PeerKey>,
     /// Tables that are not known to be in the kernel, until [`Layout::written`].
     unwritten: Places,
     retired: Retired,
@@ -70,6 +72,19 @@ struct Given {
 struct GivenPeer {
     slot: u32,
     addresses: Vec<IpAddr>,
+    /// Whether the maps hold it.
+    held: bool,
+    /// Whether they are to.
+    wanted: bool,
+}
+
+/// Which ways there are.
+#[derive(Debug, Clone, Copy)]
+enum Ways {
+    /// Those that the maps hold.
+    Held,
+    /// Those that they are to hold.
+    Wanted,
 }
 
 /// What the programs may still read until a layout without it is written.
@@ -78,7 +93,6 @@ struct Retired {
     services: Vec<u32>,
     backends: Vec<u32>,
     ranges: Vec<u32>,
-    peers: BTreeSet<PeerKey>,
 }
 
 impl Default for Layout {
@@ -90,6 +104,7 @@ impl Default for Layout {
             peers: Numbers::new(PEERS_MAX),
             ranges: Ranges::new(PLACES_MAX),
             ways: BTreeMap::new(),
+            moved: BTreeSet::new(),
             unwritten: Places::default(),
             retired: Retired::default(),
         };
@@ -129,9 +144,9 @@ impl Layout {
         let Some(changes) = changes else { return result };
         for (id, former) in replaced {
             let (mut held, mut wanted) = (Contents::default(), Contents::default());
-            former.emit(&self.given, &mut held);
+            former.emit(&self.given, Ways::Held, &mut held);
             if let Some(laid) = self.fragments.get(&id) {
-                laid.emit(&self.given, &mut wanted);
+                laid.emit(&self.given, Ways::Wanted, &mut wanted);
             }
             changes.add(Changes::between(held, wanted));
         }
@@ -141,7 +156,8 @@ impl Layout {
     /// Lays out what one service contributes, and returns what it did before; `None` if it is the same.
     fn lay_out(&mut self, id: &ServiceId, plan: Fragment) -> Result<Option<Laid>, TooMany> {
         let former = self.fragments.get(id);
-        if former.map_or(plan.is_empty(), |former| *former.plan() == plan) {
+        let is_laid = |former: &Laid| *former.plan() == plan && !former.is_displaced(&self.given);
+        if former.map_or(plan.is_empty(), is_laid) {
             return Ok(None);
         }
         let laid = Laid::new(plan, former, &mut self.given, &mut self.adopted)?;
@@ -156,6 +172,12 @@ impl Layout {
     /// What one service contributes, as it was laid out last.
     pub fn fragment(&self, id: &ServiceId) -> Option<&Fragment> {
         self.fragments.get(id).map(Laid::plan)
+    }
+
+    /// The services that are to be laid out again, even if their plans are the same, because of ways that came or went.
+    pub fn displaced(&self) -> impl Iterator<Item = &ServiceId> {
+        let fragments = self.fragments.iter().filter(|(_, laid)| laid.is_displaced(&self.given));
+        fragments.map(|(id, _)| id)
     }
 
     /// The backends that get nothing new, because their nodes don't answer.
@@ -174,7 +196,8 @@ impl Layout {
         self.local = plan;
     }
 
-    fn set_peers(
+    /// Lays out the ways to other nodes. The services that are [displaced](Self::displaced) by that are to be laid out next.
+    pub fn set_peers(
         &mut self,
         peers: BTreeMap<PeerKey, Vec<IpAddr>>,
         changes: Option<&mut Changes>,
@@ -182,21 +205,29 @@ impl Layout {
         let held = self.given.peer_contents();
         let given = &mut self.given;
         let mut result = Ok(());
-        let wanted: BTreeSet<_> = peers.keys().copied().collect();
+        for (key, known) in &mut given.ways {
+            if known.wanted && !peers.contains_key(key) {
+                known.wanted = false;
+                given.moved.insert(*key);
+            }
+        }
         for (key, addresses) in peers {
-            given.retired.peers.remove(&key);
             if let Some(known) = given.ways.get_mut(&key) {
-                known.addresses = addresses;
+                if !known.wanted {
+                    given.moved.insert(key);
+                }
+                (known.addresses, known.wanted) = (addresses, true);
                 continue;
             }
             let adopted = addresses.iter().find_map(|address| self.adopted.peer(*address));
             match adopted.map_or_else(|| given.peers.take(), Ok) {
-                Ok(slot) => drop(given.ways.insert(key, GivenPeer { slot, addresses })),
+                Ok(slot) => {
+                    given.ways.insert(key, GivenPeer { slot, addresses, held: false, wanted: true });
+                    given.moved.insert(key);
+                }
                 Err(Exhausted) => result = Err(too_many("nodes", PEERS_MAX)),
             }
         }
-        let gone = given.ways.keys().filter(|key| !wanted.contains(key));
-        given.retired.peers.extend(gone);
         if let Some(changes) = changes {
             changes.add(Changes::between(held, self.given.peer_contents()));
         }
@@ -208,7 +239,7 @@ impl Layout {
         let mut contents = self.given.peer_contents();
         emit_local(&self.local, &mut contents);
         for laid in self.fragments.values() {
-            laid.emit(&self.given, &mut contents);
+            laid.emit(&self.given, Ways::Wanted, &mut contents);
         }
         contents
     }
@@ -224,6 +255,7 @@ impl Layout {
         self.given.unwritten = Places::default();
         let retired = std::mem::take(&mut self.given.retired);
         self.given.give_back(retired);
+        self.given.settle_ways();
     }
 }
 
@@ -238,22 +270,26 @@ impl Given {
     }
 
     /// How the maps name it; `None` without such a way.
-    fn way_to(&self, place: Place, encrypted: bool) -> Option<u32> {
-        self.slot_of(self.peer_of(place, encrypted))
+    fn way_to(&self, place: Place, encrypted: bool, ways: Ways) -> Option<u32> {
+        self.slot_of(self.peer_of(place, encrypted), ways)
     }
 
     /// How the maps name the way to a node: this one by 0, another by its slot as a peer.
-    fn slot_of(&self, peer: PeerKey) -> Option<u32> {
-        if peer.vtep == self.own { Some(0) } else { self.ways.get(&peer).map(|given| given.slot) }
+    fn slot_of(&self, peer: PeerKey, ways: Ways) -> Option<u32> {
+        if peer.vtep == self.own {
+            return Some(0);
+        }
+        let given = self.ways.get(&peer).filter(|given| match ways {
+            Ways::Held => given.held,
+            Ways::Wanted => given.wanted,
+        });
+        given.map(|given| given.slot)
     }
 
     /// The peers, but for those that are about to go.
     fn peer_contents(&self) -> Contents {
         let mut common = Common::default();
-        for (key, GivenPeer { slot, addresses }) in &self.ways {
-            if self.retired.peers.contains(key) {
-                continue;
-            }
+        for GivenPeer { slot, addresses, .. } in self.ways.values().filter(|given| given.wanted) {
             for address in addresses {
                 let vtep = (*address).into();
                 common.members.insert(vtep, *slot);
@@ -262,6 +298,20 @@ impl Given {
             common.peers.extend(addresses.first().map(|address| (*slot, (*address).into())));
         }
         Contents { common, ..Contents::default() }
+    }
+
+    /// The maps hold the ways that they are to hold.
+    fn settle_ways(&mut self) {
+        for key in std::mem::take(&mut self.moved) {
+            match self.ways.get_mut(&key) {
+                Some(given) if given.wanted => given.held = true,
+                Some(GivenPeer { slot, .. }) => {
+                    self.peers.give_back(*slot);
+                    self.ways.remove(&key);
+                }
+                None => {}
+            }
+        }
     }
 
     /// Puts a table to a free range of places.
@@ -274,18 +324,17 @@ impl Given {
 
     /// Lets go of what a layout lacks, once the programs have.
     fn retire(&mut self, retired: Retired) {
-        let Retired { services, backends, ranges, peers } = retired;
+        let Retired { services, backends, ranges } = retired;
         for start in &ranges {
             self.unwritten.remove(*start);
         }
         self.retired.services.extend(services);
         self.retired.backends.extend(backends);
         self.retired.ranges.extend(ranges);
-        self.retired.peers.extend(peers);
     }
 
     fn give_back(&mut self, retired: Retired) {
-        let Retired { services, backends, ranges, peers } = retired;
+        let Retired { services, backends, ranges } = retired;
         for slot in services {
             self.services.give_back(slot);
         }
@@ -295,11 +344,6 @@ impl Given {
         for start in ranges {
             self.unwritten.remove(start);
             self.ranges.free(start);
-        }
-        for key in peers {
-            if let Some(GivenPeer { slot, .. }) = self.ways.remove(&key) {
-                self.peers.give_back(slot);
-            }
         }
     }
 }

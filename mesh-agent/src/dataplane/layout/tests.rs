@@ -362,3 +362,17 @@ fn nothing_of_an_encrypted_network_is_sent_to_a_node_without_an_identity() {
     let own = v4.tasks[&TaskKey { incarnation: 1, vni: 4097 }].backend;
     assert!(kernel.places(&kernel.back()).0.iter().all(|slot| *slot == own));
 }
+
+#[test]
+fn an_identity_that_comes_late_leads_to_the_nodes_tasks_and_one_that_goes_leads_nowhere() {
+    let (mut kernel, mut layout) = (Kernel::default(), Layout::default());
+    for identities in [&[][..], &[1], &[], &[], &[2, 1]] {
+        kernel.apply(&mut layout, &encrypted(identities), &local());
+        let Contents { v4, common, .. } = &kernel.contents;
+        let endpoint = v4.endpoints.get(&AddrKey { vni: 4097, addr: Be32::ipv4(10, 0, 1, 12) });
+        let peer = endpoint.map(|endpoint| common.peers[&endpoint.peer]);
+        assert_eq!(peer, identities.first().map(|byte| Ip6::from(identity(*byte).address())));
+        let way = endpoint.map(|endpoint| endpoint.peer);
+        assert_eq!(kernel.places(&kernel.back()).1, [0].into_iter().chain(way).collect::<Vec<_>>());
+    }
+}

@@ -45,7 +45,7 @@ pub struct Local {
 }
 
 /// An attachment of a task of this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalEndpoint {
     /// The task.
     pub task: TaskId,
@@ -212,7 +212,7 @@ pub fn plan(table: &Table, local: &Local) -> Plan {
 }
 
 /// The ways to the other nodes.
-fn peers(table: &Table, local: &Local) -> BTreeMap<PeerKey, Vec<IpAddr>> {
+pub fn peers(table: &Table, local: &Local) -> BTreeMap<PeerKey, Vec<IpAddr>> {
     let mut peers = BTreeMap::<_, Vec<_>>::new();
     // A host that left and joined again has an older record under the same address.
     let mut nodes: Vec<_> = table.nodes.values().filter(|node| node.vtep != local.vtep).collect();

@@ -1,12 +1,13 @@
 //! A task's attachments: where they are, and their part in balancing.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use mesh_api::id::{NetworkId, NodeId, TaskId};
 use mesh_api::table::{EndpointRecord, NodeState, Table, TaskRecord, TaskState};
 
-use super::{Attachment, AttachmentKey, Local, Part, Place, is_encrypted};
+use super::{Attachment, AttachmentKey, Local, LocalEndpoint, Part, Place, is_encrypted};
 
 /// Where tasks are: what planning one needs to know beside its record.
 #[derive(Debug)]
@@ -15,16 +16,16 @@ pub struct Places<'a> {
     node: &'a NodeId,
     absent: &'a BTreeSet<AttachmentKey>,
     silent: &'a BTreeSet<IpAddr>,
-    /// Host sides of this node's tasks' interfaces.
-    ifindexes: HashMap<(&'a TaskId, &'a NetworkId), u32>,
+    endpoints: &'a [LocalEndpoint],
+    /// Host sides of this node's tasks' interfaces; most changes are of other nodes' tasks.
+    ifindexes: OnceCell<HashMap<(&'a TaskId, &'a NetworkId), u32>>,
 }
 
 impl<'a> Places<'a> {
     /// Places under `table`, as the node with the facts `local` sees them.
     pub fn new(table: &'a Table, local: &'a Local) -> Self {
-        let endpoints = local.endpoints.iter();
-        let ifindexes = endpoints.map(|one| ((&one.task, &one.network), one.ifindex)).collect();
-        Self { table, node: &local.node, absent: &local.absent, silent: &local.silent, ifindexes }
+        let Local { node, absent, silent, endpoints, .. } = local;
+        Self { table, node, absent, silent, endpoints, ifindexes: OnceCell::new() }
     }
 
     /// A task's attachments; none once it has ended. Its service's record may be gone already.
@@ -70,7 +71,9 @@ impl<'a> Places<'a> {
         if task.node != *self.node {
             return Some(Place::There(self.table.nodes.get(&task.node)?.vtep));
         }
-        let ifindex = *self.ifindexes.get(&(&task.id, &endpoint.network))?;
+        let interface = |one: &'a LocalEndpoint| ((&one.task, &one.network), one.ifindex);
+        let ifindexes = self.ifindexes.get_or_init(|| self.endpoints.iter().map(interface).collect());
+        let ifindex = *ifindexes.get(&(&task.id, &endpoint.network))?;
         Some(Place::Here { ifindex })
     }
 }

@@ -1,5 +1,7 @@
 //! Tables on maps in the kernel, without programs: what is there in the end, whatever was there before.
 
+mod following;
+
 use std::io::Write as _;
 use std::path::Path;
 

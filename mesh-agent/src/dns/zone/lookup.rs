@@ -127,7 +127,9 @@ impl<'a> View<'a> {
                 matches.extend(service.map(|service| Match { network, service, tasks }));
             }
         }
-        let is_own = |meant: &Match<'_>| meant.service.stack == self.asker.stack;
+        let own = self.asker.service.as_ref().and_then(|id| self.table.services.get(id));
+        let stack = own.map(|service| &*service.stack).unwrap_or_default();
+        let is_own = |meant: &Match<'_>| *meant.service.stack == *stack;
         if matches.iter().any(is_own) {
             matches.retain(is_own);
         }

@@ -21,6 +21,8 @@ use lookup::View;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Zone {
     askers: HashMap<Ipv4Addr, Asker>,
+    /// What they follow from.
+    endpoints: Vec<LocalEndpoint>,
     networks: HashMap<NetworkId, Names>,
     /// What [`Names`] hold of each service, to be taken out again.
     services: HashMap<ServiceId, Listed>,
@@ -32,8 +34,8 @@ pub struct Zone {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Asker {
     task: TaskId,
-    /// The stack of its service; empty for none.
-    stack: Box<str>,
+    /// Its service, unless the table lacked the task.
+    service: Option<ServiceId>,
     networks: Vec<NetworkId>,
     /// One of its networks has a way out.
     external: bool,
@@ -119,8 +121,15 @@ impl Zone {
             for service in touched.services.iter().filter_map(|id| table.services.get(id)) {
                 self.list(table, service);
             }
+            if touched.networks {
+                self.networks.retain(|id, _| has_names(table, id));
+            }
         }
-        self.askers = askers(table, endpoints);
+        let is_touched = |endpoint: &LocalEndpoint| touched.has_task(&endpoint.task);
+        if self.endpoints != endpoints || touched.networks || endpoints.iter().any(is_touched) {
+            self.askers = askers(table, endpoints);
+            self.endpoints = endpoints.to_vec();
+        }
     }
 
     fn index_task(&mut self, table: &Table, task: &TaskRecord) {
@@ -217,9 +226,8 @@ fn askers(table: &Table, endpoints: &[LocalEndpoint]) -> HashMap<Ipv4Addr, Asker
     let mut by_task: BTreeMap<&TaskId, Asker> = BTreeMap::new();
     for endpoint in endpoints {
         let asker = by_task.entry(&endpoint.task).or_insert_with(|| {
-            let service = table.tasks.get(&endpoint.task).and_then(|task| table.services.get(&task.service));
-            let stack = service.map(|service| service.stack.clone()).unwrap_or_default();
-            Asker { task: endpoint.task.clone(), stack, networks: Vec::new(), external: false }
+            let service = table.tasks.get(&endpoint.task).map(|task| task.service.clone());
+            Asker { task: endpoint.task.clone(), service, networks: Vec::new(), external: false }
         });
         let Some(network) = table.networks.get(&endpoint.network) else { continue };
         asker.external |= !network.internal;

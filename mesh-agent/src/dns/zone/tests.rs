@@ -338,6 +338,8 @@ fn a_zone_that_follows_changes_answers_like_one_of_the_whole_table() {
     let other = service("other", EndpointMode::Vip, &[(front, Some(WEB_VIP))]);
     let mut renamed = service("db", EndpointMode::Vip, &[(front, Some([10, 0, 1, 99]))]);
     renamed.name = "base".to_owned();
+    let opened = table.networks[&front.into()].clone();
+    let closed = NetworkRecord { internal: true, ..opened.clone() };
     let steps = [
         vec![Change::Task(Box::new(task("starting", "Web", running, &[(front, [10, 0, 1, 4])])))],
         vec![Change::Task(Box::new(task("d1", "db", TaskState::Failed, &[(front, [10, 0, 1, 7])])))],
@@ -346,6 +348,9 @@ fn a_zone_that_follows_changes_answers_like_one_of_the_whole_table() {
         vec![Change::Task(Box::new(task("next", "other", running, &[(front, [10, 0, 1, 8])])))],
         vec![Change::ServiceRemoved("Web".into()), Change::Service(other)],
         vec![Change::Service(renamed)],
+        vec![Change::Network(closed)],
+        vec![Change::NetworkRemoved(front.into())],
+        vec![Change::Network(opened)],
     ];
     let local = [local("abcdefghijklmnop", front, ASKER), local("c1", "back", INNER)];
     for (changes, from) in steps.into_iter().zip(table.index..) {
@@ -355,6 +360,7 @@ fn a_zone_that_follows_changes_answers_like_one_of_the_whole_table() {
         }
         table.apply(Delta { from, to: from + 1, changes }).unwrap();
         zone.update(&table, &touched, &local);
+        assert!(zone.networks.keys().all(|id| has_names(&table, id)), "at {from}");
         let mut fresh = Zone::default();
         fresh.update(&table, &Touched::all(), &local);
         let names =
