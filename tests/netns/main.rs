@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     // Sets the kernel as a whole, and takes modules that few kernels have.
     let on_request = cases![
         flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh,
-        // Not met yet: in one run of three, one request of 16,000 is reset when the node is back and stops its moved task.
+        // Not met yet: now and then one request of 16,000 is reset, by another node, when the managers give the node up.
         stale::node_cut_off_from_managers_serves_all_the_time_and_catches_up,
     ];
     let everywhere = cases![

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_agent::dataplane::Counter;
 
 use crate::client;
-use crate::engine;
+use crate::engine::{self, Task};
 use crate::figure;
 use crate::lab::{self, Lab, Node, command_in};
 use crate::load::Load;
@@ -95,8 +95,22 @@ fn learns(lab: &Lab, network: &str) -> Result<()> {
     })
 }
 
+/// A task runs as soon as its program does, which may take a little longer to listen: who asks it meanwhile is refused.
+fn until_every_task_answers(lab: &Lab, web: &[Task]) -> Result<()> {
+    let mut silent: Vec<&Task> = web.iter().collect();
+    lab::until("every task answers", Duration::from_secs(10), || {
+        for to in targets(lab) {
+            if let Ok(answer) = lab::as_client(|| client::http(any(lab::CLIENT), to, "/")) {
+                silent.retain(|task| !answer.task.ends_with(&task.id));
+            }
+        }
+        Ok(silent.is_empty().then_some(()))
+    })
+}
+
 pub(crate) fn node_cut_off_from_managers_serves_all_the_time_and_catches_up(lab: &Lab) -> Result<()> {
     let web = create_web(lab, lab.nodes.len(), &[])?;
+    until_every_task_answers(lab, &web)?;
     let cut = &lab.nodes[2];
     let seconds = std::env::var(AWAY_S_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(AWAY_S);
     let load = Load::start(&targets(lab), "/");

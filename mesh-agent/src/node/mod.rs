@@ -389,13 +389,11 @@ impl<P: Plane> Worker<P> {
         if self.tearing_down.is_some() {
             return;
         }
+        let now = Instant::now();
         let local: BTreeMap<TaskId, TaskView> =
             self.tasks.iter().map(|(id, task)| (id.clone(), task.view)).collect();
-        let now = Instant::now();
-        // While this node was given up, the others went on without its word: what they have settled on, it may not have applied.
-        let settled = settled.min(self.applied.borrow().unwrap_or_default());
         let actions = self
-            .with_table(|table| plan_tasks(table, &self.node, &self.assigned, &local, settled, now))
+            .with_table(|table| plan_tasks(table, &self.node, &self.assigned, &local, now))
             .unwrap_or_default();
         for action in actions {
             match action {
@@ -405,6 +403,12 @@ impl<P: Plane> Worker<P> {
                 TaskAction::Stop(id) => self.stop(&id),
                 TaskAction::Forget(id) => self.forget(&id),
             }
+        }
+        // While this node was given up, the others went on without its word: what they have settled on, it may not have applied.
+        let settled = settled.min(self.applied.borrow().unwrap_or_default());
+        // Also for what has only just begun to drain: it may have been applied already.
+        for task in self.tasks.values_mut() {
+            task.note_settled(settled, now);
         }
     }
 

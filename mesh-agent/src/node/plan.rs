@@ -9,6 +9,10 @@ use tokio::time::Instant;
 
 /// How long a task that is to stop is kept for the cluster's word that nobody sends it new flows.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a task is kept once nobody sends it new flows. What was dialled just before is still on its way then: a client
+/// that is a round trip of this away has its request arrive that long after the packet that opened the flow. Few programs
+/// answer what they have not read by their stop signal.
+pub(crate) const DRAIN_MIN: Duration = Duration::from_millis(300);
 
 /// How far a task is on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub(crate) struct Drain {
     pub(crate) index: u64,
     /// When this node saw it.
     pub(crate) since: Instant,
+    /// When this node saw that nobody sends the task new flows any longer, itself included.
+    pub(crate) settled: Option<Instant>,
 }
 
 /// A task on this node, as far as the plan goes.
@@ -56,14 +62,12 @@ pub(crate) enum TaskAction {
     Forget(TaskId),
 }
 
-/// What to do about the tasks of `node`, which in the table are `assigned`, given those that it has and the index that
-/// the cluster has `settled` on.
+/// What to do about the tasks of `node`, which in the table are `assigned`, given those that it has.
 pub(crate) fn plan_tasks<'a>(
     table: &Table,
     node: &NodeId,
     assigned: impl IntoIterator<Item = &'a TaskId>,
     local: &BTreeMap<TaskId, TaskView>,
-    settled: u64,
     now: Instant,
 ) -> Vec<TaskAction> {
     let mut actions = Vec::new();
@@ -87,7 +91,7 @@ pub(crate) fn plan_tasks<'a>(
             (Phase::Starting | Phase::Running, Some(desired)) if !desired.is_terminal() => {}
             (Phase::Starting | Phase::Running, _) => match view.drain {
                 None => actions.push(TaskAction::Drain(id.clone())),
-                Some(drain) if drain.is_over(settled, now) => actions.push(TaskAction::Stop(id.clone())),
+                Some(drain) if drain.is_over(now) => actions.push(TaskAction::Stop(id.clone())),
                 Some(_) => {}
             },
         }
@@ -96,14 +100,27 @@ pub(crate) fn plan_tasks<'a>(
 }
 
 impl Drain {
-    /// Whether nobody sends the task new flows, or that has been waited for long enough.
-    fn is_over(&self, settled: u64, now: Instant) -> bool {
-        settled >= self.index || now >= self.deadline()
+    /// Of a task that is to stop by the table with `index`.
+    pub(crate) fn new(index: u64, since: Instant) -> Self {
+        Self { index, since, settled: None }
+    }
+
+    /// Notes the index that this node and the others have `settled` on by `now`.
+    pub(crate) fn note(&mut self, settled: u64, now: Instant) {
+        if settled >= self.index {
+            self.settled.get_or_insert(now);
+        }
+    }
+
+    /// Whether what was sent to the task has had its time, or the cluster has been waited for long enough.
+    fn is_over(&self, now: Instant) -> bool {
+        now >= self.deadline()
     }
 
     /// When the wait ends without news.
     pub(crate) fn deadline(&self) -> Instant {
-        self.since + DRAIN_TIMEOUT
+        let without_word = self.since + DRAIN_TIMEOUT;
+        self.settled.map_or(without_word, |settled| without_word.min(settled + DRAIN_MIN))
     }
 }
 
@@ -145,7 +162,6 @@ mod tests {
     struct Case {
         record: Option<TaskRecord>,
         view: Option<(Phase, Option<Drain>)>,
-        settled: u64,
         waited: Duration,
         expected: Option<fn(TaskId) -> TaskAction>,
     }
@@ -156,42 +172,53 @@ mod tests {
         use TaskState as State;
         let start = Instant::now();
         let here = |desired, observed| Some(task("t", "here", desired, observed));
-        let draining = |phase| Some((phase, Some(Drain { index: 9, since: start })));
-        let case = |record, view, settled, waited, expected: Option<fn(TaskId) -> TaskAction>| Case {
+        let draining = |phase| Some((phase, Some(Drain::new(9, start))));
+        let heard = |words: &[(u64, u64)]| {
+            let mut drain = Drain::new(9, start);
+            for (settled, ms) in words {
+                drain.note(*settled, start + Duration::from_millis(*ms));
+            }
+            Some((Running, Some(drain)))
+        };
+        let case = |record, view, waited, expected: Option<fn(TaskId) -> TaskAction>| Case {
             record,
             view,
-            settled,
             waited: Duration::from_millis(waited),
             expected,
         };
         let running = here(State::Running, State::Running);
         let shutdown = here(State::Shutdown, State::Running);
         let cases = [
-            case(here(State::Running, State::Assigned), None, 0, 0, Some(TaskAction::Start)),
-            case(here(State::Running, State::Failed), None, 0, 0, None),
-            case(here(State::Ready, State::Assigned), None, 0, 0, None),
-            case(Some(task("t", "there", State::Running, State::Assigned)), None, 0, 0, None),
-            case(here(State::Shutdown, State::Assigned), None, 0, 0, Some(TaskAction::Decline)),
-            case(here(State::Remove, State::Shutdown), None, 0, 0, None),
-            case(running.clone(), Some((Starting, None)), 0, 0, None),
-            case(running.clone(), Some((Running, None)), 99, 0, None),
-            case(running, Some((Ended, None)), 0, 0, None),
-            case(shutdown.clone(), Some((Starting, None)), 0, 0, Some(TaskAction::Drain)),
-            case(shutdown.clone(), Some((Running, None)), 99, 0, Some(TaskAction::Drain)),
-            case(shutdown.clone(), draining(Running), 8, 0, None),
-            case(shutdown.clone(), draining(Running), 8, 4_999, None),
-            case(shutdown.clone(), draining(Running), 8, 5_000, Some(TaskAction::Stop)),
-            case(shutdown.clone(), draining(Running), 9, 0, Some(TaskAction::Stop)),
-            case(shutdown.clone(), draining(Stopping), 9, 0, None),
-            case(shutdown, draining(Ended), 9, 0, None),
-            case(None, Some((Running, None)), 0, 0, Some(TaskAction::Drain)),
-            case(None, draining(Running), 9, 0, Some(TaskAction::Stop)),
-            case(None, Some((Ended, None)), 0, 0, Some(TaskAction::Forget)),
+            case(here(State::Running, State::Assigned), None, 0, Some(TaskAction::Start)),
+            case(here(State::Running, State::Failed), None, 0, None),
+            case(here(State::Ready, State::Assigned), None, 0, None),
+            case(Some(task("t", "there", State::Running, State::Assigned)), None, 0, None),
+            case(here(State::Shutdown, State::Assigned), None, 0, Some(TaskAction::Decline)),
+            case(here(State::Remove, State::Shutdown), None, 0, None),
+            case(running.clone(), Some((Starting, None)), 0, None),
+            case(running.clone(), Some((Running, None)), 0, None),
+            case(running, Some((Ended, None)), 0, None),
+            case(shutdown.clone(), Some((Starting, None)), 0, Some(TaskAction::Drain)),
+            case(shutdown.clone(), Some((Running, None)), 0, Some(TaskAction::Drain)),
+            case(shutdown.clone(), draining(Running), 4_999, None),
+            case(shutdown.clone(), draining(Running), 5_000, Some(TaskAction::Stop)),
+            case(shutdown.clone(), heard(&[(8, 0)]), 4_999, None),
+            case(shutdown.clone(), heard(&[(9, 0)]), 299, None),
+            case(shutdown.clone(), heard(&[(9, 0), (12, 200)]), 300, Some(TaskAction::Stop)),
+            // The time begins with the word.
+            case(shutdown.clone(), heard(&[(8, 0), (12, 1_000)]), 1_299, None),
+            case(shutdown.clone(), heard(&[(8, 0), (12, 1_000)]), 1_300, Some(TaskAction::Stop)),
+            case(shutdown.clone(), heard(&[(9, 4_900)]), 4_999, None),
+            case(shutdown.clone(), heard(&[(9, 4_900)]), 5_000, Some(TaskAction::Stop)),
+            case(shutdown.clone(), draining(Stopping), 5_000, None),
+            case(shutdown, draining(Ended), 5_000, None),
+            case(None, Some((Running, None)), 0, Some(TaskAction::Drain)),
+            case(None, heard(&[(9, 0)]), 300, Some(TaskAction::Stop)),
+            case(None, Some((Ended, None)), 0, Some(TaskAction::Forget)),
             // The same id on another node is not this node's task.
             case(
                 Some(task("t", "there", State::Running, State::Running)),
                 Some((Ended, None)),
-                0,
                 0,
                 Some(TaskAction::Forget),
             ),
@@ -208,7 +235,7 @@ mod tests {
             let local = case.view.map(|(phase, drain)| (TaskId::from("t"), TaskView { phase, drain }));
             let local = local.into_iter().collect();
             let (node, ids) = ("here".into(), table.tasks.keys());
-            let actions = plan_tasks(&table, &node, ids, &local, case.settled, start + case.waited);
+            let actions = plan_tasks(&table, &node, ids, &local, start + case.waited);
             let expected: Vec<_> = case.expected.map(|action| action("t".into())).into_iter().collect();
             assert_eq!(actions, expected, "case {number}");
         }

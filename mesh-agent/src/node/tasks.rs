@@ -85,6 +85,13 @@ impl LocalTask {
         self.view.phase == Phase::Ended
     }
 
+    /// Notes the index that this node and the others have `settled` on by `now`.
+    pub(super) fn note_settled(&mut self, settled: u64, now: Instant) {
+        if let Some(drain) = &mut self.view.drain {
+            drain.note(settled, now);
+        }
+    }
+
     /// When its drain is over without news, if that is waited for.
     pub(super) fn drain_deadline(&self) -> Option<Instant> {
         let waiting = matches!(self.view.phase, Phase::Starting | Phase::Running);
@@ -149,7 +156,7 @@ impl<P: Plane> Worker<P> {
         let index = self.with_table(|table| table.index).unwrap_or_default();
         if let Some(task) = self.tasks.get_mut(id) {
             debug!(task = %id, index, "draining");
-            task.view.drain = Some(Drain { index, since: Instant::now() });
+            task.view.drain = Some(Drain::new(index, Instant::now()));
         }
     }
 

@@ -11,6 +11,7 @@ use mesh_api::table::{BalancingRecord, EndpointMode, Role, ServiceRecord, TaskRe
 use tempfile::TempDir;
 
 use super::assign::tests::{table, task};
+use super::plan::{DRAIN_MIN, DRAIN_TIMEOUT};
 use super::*;
 use crate::config::XdpMode;
 use crate::dataplane::{DataplaneConfig, LocalEndpoint};
@@ -318,9 +319,13 @@ fn a_task_goes_on_until_its_own_node_sends_it_no_flows_whatever_the_others_have_
         });
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(host.status(T1).unwrap().state, TaskState::Running, "its own node may send it flows");
+        let unstuck = Instant::now();
         host.stick(false);
         host.change(|_| ());
         host.reaches(T1, TaskState::Shutdown).await;
+        let waited = unstuck.elapsed();
+        assert!(waited >= DRAIN_MIN, "what it was sent just before is still on its way: {waited:?}");
+        assert!(waited < DRAIN_TIMEOUT / 2, "nothing else is waited for: {waited:?}");
         assert!(node.tear_down().await.is_empty());
     });
 }
