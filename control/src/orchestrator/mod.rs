@@ -75,7 +75,9 @@ impl Orchestrator {
                 None => drop(due_ns.remove(&id)),
             }
         }
-        due_ns.values().for_each(|at_ns| pass.wake(*at_ns));
+        for at_ns in due_ns.values() {
+            pass.wake(*at_ns);
+        }
         restart::start_held_tasks(&mut pass);
         schedule::allocate(&mut pass);
         schedule::place(&mut pass);
