@@ -1,7 +1,7 @@
 //! `shoal watch`: what happens to the cluster's objects, as a manager tells it.
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum as _;
+use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::api;
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &WatchArgs) -> Result<()> {
 
 fn path(args: &WatchArgs) -> String {
     let since = args.since.map(|index| format!("since={index}"));
-    let kinds = args.kinds.iter().filter_map(|kind| kind.to_possible_value());
+    let kinds = args.kinds.iter().filter_map(ValueEnum::to_possible_value);
     let kinds = kinds.map(|kind| format!("kind={}", kind.get_name()));
     let parameters: Vec<String> = since.into_iter().chain(kinds).collect();
     format!("/shoal/v1/watch?{}", parameters.join("&"))

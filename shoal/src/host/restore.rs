@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use control::backup::Backup;
 use control::backup::revive::{Revived, revive};
 use control::cluster::Cluster;
-use control::docker::{LocalNode as _, RestoreError, RestoreRequest, RestoredSwarm};
+use control::docker::{LocalNode as _, RestoreError, RestoreRequest, RestoredSwarm, SwarmError};
 use control::pki::First;
 use futures::future::join_all;
 use mesh_agent::{Agent, SessionState};
@@ -16,8 +16,8 @@ use mesh_api::table::Role;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::{Host, Part, STATE_LIMIT, Stopping, locked};
-use crate::manager::{self, Addresses, Manager, ManagerError};
+use super::{Host, Part, STATE_LIMIT, Stopping, locked, manager_error};
+use crate::manager::{self, Addresses, Manager};
 
 /// How long a former manager may take to answer before it counts as lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
@@ -25,8 +25,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
 
 impl From<Stopping> for RestoreError {
-    fn from(_: Stopping) -> Self {
-        Self::Host(Stopping::TEXT.to_owned())
+    fn from(stopping: Stopping) -> Self {
+        SwarmError::from(stopping).into()
     }
 }
 
@@ -103,7 +103,7 @@ impl Host {
             // The node's key is as it was.
             let _ = agent.set_seal(None);
             manager.destroy().await;
-            return Err(error);
+            return Err(error.into());
         }
         *locked(&self.part) = Part::Manager(manager);
         let has_table = async {
