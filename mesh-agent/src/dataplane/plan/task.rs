@@ -34,9 +34,12 @@ impl<'a> Places<'a> {
         if task.observed.is_terminal() {
             return Vec::new();
         }
-        let part = if task.observed != TaskState::Running || node.state == NodeState::Down {
+        let silent = task.node != *self.node && self.silent.contains(&node.vtep);
+        // The managers have lost the node. While its host answers, its tasks may: what they were asked they go on with.
+        let lost = node.state == NodeState::Down;
+        let part = if task.observed != TaskState::Running || lost && silent {
             Part::None
-        } else if task.desired > TaskState::Running {
+        } else if lost || task.desired > TaskState::Running {
             Part::Draining
         } else {
             Part::Serving { weight: task.weight.max(1) }
@@ -58,7 +61,7 @@ impl<'a> Places<'a> {
                     task.endpoints.iter().map(|endpoint| &endpoint.network),
                 ),
                 part,
-                silent: task.node != *self.node && self.silent.contains(&node.vtep),
+                silent,
                 first: position == 0,
             };
             Some((key, attachment))

@@ -216,16 +216,30 @@ fn tasks_outlive_their_services_record() {
 }
 
 #[test]
-fn tasks_that_start_ended_or_live_on_a_dead_node_get_nothing() {
+fn tasks_that_start_or_ended_get_nothing() {
     let mut table = table();
     table.tasks.get_mut(&"t1".into()).unwrap().observed = TaskState::Starting;
-    table.nodes.get_mut(&"n2".into()).unwrap().state = NodeState::Down;
     let fragment = web(&table, &local());
-    assert!(fragment.balancers.keys().all(|key| incarnations(&fragment, *key).is_empty()));
+    assert_eq!(incarnations(&fragment, cluster(4096)), [2, 3]);
     // The one that starts can be reached by its own address.
     assert_eq!(attachment(&fragment, 1, 4097).unwrap().part, Part::None);
     table.tasks.get_mut(&"t3".into()).unwrap().observed = TaskState::Failed;
     assert_eq!(attachment(&web(&table, &local()), 3, 4097), None);
+}
+
+#[test]
+fn tasks_of_a_node_that_the_managers_lost_drain_while_its_host_answers() {
+    let mut table = table();
+    table.nodes.get_mut(&"n2".into()).unwrap().state = NodeState::Down;
+    let parts = |local: &Local| [1, 2, 3].map(|one| attachment(&web(&table, local), one, 4096).unwrap().part);
+    let serving = Part::Serving { weight: WEIGHT_MAX };
+    assert_eq!(incarnations(&web(&table, &local()), cluster(4096)), [1]);
+    assert_eq!(parts(&local()), [serving, Part::Draining, Part::Draining]);
+    // A dead one's flows end at once, whether others serve or not.
+    assert_eq!(parts(&deaf_to(&[12])), [serving, Part::None, Part::None]);
+    table.tasks.remove(&"t1".into());
+    assert_eq!(attachment(&web(&table, &deaf_to(&[12])), 2, 4096).unwrap().part, Part::None);
+    assert_eq!(incarnations(&web(&table, &local()), cluster(4096)), [0; 0]);
 }
 
 #[test]
