@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 
 /// Longest frame on a stream by which a host joins, bytes: nobody has proved anything on it.
 pub const JOIN_FRAME_BYTES_MAX: u32 = 64 << 10;
@@ -19,6 +19,8 @@ pub const AGENT_FRAME_BYTES_MAX: u32 = 1 << 20;
 /// Longest frame that an agent takes from a manager, bytes: a snapshot of 100,000 tasks is about 40 MB, and more where
 /// each is on several networks.
 pub const MANAGER_FRAME_BYTES_MAX: u32 = 256 << 20;
+/// What is given to a stream at once, bytes, where a message comes in small pieces.
+const WRITE_BYTES: usize = 16 << 10;
 
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -103,18 +105,24 @@ impl<W: AsyncWrite + Unpin, T: Serialize> FrameWriter<W, T> {
 
     /// Writes one message and flushes it.
     pub async fn send(&mut self, message: &T) -> Result<(), CodecError> {
-        self.send_encoded(message).await
+        let body = serde_json::to_vec(message).map_err(CodecError::Encode)?;
+        self.send_pieces(std::iter::once(&body[..])).await
     }
 
-    /// Writes what encodes as a message does, and flushes it.
-    pub async fn send_encoded(&mut self, message: &impl Serialize) -> Result<(), CodecError> {
-        let mut frame = vec![0; 4];
-        serde_json::to_writer(&mut frame, message).map_err(CodecError::Encode)?;
-        let len = u32::try_from(frame.len() - 4)
+    /// Writes the pieces that one encoded message consists of, and flushes it. They are not brought together in memory: what
+    /// many peers are sent is there once.
+    pub async fn send_pieces<'a>(
+        &mut self,
+        pieces: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<(), CodecError> {
+        let len = u32::try_from(pieces.clone().map(<[u8]>::len).sum::<usize>())
             .map_err(|_| CodecError::TooLong { len: u32::MAX, max: MANAGER_FRAME_BYTES_MAX })?;
-        frame[..4].copy_from_slice(&len.to_be_bytes());
-        self.stream.write_all(&frame).await?;
-        self.stream.flush().await?;
+        let mut stream = BufWriter::with_capacity(WRITE_BYTES, &mut self.stream);
+        stream.write_all(&len.to_be_bytes()).await?;
+        for piece in pieces {
+            stream.write_all(piece).await?;
+        }
+        stream.flush().await?;
         Ok(())
     }
 
@@ -142,6 +150,24 @@ mod tests {
         drop(writer);
         let mut reader = FrameReader::<_, AgentMessage>::new(b, AGENT_FRAME_BYTES_MAX);
         assert_eq!(reader.next().await.unwrap(), Some(sent));
+        assert!(reader.next().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_message_may_come_in_pieces_of_any_length() {
+        let (a, b) = tokio::io::duplex(64);
+        let sent = JoinRequest { csr: "c".repeat(3 * WRITE_BYTES), ..join_request() };
+        let body = serde_json::to_vec(&sent).unwrap();
+        let (small, rest) = body.split_at(WRITE_BYTES / 2);
+        let mut pieces: Vec<Vec<u8>> = small.chunks(7).map(<[u8]>::to_vec).collect();
+        pieces.extend([Vec::new(), rest.to_vec()]);
+        let writing = tokio::spawn(async move {
+            let mut writer = FrameWriter::<_, JoinRequest>::new(a);
+            writer.send_pieces(pieces.iter().map(Vec::as_slice)).await
+        });
+        let mut reader = FrameReader::<_, JoinRequest>::new(b, JOIN_FRAME_BYTES_MAX);
+        assert_eq!(reader.next().await.unwrap(), Some(sent));
+        writing.await.unwrap().unwrap();
         assert!(reader.next().await.unwrap().is_none());
     }
 

@@ -172,26 +172,26 @@ pub enum ManagerMessage {
     Alive,
 }
 
-/// What encodes as a [`ManagerMessage`] does, of parts that are encoded already.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "snake_case", tag = "type")]
-pub enum EncodedMessage<'a> {
-    /// [`ManagerMessage::Delta`].
-    Delta {
-        /// The changes.
-        delta: EncodedDelta<'a>,
-    },
+/// A [`Delta`] whose changes are encoded already, for any number of nodes.
+#[derive(Debug, Clone)]
+pub struct EncodedDelta<'a> {
+    head: String,
+    changes: Vec<&'a RawValue>,
 }
 
-/// A [`Delta`] whose changes are encoded already.
-#[derive(Debug, Clone, Serialize)]
-pub struct EncodedDelta<'a> {
-    /// The table index that these changes start from.
-    pub from: u64,
-    /// The table index that they lead to.
-    pub to: u64,
-    /// The changes, of which each part of the table has one at most.
-    pub changes: Vec<&'a RawValue>,
+impl<'a> EncodedDelta<'a> {
+    /// What leads from one table index to another. Of `changes`, each part of the table has one at most.
+    pub fn new(from: u64, to: u64, changes: Vec<&'a RawValue>) -> Self {
+        let head = format!(r#"{{"type":"delta","delta":{{"from":{from},"to":{to},"changes":["#);
+        Self { head, changes }
+    }
+
+    /// The pieces of the [`ManagerMessage::Delta`] that it is.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        let separators = std::iter::once("").chain(std::iter::repeat(","));
+        let changes = separators.zip(&self.changes).flat_map(|(separator, change)| [separator, change.get()]);
+        std::iter::once(self.head.as_str()).chain(changes).chain(["]}}"]).map(str::as_bytes)
+    }
 }
 
 /// The one message of a host that is to become a node.

@@ -73,9 +73,7 @@ fn main() -> ExitCode {
     #[expect(clippy::expect_used, reason = "every kernel knows the signal")]
     SigSet::from(Signal::SIGCHLD).thread_block().expect("the signal exists");
     // Sets the kernel as a whole, and takes modules that few kernels have.
-    let on_request = cases![
-        flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh,
-    ];
+    let on_request = cases![flood::full_table_of_tracked_connections_stops_others_and_not_the_mesh];
     let everywhere = cases![
         mesh::http_reaches_every_task_by_every_node_with_the_clients_address,
         mesh::udp_reaches_every_task_by_every_node_with_the_clients_address,

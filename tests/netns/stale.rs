@@ -135,7 +135,13 @@ pub(crate) fn node_cut_off_from_managers_serves_all_the_time_and_catches_up(lab:
     lab.until_ready(lab.nodes.len())?;
     engine::until_running(lab, "web", web.len())?;
     let requests = load.finish()?;
-    let errors: Vec<&String> = requests.iter().filter_map(|request| request.error.as_ref()).collect();
+    let failed = requests.iter().filter_map(|request| Some((request.ended, request.error.as_ref()?)));
+    let errors: Vec<String> = failed
+        .map(|(ended, error)| match ended.checked_duration_since(healed) {
+            Some(later) => format!("{:.3} s after the end: {error}", later.as_secs_f32()),
+            None => format!("after {:.3} s: {error}", (ended - began).as_secs_f32()),
+        })
+        .collect();
     figure!(
         "cut off for {seconds} s and {changes} changes, caught up in {caught_up:.1} s: {} requests, {} failed",
         requests.len(),

@@ -145,6 +145,6 @@ impl News {
             let items = self.0.iter().flat_map(|step| &step.items);
             changes.extend(items.filter(|item| told.insert(&item.part)).map(|item| item.told(node)));
         }
-        (!changes.is_empty()).then_some(EncodedDelta { from, to, changes })
+        (!changes.is_empty()).then(|| EncodedDelta::new(from, to, changes))
     }
 }

@@ -53,7 +53,7 @@ const HANDSHAKES_MAX: usize = 256;
 const ASKING_MAX: usize = 32;
 /// Nodes with a session.
 const SESSIONS_MAX: usize = 4096;
-/// Whole tables on their way at once: one of 20,000 tasks takes some 6 MB of memory until its node has taken it.
+/// Tables, or much of them, on their way at once: one of 20,000 tasks takes some 6 MB of memory until its node has taken it.
 const TABLES_MAX: usize = 16;
 
 /// Why a session ended.

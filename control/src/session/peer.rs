@@ -8,7 +8,7 @@ use std::time::Duration;
 use mesh_api::codec::{AGENT_FRAME_BYTES_MAX, CodecError, FrameReader, FrameWriter};
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::{
-    AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, EncodedDelta, EncodedMessage,
+    AgentMessage, AttachRefused, AttachRefusedReason, AttachmentSpec, EncodedDelta,
     MANAGER_HEARTBEAT_PERIOD_MS, ManagerMessage, NodeDescription, RefusalReason, SESSION_TIMEOUT_MS,
     TaskStatus,
 };
@@ -23,6 +23,7 @@ use super::handshake::{Admitted, Denied, admit, certify, cluster, role};
 use super::refusals::Cause;
 use super::registry::Epoch;
 use super::slots::Slot;
+use super::trust::Trust;
 use super::{Server, SessionError, view};
 use crate::apply::{network_on_route, report_changes};
 use crate::cluster::ProposeError;
@@ -36,6 +37,8 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_M
 const HEARTBEAT_PERIOD: Duration = Duration::from_millis(MANAGER_HEARTBEAT_PERIOD_MS);
 /// Answers that wait to be sent; the agent is not listened to while there are more.
 const ANSWERS_MAX: usize = 16;
+/// Changes of a delta that an agent is sent at once, however many others are as well; longer ones take turns with tables.
+pub(super) const SHORT_MAX: usize = 1_000;
 
 type Reader<S> = FrameReader<ReadHalf<S>, AgentMessage>;
 
@@ -51,8 +54,8 @@ impl<S: AsyncWrite> Writer<S> {
         self.0.send(message).await.map_err(failed)
     }
 
-    async fn send_delta(&mut self, delta: EncodedDelta<'_>) -> Result<(), SessionError> {
-        self.0.send_encoded(&EncodedMessage::Delta { delta }).await.map_err(failed)
+    async fn send_delta(&mut self, delta: &EncodedDelta<'_>) -> Result<(), SessionError> {
+        self.0.send_pieces(delta.pieces()).await.map_err(failed)
     }
 
     /// Refuses a peer before it has a session.
@@ -86,6 +89,19 @@ fn failed(error: CodecError) -> SessionError {
         CodecError::Io(error) if error.kind() == ErrorKind::TimedOut => SessionError::Timeout,
         error => error.into(),
     }
+}
+
+/// Whether a delta needs no turn.
+fn is_short(delta: &Delta) -> bool {
+    delta.changes.len() <= SHORT_MAX
+}
+
+/// What an agent has been told of.
+struct Told {
+    /// The index of the state that was looked at last for news to it.
+    examined: u64,
+    /// The index that its copy of the table is at; less, where nothing concerned it since.
+    at: u64,
 }
 
 /// A session under way.
@@ -284,18 +300,32 @@ impl Session<'_> {
     /// manager has sent: it has this session's admission, which was decided later. An agent that is ahead of it nevertheless has
     /// the table of a life of the swarm that this manager knows nothing of; it gets the whole table, which it takes whatever its
     /// index, and goes on from there.
-    fn catch_up(&self, state: &State, index: Option<u64>) -> Option<(Option<ManagerMessage>, u64)> {
+    fn catch_up(&self, state: &State, index: Option<u64>) -> Option<(Option<Delta>, u64)> {
         // At 0 there is no table that changes could be made to.
         let from = index.filter(|index| (1..=state.index).contains(index))?;
         let changes = view::renewed(state, self.server.cluster.changed_since(from)?, &self.node);
         if from == state.index || changes.is_empty() {
             return Some((None, from));
         }
-        let delta = Delta { from, to: state.index, changes };
-        Some((Some(ManagerMessage::Delta { delta }), state.index))
+        Some((Some(Delta { from, to: state.index, changes }), state.index))
     }
 
-    /// Waits until another whole table can be on its way; the agent hears meanwhile that this manager lives.
+    /// As [`Session::catch_up`], or by the whole table.
+    fn catch_up_or_all(
+        &self,
+        state: &State,
+        index: Option<u64>,
+    ) -> Result<(Option<ManagerMessage>, u64), SessionError> {
+        if let Some((delta, at)) = self.catch_up(state, index) {
+            return Ok((delta.map(|delta| ManagerMessage::Delta { delta }), at));
+        }
+        // There is one from the cluster's first command on.
+        let table = Box::new(view::table(state, &self.node).ok_or(SessionError::Stopped)?);
+        tracing::debug!(node = %self.node, ?index, "a node is sent the whole table");
+        Ok((Some(ManagerMessage::Snapshot { table }), state.index))
+    }
+
+    /// Waits until another table, or much of one, can be on its way; the agent hears meanwhile that this manager lives.
     async fn turn<S: AsyncWrite>(&self, writer: &mut Writer<S>) -> Result<SemaphorePermit<'_>, SessionError> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT_PERIOD);
         let mut turn = pin!(self.server.tables.acquire());
@@ -326,34 +356,40 @@ impl Session<'_> {
         Ok((state, feed.since(index)))
     }
 
-    /// Sends what the agent lacks, and returns the state that it has then, and the table index that its copy is at.
+    /// Sends what the agent lacks, and returns what it is told of then.
     async fn begin<S: AsyncWrite>(
         &self,
         writer: &mut Writer<S>,
         states: &mut watch::Receiver<State>,
+        trust: &mut Trust,
         index: Option<u64>,
-    ) -> Result<(State, u64), SessionError> {
+    ) -> Result<Told, SessionError> {
         let state = self.advance(states)?;
-        let (state, message, at, turn) = if let Some((message, at)) = self.catch_up(&state, index) {
-            (state, message, at, None)
+        let near = self.catch_up(&state, index).filter(|(delta, _)| delta.as_ref().is_none_or(is_short));
+        let (state, message, at, turn) = if let Some((delta, at)) = near {
+            (state, delta.map(|delta| ManagerMessage::Delta { delta }), at, None)
         } else {
+            drop(state);
             let turn = self.turn(writer).await?;
             let state = self.advance(states)?;
-            // There is one from the cluster's first command on.
-            let table = Box::new(view::table(&state, &self.node).ok_or(SessionError::Stopped)?);
-            tracing::debug!(node = %self.node, ?index, "a node is sent the whole table");
-            let at = state.index;
-            (state, Some(ManagerMessage::Snapshot { table }), at, Some(turn))
+            let (message, at) = self.catch_up_or_all(&state, index)?;
+            (state, message, at, Some(turn))
         };
+        let (told, news) = (Told { examined: state.index, at }, trust.news(&state, &self.node));
+        // What all states that slow agents are behind by hold together is many times what one does.
+        drop(state);
         // Noted before it is sent, here and later: the agent's answer can overtake the end of `send`.
         self.server.registry().sent(&self.node, self.epoch, at, index.is_none());
-        self.server.registry().examined(&self.node, self.epoch, state.index);
+        self.server.registry().examined(&self.node, self.epoch, told.examined);
         if let Some(message) = message {
             writer.send(&message).await?;
         }
         drop(turn);
         self.server.settle();
-        Ok((state, at))
+        for message in &news {
+            writer.send(message).await?;
+        }
+        Ok(told)
     }
 
     /// Keeps the agent's table current.
@@ -368,37 +404,36 @@ impl Session<'_> {
         let mut settled = self.server.settled.subscribe();
         let mut leads = self.server.leads.subscribe();
         writer.send(&answer).await?;
-        let (mut sent, mut at) = self.begin(&mut writer, &mut states, index).await?;
-        for news in trust.news(&sent, &self.node) {
-            writer.send(&news).await?;
-        }
+        let mut told = self.begin(&mut writer, &mut states, &mut trust, index).await?;
         settled.mark_changed();
         let mut heartbeat = tokio::time::interval(HEARTBEAT_PERIOD);
         loop {
             tokio::select! {
                 changed = states.changed() => {
                     changed.map_err(|_| SessionError::Stopped)?;
-                    let (state, news) = self.follow(&mut states, sent.index)?;
+                    let (state, steps) = self.follow(&mut states, told.examined)?;
                     if !state.nodes.contains_key(&self.node) {
                         let message = "the node was removed from the cluster".to_owned();
                         return Err(writer.refuse(RefusalReason::UnknownNode, message).await);
                     }
-                    match news.as_ref().map(|news| news.delta(&self.node, at, state.index)) {
-                        Some(Some(delta)) => {
-                            self.server.registry().sent(&self.node, self.epoch, state.index, false);
-                            writer.send_delta(delta).await?;
-                            at = state.index;
-                            sent = state;
-                        }
-                        Some(None) => {
-                            self.server.registry().examined(&self.node, self.epoch, state.index);
-                            self.server.settle();
-                            sent = state;
-                        }
-                        None => (sent, at) = self.begin(&mut writer, &mut states, Some(at)).await?,
+                    let Some(steps) = steps else {
+                        drop(state);
+                        told = self.begin(&mut writer, &mut states, &mut trust, Some(told.at)).await?;
+                        continue;
+                    };
+                    let news = trust.news(&state, &self.node);
+                    told.examined = state.index;
+                    drop(state);
+                    if let Some(delta) = steps.delta(&self.node, told.at, told.examined) {
+                        told.at = told.examined;
+                        self.server.registry().sent(&self.node, self.epoch, told.at, false);
+                        writer.send_delta(&delta).await?;
+                    } else {
+                        self.server.registry().examined(&self.node, self.epoch, told.examined);
+                        self.server.settle();
                     }
-                    for news in trust.news(&sent, &self.node) {
-                        writer.send(&news).await?;
+                    for message in &news {
+                        writer.send(message).await?;
                     }
                 }
                 changed = settled.changed() => {

@@ -5,14 +5,18 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::session::TABLES_MAX;
-use crate::session::peer::SILENCE_MAX;
+use crate::session::peer::{SHORT_MAX, SILENCE_MAX};
 
 const SERVICES: usize = 200;
 
 /// A server whose table is much longer than the streams of these tests hold.
 async fn server_of_many() -> (tempfile::TempDir, Arc<Server>) {
+    server_of(SERVICES).await
+}
+
+async fn server_of(services: usize) -> (tempfile::TempDir, Arc<Server>) {
     let mut world = World::new(&[]);
-    for number in 0..SERVICES {
+    for number in 0..services {
         world.create_service(service(&format!("web{number}"), 1));
     }
     server_in_memory(&world).await
@@ -86,4 +90,61 @@ async fn whoever_waits_for_its_turn_hears_that_the_manager_lives() {
         }
     };
     assert_eq!(table.services.len(), SERVICES);
+}
+
+/// An agent that has the table and goes: who it is, and the index of its table.
+async fn away(server: &Arc<Server>, hostname: &str) -> (Peer, u64) {
+    let mut agent = dial(server, hostname, 1 << 20).await;
+    agent.is_taken().await;
+    agent.until(|agent| agent.table.is_some()).await;
+    (agent.node, agent.table.unwrap().index)
+}
+
+/// Has it come back, and returns it with what it hears first.
+async fn back(
+    server: &Arc<Server>,
+    (node, index): &(Peer, u64),
+    hostname: &str,
+) -> (FakeAgent, ManagerMessage) {
+    let mut agent = FakeAgent::dial(server, node);
+    agent.say(resume(hostname, Some(*index))).await;
+    agent.is_taken().await;
+    let first = agent.hear().await.expect("the session is up");
+    (agent, first)
+}
+
+#[tokio::test]
+async fn much_to_catch_up_with_takes_a_turn_and_little_takes_none() {
+    let (_dir, server) = server_of(SHORT_MAX + 1).await;
+    let cluster = server.cluster.clone();
+    let far = away(&server, "far").await;
+    let present = cluster.state().cluster.clone().unwrap();
+    let mut spec = present.spec.clone();
+    spec.labels.insert("shoal.return".into(), "direct".into());
+    let action = Action::UpdateCluster {
+        version: present.meta.version,
+        spec,
+        worker_secret: None,
+        manager_secret: None,
+        rotation: None,
+        unlock_key: None,
+    };
+    cluster.propose(Command::now(action)).await.unwrap();
+    let near = away(&server, "near").await;
+    cluster.propose(Command::now(Action::RotateKeys)).await.unwrap();
+
+    let turns = server.tables.acquire_many(TABLES_MAX as u32).await.unwrap();
+    let (_near, first) = back(&server, &near, "near").await;
+    assert!(matches!(first, ManagerMessage::Delta { .. }), "{first:?}");
+    let (mut far, first) = back(&server, &far, "far").await;
+    assert!(matches!(first, ManagerMessage::Alive), "{first:?}");
+    drop(turns);
+    let changes = loop {
+        match far.hear().await.expect("the session is up") {
+            ManagerMessage::Delta { delta } => break delta.changes,
+            ManagerMessage::Alive => {}
+            other => panic!("unexpected: {other:?}"),
+        }
+    };
+    assert!(changes.len() > SHORT_MAX, "{}", changes.len());
 }

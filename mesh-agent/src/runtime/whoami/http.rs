@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use hyper::{Request, Response, StatusCode, server::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Interval, interval, sleep};
+use tokio::time::{Interval, interval, sleep, timeout};
 
 use super::{Identity, plain_address};
 
@@ -32,6 +33,8 @@ const BYTES_MAX: u64 = 1 << 40;
 const SLOW_MS_MAX: u64 = 600_000;
 /// Bytes in a piece of a body.
 const CHUNK_BYTES: u64 = 64 << 10;
+/// How long a connection by which nothing was asked yet may take to ask, once the task is told to stop.
+const FIRST_REQUEST: Duration = Duration::from_millis(200);
 /// Period of [`byte_at`]: a prime, so that a piece sent twice or dropped shows.
 const PERIOD: u64 = 251;
 
@@ -63,7 +66,9 @@ async fn connection(
     let client = plain_address(client);
     let _ = stream.set_nodelay(true);
     let draining = drain.clone();
-    let service = service_fn(move |request| {
+    let asked = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
         let (identity, local, draining) = (Arc::clone(&identity), local.clone(), draining.clone());
         async move { Ok::<_, Infallible>(answer(request, &identity, &local, client, draining).await) }
     });
@@ -74,6 +79,10 @@ async fn connection(
     tokio::select! {
         _ = connection.as_mut() => return,
         _ = drain.wait_for(|draining| *draining) => {}
+    }
+    // Closed before it is read, what was dialled just now would be reset.
+    if !asked.load(Ordering::Relaxed) && timeout(FIRST_REQUEST, connection.as_mut()).await.is_ok() {
+        return;
     }
     connection.as_mut().graceful_shutdown();
     let _ = connection.await;

@@ -1,6 +1,7 @@
 //! The services of the benchmark, and their changes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use anyhow::{Context as _, Result};
 use control::cluster::Cluster;
@@ -11,6 +12,7 @@ use control::model::{
 };
 use mesh_api::id::{NetworkId, ServiceId};
 use mesh_api::table::{Protocol, PublishMode};
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::words::{Done, now_ns};
@@ -26,18 +28,37 @@ const FIRST_PORT: u16 = 20_000;
 /// As many as there are at most, and how far the port of a change is from the one before.
 pub(super) const SERVICES_MAX: u16 = 20_000;
 
-/// Makes networks and services.
-pub(super) async fn fill(cluster: &Cluster, services: u32, tasks: u32) -> Result<Done> {
+/// What the cluster is filled with.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Load {
+    pub(super) services: u32,
+    /// Of all services.
+    pub(super) tasks: u32,
+}
+
+impl Load {
+    /// How many tasks the first services have.
+    pub(super) fn tasks_of(self, services: u32) -> u32 {
+        let tasks = u64::from(services) * u64::from(self.tasks) / u64::from(self.services);
+        // No more than all have.
+        tasks as u32
+    }
+}
+
+/// Makes those of the services, and the networks before the first.
+pub(super) async fn fill(cluster: &Cluster, numbers: Range<u32>, load: Load) -> Result<Done> {
     let proposed_ns = now_ns()?;
-    for number in 0..NETWORKS {
-        let action = Action::CreateNetwork { id: network_id(number), spec: network(number) };
-        cluster.propose(Command::now(action)).await?;
+    if numbers.start == 0 {
+        for number in 0..NETWORKS {
+            let action = Action::CreateNetwork { id: network_id(number), spec: network(number) };
+            cluster.propose(Command::now(action)).await?;
+        }
     }
     let mut under_way = JoinSet::new();
     let mut index = 0;
-    for number in 0..services {
-        let first = |number: u32| u64::from(number) * u64::from(tasks) / u64::from(services);
-        let spec = Box::new(service(number, first(number + 1) - first(number))?);
+    for number in numbers {
+        let replicas = load.tasks_of(number + 1) - load.tasks_of(number);
+        let spec = Box::new(service(number, replicas.into())?);
         let action = Action::CreateService { id: service_id(number), spec };
         let cluster = cluster.clone();
         under_way.spawn(async move { cluster.propose(Command::now(action)).await });

@@ -171,7 +171,7 @@ async fn drain(cluster: &Cluster, node: &NodeId) -> Result<()> {
 
 async fn obey(cluster: &Cluster, order: Order) -> Result<Answer> {
     match order {
-        Order::Fill { services, tasks } => Ok(Answer::Done(load::fill(cluster, services, tasks).await?)),
+        Order::Fill { numbers, load } => Ok(Answer::Done(load::fill(cluster, numbers, load).await?)),
         Order::Change { service } => Ok(Answer::Done(load::change(cluster, service).await?)),
         Order::Admit { node, raft, addr } => {
             drain(cluster, &node).await?;

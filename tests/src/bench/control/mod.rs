@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::board::Board;
-use self::load::{PUBLISHED, SERVICES_MAX};
+use self::load::{Load, PUBLISHED, SERVICES_MAX};
 use self::processes::{Manager, Process, enter_namespaces, last_words, loopback_bytes};
 use self::words::{AgentStart, Answer, Begin, Done, ManagerStart, News, Order, Stands, Told, now_ns};
 use super::{Case, Unit, milliseconds};
@@ -31,8 +31,11 @@ pub use self::words::Scale;
 const JOIN_AT_ONCE: usize = 20;
 /// How long agents may take to join, and managers to become members.
 const JOIN_LIMIT: Duration = Duration::from_mins(1);
-/// How long all services may take to be there.
-const FILL_LIMIT: Duration = Duration::from_mins(8);
+/// Tasks that come at once while the cluster is filled: all agents have to take each of them, with the processors of one
+/// machine, before managers take them for dead.
+const FILLED_AT_ONCE: u32 = 2_000;
+/// How long these may take to run.
+const FILL_LIMIT: Duration = Duration::from_mins(2);
 /// How long one change may take.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
 /// How long agents may take to come back.
@@ -129,12 +132,23 @@ impl<'a> Cluster<'a> {
     /// Makes the services, and waits until all agents know that all tasks run.
     fn fill(&mut self) -> Result<Case> {
         let Scale { services, tasks, agents, managers, .. } = *self.scale;
-        let done = done(self.managers[0].order(&Order::Fill { services, tasks })?)?;
-        let full = self.until("running tasks", FILL_LIMIT, |stands| stands.running == tasks)?;
-        let all = &mut self.agents;
-        self.board.settled(full.index, FILL_LIMIT, || check(all))?;
+        let load = Load { services, tasks };
+        let portions = tasks.div_ceil(FILLED_AT_ONCE).min(services);
+        let ends =
+            (1..=portions).map(|portion| u64::from(services) * u64::from(portion) / u64::from(portions));
+        let began_ns = now_ns()?;
+        let mut start = 0;
+        for end in ends.map(u32::try_from) {
+            let numbers = start..end?;
+            start = numbers.end;
+            done(self.managers[0].order(&Order::Fill { numbers, load })?)?;
+            let running = load.tasks_of(start);
+            let full = self.until("running tasks", FILL_LIMIT, |stands| stands.running == running)?;
+            let all = &mut self.agents;
+            self.board.settled(full.index, FILL_LIMIT, || check(all))?;
+        }
         let mut case = Case::new("control_fill", Unit::Ms);
-        case.samples.push(since(done.proposed_ns, now_ns()?));
+        case.samples.push(since(began_ns, now_ns()?));
         // The managers' own nodes, which have no agents, are given up meanwhile.
         let given_up = |stands: &Stands| (stands.ready, stands.down) == (agents, managers);
         let quiet = self.until("nodes", RETURN_LIMIT, given_up)?;

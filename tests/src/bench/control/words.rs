@@ -1,6 +1,7 @@
 //! What the benchmark and its processes say to each other: JSON, a line each, by argument, standard input and output.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use anyhow::Result;
 use mesh_api::id::NodeId;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use super::load::Load;
 
 /// How much is measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,8 +63,8 @@ pub(super) struct AgentStart {
 /// What a manager is told to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Make networks, and so many services with so many tasks.
-    Fill { services: u32, tasks: u32 },
+    /// Make those of the services, and the networks before the first.
+    Fill { numbers: Range<u32>, load: Load },
     /// Publish another port of a service.
     Change { service: u32 },
     /// A node that joined as a manager is reached there, and gets no tasks.
