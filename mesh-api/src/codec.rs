@@ -117,7 +117,8 @@ impl<W: AsyncWrite + Unpin, T: Serialize> FrameWriter<W, T> {
     ) -> Result<(), CodecError> {
         let len = u32::try_from(pieces.clone().map(<[u8]>::len).sum::<usize>())
             .map_err(|_| CodecError::TooLong { len: u32::MAX, max: MANAGER_FRAME_BYTES_MAX })?;
-        let mut stream = BufWriter::with_capacity(WRITE_BYTES, &mut self.stream);
+        let capacity = WRITE_BYTES.min(4 + len as usize);
+        let mut stream = BufWriter::with_capacity(capacity, &mut self.stream);
         stream.write_all(&len.to_be_bytes()).await?;
         for piece in pieces {
             stream.write_all(piece).await?;
@@ -137,9 +138,13 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
+    use serde_json::value::to_raw_value;
 
     use super::*;
-    use crate::session::{AgentMessage, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription};
+    use crate::session::{
+        AgentMessage, EncodedDelta, JoinAnswer, JoinRequest, ManagerMessage, NodeDescription,
+    };
+    use crate::table::{Change, Delta};
 
     #[tokio::test]
     async fn a_message_survives_the_stream() {
@@ -169,6 +174,19 @@ mod tests {
         assert_eq!(reader.next().await.unwrap(), Some(sent));
         writing.await.unwrap().unwrap();
         assert!(reader.next().await.unwrap().is_none());
+    }
+
+    #[test]
+    fn a_delta_of_encoded_changes_is_a_message() {
+        let changes = [Change::NodeRemoved("n1".into()), Change::ServiceRemoved("s".into())];
+        for count in 0..=changes.len() {
+            let encoded =
+                changes[..count].iter().map(|change| to_raw_value(change).unwrap()).collect::<Vec<_>>();
+            let delta = EncodedDelta::new(3, 7, encoded.iter().map(|change| &**change).collect()).unwrap();
+            let bytes: Vec<u8> = delta.pieces().flatten().copied().collect();
+            let delta = Delta { from: 3, to: 7, changes: changes[..count].to_vec() };
+            assert_eq!(bytes, serde_json::to_vec(&ManagerMessage::Delta { delta }).unwrap());
+        }
     }
 
     fn join_request() -> JoinRequest {

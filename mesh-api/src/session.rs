@@ -21,6 +21,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
+use serde::ser::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -177,20 +178,25 @@ pub enum ManagerMessage {
 pub struct EncodedDelta<'a> {
     head: String,
     changes: Vec<&'a RawValue>,
+    tail: String,
 }
 
 impl<'a> EncodedDelta<'a> {
     /// What leads from one table index to another. Of `changes`, each part of the table has one at most.
-    pub fn new(from: u64, to: u64, changes: Vec<&'a RawValue>) -> Self {
-        let head = format!(r#"{{"type":"delta","delta":{{"from":{from},"to":{to},"changes":["#);
-        Self { head, changes }
+    pub fn new(from: u64, to: u64, changes: Vec<&'a RawValue>) -> serde_json::Result<Self> {
+        let bare = ManagerMessage::Delta { delta: Delta { from, to, changes: Vec::new() } };
+        let bare = serde_json::to_string(&bare)?;
+        let (head, tail) =
+            bare.split_once("[]").ok_or_else(|| serde_json::Error::custom("a delta has no changes"))?;
+        Ok(Self { head: format!("{head}["), changes, tail: format!("]{tail}") })
     }
 
     /// The pieces of the [`ManagerMessage::Delta`] that it is.
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let separators = std::iter::once("").chain(std::iter::repeat(","));
         let changes = separators.zip(&self.changes).flat_map(|(separator, change)| [separator, change.get()]);
-        std::iter::once(self.head.as_str()).chain(changes).chain(["]}}"]).map(str::as_bytes)
+        let (head, tail) = (self.head.as_str(), self.tail.as_str());
+        std::iter::once(head).chain(changes).chain([tail]).map(str::as_bytes)
     }
 }
 

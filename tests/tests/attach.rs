@@ -161,6 +161,7 @@ fn apply(dataplane: &mut Dataplane) {
         addresses,
         endpoints: vec![],
         absent: BTreeSet::new(),
+        answering: BTreeSet::new(),
         silent: BTreeSet::new(),
     };
     dataplane.change(&table, &Touched::all(), &local).unwrap_or_else(|error| panic!("{error:?}"));

@@ -15,7 +15,7 @@ use super::journal::Part;
 use super::view;
 use crate::model::State;
 
-/// What the steps may take that are kept, bytes.
+/// What the steps may take that are kept, bytes. A session that is being sent some holds those until its agent has taken them.
 const BYTES_MAX: usize = 16 << 20;
 /// What a change takes beside its encoding, bytes: more than half of them, where tasks' states change.
 const ITEM_BYTES: usize = size_of::<Item>() + 64;
@@ -136,7 +136,12 @@ pub(super) struct News(Vec<Arc<Step>>);
 impl News {
     /// What brings `node`'s copy of the table from index `from` to `to`; `None` if there is nothing to tell. What changed
     /// several times is told once.
-    pub(super) fn delta(&self, node: &NodeId, from: u64, to: u64) -> Option<EncodedDelta<'_>> {
+    pub(super) fn delta(
+        &self,
+        node: &NodeId,
+        from: u64,
+        to: u64,
+    ) -> serde_json::Result<Option<EncodedDelta<'_>>> {
         let mut changes: Vec<&RawValue> = Vec::new();
         if let [step] = &self.0[..] {
             changes.extend(step.items.iter().map(|item| item.told(node)));
@@ -145,6 +150,6 @@ impl News {
             let items = self.0.iter().flat_map(|step| &step.items);
             changes.extend(items.filter(|item| told.insert(&item.part)).map(|item| item.told(node)));
         }
-        (!changes.is_empty()).then(|| EncodedDelta::new(from, to, changes))
+        if changes.is_empty() { Ok(None) } else { EncodedDelta::new(from, to, changes).map(Some) }
     }
 }

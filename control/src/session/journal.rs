@@ -309,7 +309,7 @@ mod tests {
     }
 
     fn caught_up(journal: &Journal, from: &State, to: &State, viewer: &NodeId) -> Option<(Table, usize)> {
-        let changes = view::renewed(to, journal.since(from.index)?, viewer);
+        let changes = view::renewed(to, view::with_following(to, journal.since(from.index)?), viewer);
         let mut table = view::table(from, viewer).unwrap();
         let count = changes.len();
         table.apply(Delta { from: from.index, to: to.index, changes }).unwrap();
@@ -355,7 +355,11 @@ mod tests {
         for task in tasks {
             let node = task.node.clone().unwrap();
             for viewer in NODES.map(NodeId::from) {
-                let changes = view::renewed(last, journal.since(from.index).unwrap(), &viewer);
+                let changes = view::renewed(
+                    last,
+                    view::with_following(last, journal.since(from.index).unwrap()),
+                    &viewer,
+                );
                 let told: Vec<_> = changes
                     .iter()
                     .filter_map(|change| match change {
@@ -432,6 +436,9 @@ mod tests {
         world.must(Action::SetNodeIssuer { id: "n1".into(), issuer: mesh_api::tls::KeyId::default() });
         journal.note(&old, &world.state);
         assert_eq!(journal.since(old.index), Some([Part::PublishNodes].into()));
-        assert_eq!(view::renewed(&world.state, [Part::PublishNodes].into(), &"n1".into()), []);
+        assert_eq!(
+            view::with_following(&world.state, [Part::PublishNodes].into()),
+            [Part::PublishNodes].into()
+        );
     }
 }

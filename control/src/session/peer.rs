@@ -1,5 +1,6 @@
 //! One agent's session, from its first message to its end.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 
 use super::feed::News;
 use super::handshake::{Admitted, Denied, admit, certify, cluster, role};
+use super::journal::Part;
 use super::refusals::Cause;
 use super::registry::Epoch;
 use super::slots::Slot;
@@ -37,7 +39,8 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_M
 const HEARTBEAT_PERIOD: Duration = Duration::from_millis(MANAGER_HEARTBEAT_PERIOD_MS);
 /// Answers that wait to be sent; the agent is not listened to while there are more.
 const ANSWERS_MAX: usize = 16;
-/// Changes of a delta that an agent is sent at once, however many others are as well; longer ones take turns with tables.
+/// Records that an agent which was away is sent at once, however many others are as well; more of them take turns with tables,
+/// for each agent's are encoded on their own.
 pub(super) const SHORT_MAX: usize = 1_000;
 
 type Reader<S> = FrameReader<ReadHalf<S>, AgentMessage>;
@@ -65,7 +68,7 @@ impl<S: AsyncWrite> Writer<S> {
     }
 
     /// Sends a peer to the leader.
-    async fn send_on(mut self, server: &Server) -> SessionError {
+    async fn send_on(&mut self, server: &Server) -> SessionError {
         let moved = ManagerMessage::Moved { leader: server.leader() };
         // It is over either way.
         if self.send(&moved).await.is_ok() {
@@ -91,9 +94,11 @@ fn failed(error: CodecError) -> SessionError {
     }
 }
 
-/// Whether a delta needs no turn.
-fn is_short(delta: &Delta) -> bool {
-    delta.changes.len() <= SHORT_MAX
+/// What of its table an agent has not been told of.
+struct Missed {
+    /// The index of its copy.
+    from: u64,
+    parts: BTreeSet<Part>,
 }
 
 /// What an agent has been told of.
@@ -122,7 +127,7 @@ where
 {
     let (reading, writing) = tokio::io::split(stream);
     let mut reader = FrameReader::new(reading, AGENT_FRAME_BYTES_MAX);
-    let writer = Writer::new(writing);
+    let mut writer = Writer::new(writing);
     let first = match slot.within(reader.next()).await {
         Ok(Ok(Some(first))) => first,
         Ok(Ok(None) | Err(_)) => return Err(server.turn_away(Cause::Message)),
@@ -293,45 +298,52 @@ impl Session<'_> {
         }
     }
 
-    /// What brings an agent with the table at `index` to `state`, if it lacks anything, and the table index that its copy is at
-    /// then; that may be less than the state's, where nothing concerned the agent. `None` where it needs the whole table.
+    /// What an agent with the table at `index` has missed. `None` where it needs the whole table.
     ///
     /// An agent is told what changed since its index, where this manager knows that. `state` is never older than what another
     /// manager has sent: it has this session's admission, which was decided later. An agent that is ahead of it nevertheless has
     /// the table of a life of the swarm that this manager knows nothing of; it gets the whole table, which it takes whatever its
     /// index, and goes on from there.
-    fn catch_up(&self, state: &State, index: Option<u64>) -> Option<(Option<Delta>, u64)> {
+    fn missed(&self, state: &State, index: Option<u64>) -> Option<Missed> {
         // At 0 there is no table that changes could be made to.
         let from = index.filter(|index| (1..=state.index).contains(index))?;
-        let changes = view::renewed(state, self.server.cluster.changed_since(from)?, &self.node);
-        if from == state.index || changes.is_empty() {
-            return Some((None, from));
-        }
-        Some((Some(Delta { from, to: state.index, changes }), state.index))
+        let parts = self.server.cluster.changed_since(from)?;
+        Some(Missed { from, parts: view::with_following(state, parts) })
     }
 
-    /// As [`Session::catch_up`], or by the whole table.
-    fn catch_up_or_all(
+    /// What brings an agent to `state`, if it lacks anything, and the table index that its copy is at then; that may be less
+    /// than the state's, where nothing concerned the agent.
+    fn catch_up(
         &self,
         state: &State,
-        index: Option<u64>,
+        missed: Option<Missed>,
     ) -> Result<(Option<ManagerMessage>, u64), SessionError> {
-        if let Some((delta, at)) = self.catch_up(state, index) {
-            return Ok((delta.map(|delta| ManagerMessage::Delta { delta }), at));
+        let Some(Missed { from, parts }) = missed else {
+            // There is one from the cluster's first command on.
+            let table = Box::new(view::table(state, &self.node).ok_or(SessionError::Stopped)?);
+            tracing::debug!(node = %self.node, "a node is sent the whole table");
+            return Ok((Some(ManagerMessage::Snapshot { table }), state.index));
+        };
+        let changes = view::renewed(state, parts, &self.node);
+        if from == state.index || changes.is_empty() {
+            return Ok((None, from));
         }
-        // There is one from the cluster's first command on.
-        let table = Box::new(view::table(state, &self.node).ok_or(SessionError::Stopped)?);
-        tracing::debug!(node = %self.node, ?index, "a node is sent the whole table");
-        Ok((Some(ManagerMessage::Snapshot { table }), state.index))
+        let delta = Delta { from, to: state.index, changes };
+        Ok((Some(ManagerMessage::Delta { delta }), state.index))
     }
 
-    /// Waits until another table, or much of one, can be on its way; the agent hears meanwhile that this manager lives.
+    /// Waits until another table, or much of one, can be on its way; the agent hears meanwhile that this manager lives, and where
+    /// to go once another one leads.
     async fn turn<S: AsyncWrite>(&self, writer: &mut Writer<S>) -> Result<SemaphorePermit<'_>, SessionError> {
+        // Nobody waits for it longer than for one that has been sent what it lacks.
+        self.server.registry().falls_behind(&self.node, self.epoch);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_PERIOD);
+        let mut leads = self.server.leads.subscribe();
         let mut turn = pin!(self.server.tables.acquire());
         loop {
             tokio::select! {
                 biased;
+                () = ended(&mut leads) => return Err(writer.send_on(self.server).await),
                 turn = &mut turn => return turn.map_err(|_| SessionError::Stopped),
                 _ = heartbeat.tick() => writer.send(&ManagerMessage::Alive).await?,
             }
@@ -364,17 +376,16 @@ impl Session<'_> {
         trust: &mut Trust,
         index: Option<u64>,
     ) -> Result<Told, SessionError> {
-        let state = self.advance(states)?;
-        let near = self.catch_up(&state, index).filter(|(delta, _)| delta.as_ref().is_none_or(is_short));
-        let (state, message, at, turn) = if let Some((delta, at)) = near {
-            (state, delta.map(|delta| ManagerMessage::Delta { delta }), at, None)
-        } else {
-            drop(state);
-            let turn = self.turn(writer).await?;
-            let state = self.advance(states)?;
-            let (message, at) = self.catch_up_or_all(&state, index)?;
-            (state, message, at, Some(turn))
-        };
+        let mut state = self.advance(states)?;
+        let mut missed = self.missed(&state, index);
+        let mut turn = None;
+        if missed.as_ref().is_none_or(|missed| missed.parts.len() > SHORT_MAX) {
+            drop((state, missed));
+            turn = Some(self.turn(writer).await?);
+            state = self.advance(states)?;
+            missed = self.missed(&state, index);
+        }
+        let (message, at) = self.catch_up(&state, missed)?;
         let (told, news) = (Told { examined: state.index, at }, trust.news(&state, &self.node));
         // What all states that slow agents are behind by hold together is many times what one does.
         drop(state);
@@ -389,6 +400,8 @@ impl Session<'_> {
         for message in &news {
             writer.send(message).await?;
         }
+        // Whether the node is still there is for whoever looks at changes.
+        states.mark_changed();
         Ok(told)
     }
 
@@ -424,7 +437,8 @@ impl Session<'_> {
                     let news = trust.news(&state, &self.node);
                     told.examined = state.index;
                     drop(state);
-                    if let Some(delta) = steps.delta(&self.node, told.at, told.examined) {
+                    let delta = steps.delta(&self.node, told.at, told.examined).map_err(CodecError::Encode)?;
+                    if let Some(delta) = delta {
                         told.at = told.examined;
                         self.server.registry().sent(&self.node, self.epoch, told.at, false);
                         writer.send_delta(&delta).await?;

@@ -126,11 +126,19 @@ impl Registry {
             entry.examined = index;
             if is_first_table {
                 entry.applied = index;
+            }
+            if entry.applied >= index {
                 entry.behind_since = None;
+            } else {
+                entry.behind_since.get_or_insert_with(Instant::now);
             }
-            if entry.applied < index && entry.behind_since.is_none() {
-                entry.behind_since = Some(Instant::now());
-            }
+        }
+    }
+
+    /// There is more for the node than could be sent so far.
+    pub(super) fn falls_behind(&mut self, node: &NodeId, epoch: Epoch) {
+        if let Some(entry) = self.entry(node, epoch) {
+            entry.behind_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -272,6 +280,29 @@ mod tests {
         assert_eq!(registry.settled(&state(11, &["a", "b"])), 10);
         tokio::time::advance(Duration::from_secs(6)).await;
         assert_eq!(registry.settled(&state(11, &["a", "b"])), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_waits_to_be_sent_more_holds_up_for_five_seconds_only() {
+        let mut registry = Registry::new();
+        let (a, b) = (NodeId::from("a"), NodeId::from("b"));
+        let (epoch_a, _kill_a) = registry.connect(&a, 0);
+        let (epoch_b, _kill_b) = registry.connect(&b, 0);
+        for (node, epoch) in [(&a, epoch_a), (&b, epoch_b)] {
+            registry.sent(node, epoch, 10, true);
+        }
+        registry.falls_behind(&b, epoch_b);
+        registry.sent(&a, epoch_a, 11, false);
+        registry.applied(&a, epoch_a, 11);
+        assert_eq!(registry.settled(&state(11, &["a", "b"])), 10);
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!(registry.settled(&state(11, &["a", "b"])), 11);
+        // Nothing of what was waited for concerned it.
+        registry.sent(&b, epoch_b, 10, false);
+        registry.examined(&b, epoch_b, 11);
+        registry.sent(&a, epoch_a, 12, false);
+        registry.applied(&a, epoch_a, 12);
+        assert_eq!(registry.settled(&state(12, &["a", "b"])), 11);
     }
 
     #[tokio::test(start_paused = true)]

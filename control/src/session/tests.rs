@@ -567,7 +567,7 @@ fn deltas_lead_to_the_same_table_as_a_snapshot() {
                 feed.advance(to).unwrap();
                 let news = feed.since(from.index).unwrap();
                 let mut next = Table { index: to.index, ..table.clone() };
-                if let Some(delta) = news.delta(&viewer, from.index, to.index) {
+                if let Some(delta) = news.delta(&viewer, from.index, to.index).unwrap() {
                     next.index = from.index;
                     next.apply(decoded(&delta)).unwrap();
                 }
@@ -601,7 +601,7 @@ fn what_changed_often_is_told_once_and_as_its_node_sees_it() {
     }
     let news = feed.since(from).unwrap();
     for viewer in ["n1", "n2"].map(NodeId::from) {
-        let told = decoded(&news.delta(&viewer, from, world.state.index).unwrap());
+        let told = decoded(&news.delta(&viewer, from, world.state.index).unwrap().unwrap());
         assert_eq!((told.from, told.to), (from, world.state.index));
         let mut of_own = 0;
         for change in &told.changes {
@@ -611,7 +611,7 @@ fn what_changed_often_is_told_once_and_as_its_node_sees_it() {
         }
         assert_eq!((told.changes.len(), of_own), (2, 1));
     }
-    assert!(feed.since(world.state.index).unwrap().delta(&"n1".into(), 1, 2).is_none());
+    assert!(feed.since(world.state.index).unwrap().delta(&"n1".into(), 1, 2).unwrap().is_none());
     assert!(feed.since(from - 1).is_none() && feed.since(world.state.index + 1).is_none());
 }
 

@@ -207,9 +207,8 @@ pub(super) fn touched(old: &State, new: &State) -> Vec<Part> {
     parts
 }
 
-/// The records of `node`'s table of which `parts` tells, as they are: what makes the present table of one that is as old as
-/// they tell.
-pub(super) fn renewed(state: &State, mut parts: BTreeSet<Part>, node: &NodeId) -> Vec<Change> {
+/// `parts`, with those of tables that follow from them.
+pub(super) fn with_following(state: &State, mut parts: BTreeSet<Part>) -> BTreeSet<Part> {
     let mut following = Vec::new();
     for part in &parts {
         match part {
@@ -232,6 +231,12 @@ pub(super) fn renewed(state: &State, mut parts: BTreeSet<Part>, node: &NodeId) -
         }
     }
     parts.extend(following);
+    parts
+}
+
+/// The records of `node`'s table of which [`with_following`] tells, as they are: what makes the present table of one that is
+/// as old as they tell.
+pub(super) fn renewed(state: &State, parts: BTreeSet<Part>, node: &NodeId) -> Vec<Change> {
     parts.into_iter().filter_map(|part| record_of(state, part, node)).collect()
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use mesh_api::error::chain;
 use mesh_api::id::{NodeId, TaskId};
 use mesh_api::session::TaskStatus;
-use mesh_api::table::{NodeRecord, Table, TaskRecord, TaskState};
+use mesh_api::table::{NodeRecord, NodeState, Table, TaskRecord, TaskState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
@@ -37,7 +37,7 @@ use plan::{TaskAction, TaskView, plan_tasks};
 pub(crate) use plane::Plane;
 pub use setup::NodeError;
 use setup::Setup;
-use silent::{Silent, Vteps};
+use silent::{Found, Silent, Vteps};
 use tasks::LocalTask;
 
 use crate::config::Config;
@@ -239,9 +239,9 @@ struct Worker<P> {
     nacks: mpsc::Receiver<AttachmentKey>,
     /// Asks the other nodes whether they are there.
     silent: Silent,
-    /// Those that are not, as far as that has been followed.
-    silent_nodes: Vteps,
-    /// Those that [`silent::record`] has.
+    /// What was found out of them, as far as that has been followed.
+    found: Found,
+    /// Those silent that [`silent::record`] has.
     recorded: Option<Vteps>,
     settled: watch::Receiver<u64>,
     applied: watch::Sender<Option<u64>>,
@@ -280,7 +280,7 @@ impl<P: Plane> Worker<P> {
             absent: Absent::default(),
             nacks,
             silent: Silent::start(membership.data_path),
-            silent_nodes: Vteps::new(),
+            found: Found::default(),
             recorded: None,
             settled: settled.clone(),
             applied: applied.clone(),
@@ -456,7 +456,8 @@ impl<P: Plane> Worker<P> {
             addresses: self.setup.facts.node_addresses(),
             endpoints: self.tasks.values().flat_map(|task| task.endpoints.iter().cloned()).collect(),
             absent: self.absent.keys(),
-            silent: self.silent_nodes.clone(),
+            silent: self.found.silent.clone(),
+            answering: self.found.answering.clone(),
         };
         let touched = std::mem::take(&mut self.pending);
         self.setup.dns.update(&table, &touched, &local.endpoints);
@@ -489,33 +490,41 @@ impl<P: Plane> Worker<P> {
     /// Other nodes don't answer, or do again.
     fn take_silent(&mut self) {
         let found = self.silent.found();
-        let nodes_of = |vteps: Vec<&IpAddr>| {
-            let is_one = |node: &&NodeRecord| vteps.contains(&&node.vtep);
+        let before = std::mem::replace(&mut self.found, found);
+        let found = &self.found;
+        let nodes_of = |vteps: BTreeSet<&IpAddr>, is_meant: fn(&NodeRecord) -> bool| {
+            let is_one = |node: &&NodeRecord| vteps.contains(&node.vtep) && is_meant(node);
             let nodes = |table: &Table| -> BTreeMap<NodeId, String> {
                 let nodes = table.nodes.values().filter(is_one);
                 nodes.map(|node| (node.id.clone(), node.hostname.clone())).collect()
             };
             self.with_table(nodes).unwrap_or_default()
         };
-        let lost = nodes_of(found.difference(&self.silent_nodes).collect());
-        let back = nodes_of(self.silent_nodes.difference(&found).collect());
+        let lost = nodes_of(found.silent.difference(&before.silent).collect(), |_| true);
+        let back = nodes_of(before.silent.difference(&found.silent).collect(), |_| true);
+        // That others answer says nothing that is not known.
+        let changed = found.answering.symmetric_difference(&before.answering).collect();
+        let given_up = nodes_of(changed, |node| node.state == NodeState::Down);
         if !lost.is_empty() {
             warn!(nodes = ?lost.values(), "silent: where others serve, these nodes' tasks get no new flows from here");
         }
         if !back.is_empty() {
             info!(nodes = ?back.values(), "heard again");
         }
-        self.silent_nodes = found;
-        self.touch(|task| lost.contains_key(&task.node) || back.contains_key(&task.node));
+        let nodes: BTreeSet<NodeId> =
+            [lost, back, given_up].into_iter().flat_map(BTreeMap::into_keys).collect();
+        if !nodes.is_empty() {
+            self.touch(|task| nodes.contains(&task.node));
+        }
     }
 
     /// Leaves word of the silent nodes for who looks at this one.
     fn record_silent(&mut self) {
-        if self.recorded.as_ref() == Some(&self.silent_nodes) {
+        if self.recorded.as_ref() == Some(&self.found.silent) {
             return;
         }
-        match silent::record(&self.config.state_dir, &self.silent_nodes) {
-            Ok(()) => self.recorded = Some(self.silent_nodes.clone()),
+        match silent::record(&self.config.state_dir, &self.found.silent) {
+            Ok(()) => self.recorded = Some(self.found.silent.clone()),
             Err(error) => warn!(%error, "can't write which nodes are silent to the state folder"),
         }
     }

@@ -11,7 +11,7 @@ use mesh_api::table::{BalancingRecord, EndpointMode, Role, ServiceRecord, TaskRe
 use tempfile::TempDir;
 
 use super::assign::tests::{table, task};
-use super::plan::{DRAIN_MIN, DRAIN_TIMEOUT};
+use super::plan::DRAIN_MIN;
 use super::*;
 use crate::config::XdpMode;
 use crate::dataplane::{DataplaneConfig, LocalEndpoint};
@@ -325,7 +325,6 @@ fn a_task_goes_on_until_its_own_node_sends_it_no_flows_whatever_the_others_have_
         host.reaches(T1, TaskState::Shutdown).await;
         let waited = unstuck.elapsed();
         assert!(waited >= DRAIN_MIN, "what it was sent just before is still on its way: {waited:?}");
-        assert!(waited < DRAIN_TIMEOUT / 2, "nothing else is waited for: {waited:?}");
         assert!(node.tear_down().await.is_empty());
     });
 }

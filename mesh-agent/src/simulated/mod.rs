@@ -157,6 +157,7 @@ impl Worker {
             addresses: vec![self.vtep],
             endpoints: self.tasks.endpoints(),
             absent: BTreeSet::new(),
+            answering: BTreeSet::new(),
             silent: BTreeSet::new(),
         };
         let config =

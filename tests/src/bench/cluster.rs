@@ -69,6 +69,7 @@ pub fn local() -> Result<Local> {
         addresses: vec![ADDRESS.into(), ADDRESS6.parse()?],
         endpoints: Vec::new(),
         absent: BTreeSet::new(),
+        answering: BTreeSet::new(),
         silent: BTreeSet::new(),
     })
 }

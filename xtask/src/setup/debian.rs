@@ -110,9 +110,14 @@ fn name_here(package: &str) -> &str {
     if package == "docker.io" && has_candidate("docker-cli") { "docker-cli" } else { package }
 }
 
-/// Has apt's lists as new as they come; who may not fetch them goes on with what there is.
-pub(super) fn refresh(log: &Path) -> Result<()> {
-    if require_root().is_err() { Ok(()) } else { update(log) }
+/// Has apt's lists as new as they come. Who can't fetch them, or not all, goes on with what there is.
+pub(super) fn refresh(log: &Path) {
+    if require_root().is_err() {
+        return;
+    }
+    if let Err(error) = update(log) {
+        println!("         {error:#}; going on with the lists that are there");
+    }
 }
 
 fn update(log: &Path) -> Result<()> {

@@ -148,3 +148,42 @@ async fn much_to_catch_up_with_takes_a_turn_and_little_takes_none() {
     };
     assert!(changes.len() > SHORT_MAX, "{}", changes.len());
 }
+
+#[tokio::test]
+async fn whoever_waits_for_its_turn_is_sent_on_once_another_manager_leads() {
+    let (_dir, server) = server_of_many().await;
+    let turns = server.tables.acquire_many(TABLES_MAX as u32).await.unwrap();
+    let mut waiting = dial(&server, "waiting", 1 << 20).await;
+    waiting.is_taken().await;
+    assert!(matches!(waiting.hear().await, Some(ManagerMessage::Alive)));
+    server.resign();
+    loop {
+        match waiting.hear().await {
+            Some(ManagerMessage::Alive) => {}
+            Some(ManagerMessage::Moved { .. }) => break,
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+    drop(turns);
+}
+
+#[tokio::test]
+async fn a_node_that_is_removed_while_it_waits_for_its_turn_hears_of_it() {
+    let (_dir, server) = server_of_many().await;
+    let turns = server.tables.acquire_many(TABLES_MAX as u32).await.unwrap();
+    let mut waiting = dial(&server, "waiting", 1 << 20).await;
+    waiting.is_taken().await;
+    assert!(matches!(waiting.hear().await, Some(ManagerMessage::Alive)));
+    let id = waiting.node.node.clone();
+    server.cluster.propose(Command::now(Action::RemoveNode { id, force: true })).await.unwrap();
+    drop(turns);
+    loop {
+        match waiting.hear().await {
+            Some(ManagerMessage::Refused { reason, .. }) => {
+                break assert_eq!(reason, RefusalReason::UnknownNode);
+            }
+            Some(_) => {}
+            None => panic!("it ends without a word"),
+        }
+    }
+}

@@ -26,6 +26,8 @@ pub(super) struct Laid {
     /// The backends' slots, in the order of their keys.
     backends: Sorted<AttachmentKey, u32>,
     balancers: Sorted<BalancerKey, LaidBalancer>,
+    /// Whether ways that it takes came or went since it was laid out: its tables don't follow from those there are.
+    displaced: bool,
 }
 
 /// Where a balancer is.
@@ -54,7 +56,7 @@ impl Laid {
         given: &mut Given,
         adopted: &mut Adopted,
     ) -> Result<Self, TooMany> {
-        let mut laid = Self { plan, backends: Sorted::default(), balancers: Sorted::default() };
+        let mut laid = Self { plan, ..Self::default() };
         match laid.lay_out(former, given, adopted) {
             Ok(()) => {
                 if let Some(former) = former {
@@ -74,14 +76,22 @@ impl Laid {
         &self.plan
     }
 
-    /// Whether it takes ways that came or went since a layout was written.
-    pub(super) fn is_displaced(&self, given: &Given) -> bool {
-        let takes = |attachment: &Attachment| {
+    /// Whether it is to be laid out again even if its plan is the same, because of ways that came or went.
+    pub(super) fn is_displaced(&self) -> bool {
+        self.displaced
+    }
+
+    /// Notes that the ways `moved` came or went.
+    pub(super) fn displace(&mut self, moved: &BTreeSet<PeerKey>, given: &Given) {
+        self.displaced = self.displaced || self.ways(given).any(|way| moved.contains(&way));
+    }
+
+    /// The ways that it takes, whether they are there or not.
+    pub(super) fn ways(&self, given: &Given) -> impl Iterator<Item = PeerKey> {
+        self.plan.attachments.values().flat_map(|attachment| {
             let Attachment { place, encrypted, encrypted_backend, .. } = *attachment;
             [encrypted, encrypted_backend].map(|encrypted| given.peer_of(place, encrypted))
-        };
-        !given.moved.is_empty()
-            && self.plan.attachments.values().flat_map(takes).any(|way| given.moved.contains(&way))
+        })
     }
 
     fn backend(&self, key: AttachmentKey) -> Option<u32> {
@@ -160,12 +170,11 @@ impl Laid {
         adopted: &mut Adopted,
         balancers: &mut Vec<(BalancerKey, LaidBalancer)>,
     ) -> Result<(), TooMany> {
-        let is_displaced = former.is_some_and(|former| former.is_displaced(given));
         for (key, plan) in self.plan.balancers.iter() {
             let members = self.members(*key, given);
             let before = former.and_then(|former| Some((former, former.balancers.get(key)?)));
             if let Some((former, before)) = before
-                && !is_displaced
+                && !former.is_displaced()
                 && former.members(*key, given) == members
             {
                 balancers.push((*key, *before));

@@ -60,7 +60,8 @@ struct Given {
     ranges: Ranges,
     /// The ways to other nodes, those that are about to go included.
     ways: BTreeMap<PeerKey, GivenPeer>,
-    /// Those that came or went since a layout was written, and maybe back.
+    /// Those that came or went since a layout was written, and maybe back; and those that went before, but that a
+    /// [displaced](Laid::is_displaced) fragment takes.
     moved: BTreeSet<PeerKey>,
     /// Tables that are not known to be in the kernel, until [`Layout::written`].
     unwritten: Places,
@@ -112,6 +113,16 @@ impl Default for Layout {
     }
 }
 
+#[cfg(test)]
+impl Layout {
+    /// One for maps of this many peers and places.
+    pub(super) fn limited(peers_max: u32, places_max: u32) -> Self {
+        let mut layout = Self::default();
+        (layout.given.peers, layout.given.ranges) = (Numbers::new(peers_max), Ranges::new(places_max));
+        layout
+    }
+}
+
 impl Layout {
     /// Lays out a whole plan, and adds what that changes where `changes` are wanted. [`Layout::written`] is to be told once the maps hold it. What
     /// does not fit stays as it was, and is an error in the end; the rest is laid out all the same.
@@ -132,20 +143,30 @@ impl Layout {
         changes: Option<&mut Changes>,
     ) -> Result<(), TooMany> {
         let mut result = Ok(());
-        let mut replaced = Vec::new();
+        let mut changed = Vec::new();
         for (id, plan) in fragments {
-            match self.lay_out(&id, plan) {
-                Ok(Some(former)) if changes.is_some() => replaced.push((id, former)),
-                Ok(_) => {}
-                Err(error) => result = result.and(Err(error)),
+            let former = match self.lay_out(&id, plan) {
+                Ok(None) => continue,
+                Ok(former) => former,
+                // It stays as it was, but for the ways it takes.
+                Err(error) => {
+                    result = result.and(Err(error));
+                    None
+                }
+            };
+            if changes.is_some() {
+                changed.push((id, former));
             }
         }
         // All that stays is in memory by now, so that what comes and goes leaves no gaps in it.
         let Some(changes) = changes else { return result };
-        for (id, former) in replaced {
+        for (id, former) in changed {
             let (mut held, mut wanted) = (Contents::default(), Contents::default());
-            former.emit(&self.given, Ways::Held, &mut held);
-            if let Some(laid) = self.fragments.get(&id) {
+            let laid = self.fragments.get(&id);
+            if let Some(former) = former.as_ref().or(laid) {
+                former.emit(&self.given, Ways::Held, &mut held);
+            }
+            if let Some(laid) = laid {
                 laid.emit(&self.given, Ways::Wanted, &mut wanted);
             }
             changes.add(Changes::between(held, wanted));
@@ -156,7 +177,7 @@ impl Layout {
     /// Lays out what one service contributes, and returns what it did before; `None` if it is the same.
     fn lay_out(&mut self, id: &ServiceId, plan: Fragment) -> Result<Option<Laid>, TooMany> {
         let former = self.fragments.get(id);
-        let is_laid = |former: &Laid| *former.plan() == plan && !former.is_displaced(&self.given);
+        let is_laid = |former: &Laid| *former.plan() == plan && !former.is_displaced();
         if former.map_or(plan.is_empty(), is_laid) {
             return Ok(None);
         }
@@ -176,8 +197,7 @@ impl Layout {
 
     /// The services that are to be laid out again, even if their plans are the same, because of ways that came or went.
     pub fn displaced(&self) -> impl Iterator<Item = &ServiceId> {
-        let fragments = self.fragments.iter().filter(|(_, laid)| laid.is_displaced(&self.given));
-        fragments.map(|(id, _)| id)
+        self.fragments.iter().filter(|(_, laid)| laid.is_displaced()).map(|(id, _)| id)
     }
 
     /// The backends that get nothing new, because their nodes don't answer.
@@ -205,16 +225,17 @@ impl Layout {
         let held = self.given.peer_contents();
         let given = &mut self.given;
         let mut result = Ok(());
+        let mut moved = BTreeSet::new();
         for (key, known) in &mut given.ways {
             if known.wanted && !peers.contains_key(key) {
                 known.wanted = false;
-                given.moved.insert(*key);
+                moved.insert(*key);
             }
         }
         for (key, addresses) in peers {
             if let Some(known) = given.ways.get_mut(&key) {
                 if !known.wanted {
-                    given.moved.insert(key);
+                    moved.insert(key);
                 }
                 (known.addresses, known.wanted) = (addresses, true);
                 continue;
@@ -223,10 +244,16 @@ impl Layout {
             match adopted.map_or_else(|| given.peers.take(), Ok) {
                 Ok(slot) => {
                     given.ways.insert(key, GivenPeer { slot, addresses, held: false, wanted: true });
-                    given.moved.insert(key);
+                    moved.insert(key);
                 }
                 Err(Exhausted) => result = Err(too_many("nodes", PEERS_MAX)),
             }
+        }
+        if !moved.is_empty() {
+            for laid in self.fragments.values_mut() {
+                laid.displace(&moved, given);
+            }
+            given.moved.append(&mut moved);
         }
         if let Some(changes) = changes {
             changes.add(Changes::between(held, self.given.peer_contents()));
@@ -255,7 +282,11 @@ impl Layout {
         self.given.unwritten = Places::default();
         let retired = std::mem::take(&mut self.given.retired);
         self.given.give_back(retired);
-        self.given.settle_ways();
+        if !self.given.moved.is_empty() {
+            let displaced = self.fragments.values().filter(|laid| laid.is_displaced());
+            let taken = displaced.flat_map(|laid| laid.ways(&self.given)).collect();
+            self.given.settle_ways(&taken);
+        }
     }
 }
 
@@ -300,11 +331,16 @@ impl Given {
         Contents { common, ..Contents::default() }
     }
 
-    /// The maps hold the ways that they are to hold.
-    fn settle_ways(&mut self) {
+    /// The maps hold the ways that they are to hold. Fragments for whose next tables there was no room take the ways
+    /// `taken`: the slots of those that went stay given, since the tables that are there may name them.
+    fn settle_ways(&mut self, taken: &BTreeSet<PeerKey>) {
         for key in std::mem::take(&mut self.moved) {
             match self.ways.get_mut(&key) {
                 Some(given) if given.wanted => given.held = true,
+                Some(given) if taken.contains(&key) => {
+                    given.held = false;
+                    self.moved.insert(key);
+                }
                 Some(GivenPeer { slot, .. }) => {
                     self.peers.give_back(*slot);
                     self.ways.remove(&key);

@@ -376,3 +376,75 @@ fn an_identity_that_comes_late_leads_to_the_nodes_tasks_and_one_that_goes_leads_
         assert_eq!(kernel.places(&kernel.back()).1, [0].into_iter().chain(way).collect::<Vec<_>>());
     }
 }
+
+/// The encrypted table, with another service that has a task on this node, and takes more places.
+fn encrypted_beside_another(identities: &[u8]) -> Table {
+    let mut table = encrypted(identities);
+    let mut other = table.services[&"web".into()].clone();
+    other.id = "other".into();
+    other
+        .vips
+        .iter_mut()
+        .for_each(|vip| vip.addr = vip.addr.map(|addr| Ipv4Addr::from_bits(addr.to_bits() + 1)));
+    table.services.get_mut(&"web".into()).unwrap().ports.clear();
+    let mut task = task(4, "n1", TaskState::Running);
+    task.service = other.id.clone();
+    table.tasks.insert(task.id.clone(), task);
+    table.services.insert(other.id.clone(), other);
+    table
+}
+
+#[test]
+fn the_slot_of_a_way_that_went_is_given_to_no_other_while_a_table_names_it() {
+    let mut kernel = Kernel::default();
+    kernel.apply(&mut Layout::default(), &encrypted_beside_another(&[1]), &local());
+    let used = kernel.contents.common.services.values().map(|service| service.len + service.nodes).sum();
+
+    // Neither nodes nor places are left.
+    let (mut kernel, mut layout) = (Kernel::default(), Layout::limited(3, used));
+    kernel.apply(&mut layout, &encrypted_beside_another(&[1]), &local());
+    let members = kernel.contents.common.members.clone();
+    let slot = members[&identity(1).address().into()];
+    let mut lay_out = |table: &Table| {
+        let mut changes = Changes::default();
+        let result = layout.set_all(plan(table, &local()), Some(&mut changes));
+        kernel.write(&layout, &changes);
+        layout.written();
+        assert_eq!(kernel.contents, layout.contents());
+        let Contents { v4, common, .. } = &kernel.contents;
+        let is_named = kernel.places(&kernel.back()).1.contains(&slot);
+        let is_sent_to = v4.endpoints.values().any(|endpoint| endpoint.peer == slot)
+            || v4.backends.values().any(|backend| backend.peer == slot);
+        (result.map_err(|error| error.what), is_named, is_sent_to, common.peers.get(&slot).copied())
+    };
+    let (no_places, no_nodes) = (Err("places in Maglev tables"), Err("nodes"));
+    let mut table = encrypted_beside_another(&[]);
+    assert_eq!(lay_out(&table), (no_places, true, false, None), "the identity went");
+    table.nodes.insert("n3".into(), node("n3", 13));
+    assert_eq!(lay_out(&table), (no_nodes, true, false, None), "and a node came");
+    table.services.remove(&"other".into());
+    table.tasks.remove(&"t4".into());
+    assert_eq!(lay_out(&table), (no_nodes, true, false, None), "and room for places");
+    assert_eq!(lay_out(&table), (no_nodes, false, false, None), "which are taken");
+    let vtep = IpAddr::from(Ipv4Addr::new(198, 18, 0, 13)).into();
+    assert_eq!(lay_out(&table), (Ok(()), false, false, Some(vtep)));
+}
+
+#[test]
+fn a_way_that_is_back_before_there_is_room_to_do_without_it_has_its_slot() {
+    let (mut kernel, mut layout) = (Kernel::default(), Layout::default());
+    kernel.apply(&mut layout, &encrypted(&[1]), &local());
+    let before = kernel.contents.clone();
+    let used = before.common.services.values().map(|service| service.len + service.nodes).sum();
+    let (mut kernel, mut layout) = (Kernel::default(), Layout::limited(PEERS_MAX, used));
+    kernel.apply(&mut layout, &encrypted(&[1]), &local());
+    for (identities, contents) in [(&[][..], None), (&[1], Some(before))] {
+        let mut changes = Changes::default();
+        assert!(layout.set_all(plan(&encrypted(identities), &local()), Some(&mut changes)).is_err());
+        kernel.write(&layout, &changes);
+        layout.written();
+        assert_eq!(kernel.contents, layout.contents());
+        assert!(contents.is_none_or(|contents| contents == kernel.contents));
+    }
+    kernel.assert_sound();
+}

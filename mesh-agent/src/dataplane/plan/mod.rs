@@ -42,6 +42,9 @@ pub struct Local {
     pub absent: BTreeSet<AttachmentKey>,
     /// VXLAN addresses of other nodes that don't answer. What changes of their tasks is to be touched.
     pub silent: BTreeSet<IpAddr>,
+    /// VXLAN addresses of those that do; one that has never answered is of neither kind. What changes of the tasks of a node
+    /// that is down is to be touched.
+    pub answering: BTreeSet<IpAddr>,
 }
 
 /// An attachment of a task of this node.

@@ -16,6 +16,7 @@ pub struct Places<'a> {
     node: &'a NodeId,
     absent: &'a BTreeSet<AttachmentKey>,
     silent: &'a BTreeSet<IpAddr>,
+    answering: &'a BTreeSet<IpAddr>,
     endpoints: &'a [LocalEndpoint],
     /// Host sides of this node's tasks' interfaces; most changes are of other nodes' tasks.
     ifindexes: OnceCell<HashMap<(&'a TaskId, &'a NetworkId), u32>>,
@@ -24,8 +25,8 @@ pub struct Places<'a> {
 impl<'a> Places<'a> {
     /// Places under `table`, as the node with the facts `local` sees them.
     pub fn new(table: &'a Table, local: &'a Local) -> Self {
-        let Local { node, absent, silent, endpoints, .. } = local;
-        Self { table, node, absent, silent, endpoints, ifindexes: OnceCell::new() }
+        let Local { node, absent, silent, answering, endpoints, .. } = local;
+        Self { table, node, absent, silent, answering, endpoints, ifindexes: OnceCell::new() }
     }
 
     /// A task's attachments; none once it has ended. Its service's record may be gone already.
@@ -34,10 +35,12 @@ impl<'a> Places<'a> {
         if task.observed.is_terminal() {
             return Vec::new();
         }
-        let silent = task.node != *self.node && self.silent.contains(&node.vtep);
+        let is_own = task.node == *self.node;
+        let silent = !is_own && self.silent.contains(&node.vtep);
         // The managers have lost the node. While its host answers, its tasks may: what they were asked they go on with.
         let lost = node.state == NodeState::Down;
-        let part = if task.observed != TaskState::Running || lost && silent {
+        let gone = lost && !is_own && !self.answering.contains(&node.vtep);
+        let part = if task.observed != TaskState::Running || gone {
             Part::None
         } else if lost || task.desired > TaskState::Running {
             Part::Draining

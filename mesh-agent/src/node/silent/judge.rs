@@ -119,8 +119,17 @@ impl Judge {
                 node.standing = Standing::Silent;
             }
         }
-        let silent = self.nodes.iter().filter(|(_, node)| node.standing == Standing::Silent);
-        silent.map(|(addr, _)| *addr).collect()
+        self.standing(Standing::Silent)
+    }
+
+    /// The nodes that answer, as far as [`Judge::silent`] has looked.
+    pub(super) fn answering(&self) -> BTreeSet<IpAddr> {
+        self.standing(Standing::Heard)
+    }
+
+    fn standing(&self, standing: Standing) -> BTreeSet<IpAddr> {
+        let nodes = self.nodes.iter().filter(|(_, node)| node.standing == standing);
+        nodes.map(|(addr, _)| *addr).collect()
     }
 
     /// When there is something to do next; never without nodes.

@@ -2,6 +2,7 @@
 //!
 //! Managers take fifteen seconds to give a node up. Until then, a node that finds another one silent gives its tasks no new
 //! flows, where the service has others. What is asked is the host, and not its agent: while that restarts, the tasks go on.
+//! So may those of a node that only the managers have lost: they keep the flows that they have while it answers.
 //! Nothing of this leaves the node.
 
 pub(crate) mod echo;
@@ -31,11 +32,20 @@ const ANSWERS_MAX: usize = 1024;
 /// Nodes by their VXLAN addresses.
 pub(super) type Vteps = BTreeSet<IpAddr>;
 
+/// What is known of the other nodes. One that has never answered is of neither kind.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Found {
+    /// Those that don't answer.
+    pub(super) silent: Vteps,
+    /// Those that do.
+    pub(super) answering: Vteps,
+}
+
 /// What asks the other nodes; it ends when dropped.
 #[derive(Debug)]
 pub(super) struct Silent {
     others: watch::Sender<Vteps>,
-    found: watch::Receiver<Vteps>,
+    found: watch::Receiver<Found>,
     task: JoinHandle<()>,
 }
 
@@ -43,7 +53,7 @@ impl Silent {
     /// Starts to ask from this node's VXLAN address.
     pub(super) fn start(own: IpAddr) -> Self {
         let (others, wanted) = watch::channel(Vteps::new());
-        let (sender, found) = watch::channel(Vteps::new());
+        let (sender, found) = watch::channel(Found::default());
         Self { others, found, task: tokio::spawn(run(own, wanted, sender)) }
     }
 
@@ -57,15 +67,15 @@ impl Silent {
         });
     }
 
-    /// Waits until others are silent than were at the last [`Silent::found`].
+    /// Waits until there is more to know than at the last [`Silent::found`].
     pub(super) async fn changed(&mut self) {
         if self.found.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Those that are silent.
-    pub(super) fn found(&mut self) -> Vteps {
+    /// What is known.
+    pub(super) fn found(&mut self) -> Found {
         self.found.borrow_and_update().clone()
     }
 }
@@ -76,7 +86,7 @@ impl Drop for Silent {
     }
 }
 
-async fn run(own: IpAddr, mut wanted: watch::Receiver<Vteps>, found: watch::Sender<Vteps>) {
+async fn run(own: IpAddr, mut wanted: watch::Receiver<Vteps>, found: watch::Sender<Found>) {
     let mut echo = open(own).await;
     let mut judge = Judge::default();
     loop {
@@ -89,9 +99,10 @@ async fn run(own: IpAddr, mut wanted: watch::Receiver<Vteps>, found: watch::Send
             judge.heard(addr);
         }
         let silent = judge.silent(now);
+        let news = Found { silent, answering: judge.answering() };
         found.send_if_modified(|known| {
-            *known != silent && {
-                *known = silent;
+            *known != news && {
+                *known = news;
                 true
             }
         });
@@ -185,11 +196,11 @@ mod tests {
             sleep(period).await;
             let used = used().saturating_sub(before).as_secs_f64() / period.as_secs_f64();
             println!("asking 200 nodes takes {:.2} % of a processor, their answers included", used * 100.0);
-            assert_eq!(silent.found(), Vteps::new());
+            assert_eq!(silent.found(), Found { silent: Vteps::new(), answering: others.clone() });
             for (ignored, expected) in [(1, others), (0, Vteps::new())] {
                 let began = Instant::now();
                 fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", ignored.to_string()).unwrap();
-                until("all of them are found out", || silent.found() == expected).await;
+                until("all of them are found out", || silent.found().silent == expected).await;
                 println!("after {:?}, {} are silent", began.elapsed(), expected.len());
             }
         });

@@ -52,10 +52,34 @@ fn a_node_that_does_not_answer_is_left_out_until_it_does() {
             assert_eq!(touched(), 2 * turn);
         }
         assert_eq!(*host.applied.borrow(), applied, "the table is the same");
+        assert_eq!(host.notes().local.unwrap().answering, only);
 
         run(&format!("ip address del {THERE}/32 dev lo"));
         until("it is silent", || silent() == only).await;
         assert_eq!(running.tear_down().await, Vec::<String>::new());
         assert_eq!(recorded(host.folder.path()).unwrap(), Vteps::new());
+    });
+}
+
+#[test]
+fn a_node_that_the_managers_lost_is_looked_at_again_once_it_is_known_to_answer() {
+    in_netns(|| async {
+        let mut there = task(T1, "shoal/whoami", &[], &["front"]);
+        there.node = "there".into();
+        let mut table = with([there.clone()]);
+        let record = NodeRecord { state: NodeState::Down, ..node("there", THERE.into()) };
+        table.nodes.extend([("here".into(), node("here", UPLINK)), ("there".into(), record)]);
+        let host = Host::new(table);
+        run(&format!("ip address add {THERE}/32 dev lo"));
+        let running = host.start().await.unwrap();
+        let is_touched = |touched: &Touched| touched.has_task(&there.id);
+        let touched =
+            || host.notes().touched.iter().filter(|touched| !touched.all && is_touched(touched)).count();
+        until("it is known to answer", || {
+            host.notes().local.is_some_and(|local| local.answering == Vteps::from([THERE.into()]))
+        })
+        .await;
+        assert_eq!(touched(), 1);
+        assert_eq!(running.tear_down().await, Vec::<String>::new());
     });
 }

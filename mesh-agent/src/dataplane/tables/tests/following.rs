@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use mesh_api::table::{Change, Delta, NodeRecord, NodeState, ServiceRecord, TaskRecord};
 use mesh_api::wireguard::WireguardIdentity;
+use mesh_common::addr::Address as _;
 use mesh_common::be::Be16;
+use mesh_common::map::{BACKEND_ENCRYPTED, SERVICE_ENCRYPTED};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -120,6 +122,55 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// That no slot by which something encrypted is sent is that of a plain peer.
+    fn assert_encrypted(&self) {
+        let Contents { v4, common, .. } = &self.contents;
+        let services = common.services.values().filter(|service| service.flags & SERVICE_ENCRYPTED != 0);
+        let nodes = services.flat_map(|service| self.places_of(service).split_off(service.len as usize));
+        let backends = v4.backends.values().filter(|backend| backend.flags & BACKEND_ENCRYPTED != 0);
+        for slot in nodes.chain(backends.map(|backend| backend.peer)) {
+            assert!(common.peers.get(&slot).is_none_or(|vtep| vtep.is_wireguard()), "{slot}");
+        }
+    }
+}
+
+/// Tables on maps in memory, with this much room.
+fn limited(peers_max: u32, places_max: u32) -> Tables<Memory> {
+    Tables { layout: Layout::limited(peers_max, places_max), ..Tables::over(Memory::default()) }
+}
+
+/// The full table where `back` is encrypted, with another service that takes more places; n2 has an identity or none.
+fn encrypted_table(identity: bool) -> Table {
+    let mut table = full_table();
+    table.networks.get_mut(&"back".into()).unwrap().encrypted = true;
+    let identity = identity.then(|| WireguardIdentity { public_key: [1; 32].into(), port: 51820 });
+    table.nodes.get_mut(&"n2".into()).unwrap().wireguard = identity.into_iter().collect();
+    let mut other = table.services[&"web".into()].clone();
+    other.id = "other".into();
+    table.services.get_mut(&"web".into()).unwrap().ports.clear();
+    for vip in &mut other.vips {
+        vip.addr = vip.addr.map(|addr| Ipv4Addr::from_bits(addr.to_bits() + 1));
+    }
+    table.services.insert(other.id.clone(), other);
+    let on_other = TaskRecord { service: "other".into(), ..task(4, "n1", TaskState::Running) };
+    table.tasks.insert(on_other.id.clone(), on_other);
+    table
+}
+
+/// The table of maps where everything has room.
+fn whole(table: &Table) -> Tables<Memory> {
+    let mut whole = Tables::over(Memory::default());
+    whole.apply(table, &local(), &config()).unwrap();
+    whole
+}
+
+/// How many places are in use.
+fn used(tables: &Tables<Memory>) -> u32 {
+    let services = &tables.maps.contents.common.services;
+    services.values().map(|service| service.len + service.nodes).sum()
+}
+
 /// Nodes of which the first is this one, and two may share a host.
 fn nodes() -> impl Strategy<Value = Change> {
     let id = select(vec!["n1", "n2", "n3", "n4"]);
@@ -189,10 +240,15 @@ fn deltas() -> impl Strategy<Value = Vec<(Vec<Change>, bool)>> {
 
 proptest! {
     #[test]
-    fn a_table_followed_change_by_change_leads_where_the_whole_of_it_does(deltas in deltas()) {
+    fn a_table_followed_change_by_change_leads_where_the_whole_of_it_does(
+        deltas in deltas(),
+        peers_max in select(vec![4, 6, PEERS_MAX]),
+        places_max in select(vec![800, 1100, 1600, PLACES_MAX]),
+    ) {
+        let is_roomy = (peers_max, places_max) == (PEERS_MAX, PLACES_MAX);
         let (mut table, local) = (full_table(), local());
         table.networks.get_mut(&"back".into()).unwrap().encrypted = true;
-        let mut tables = Tables::over(Memory::default());
+        let mut tables = limited(peers_max, places_max);
         tables.change(&table, &Touched::all(), &local, &config()).unwrap();
         let mut pending = Touched::default();
         for (changes, fails) in deltas {
@@ -203,16 +259,70 @@ proptest! {
             table.apply(Delta { from, to: from + 1, changes }).unwrap();
             tables.maps.fails = fails;
             let followed = tables.change(&table, &std::mem::take(&mut pending), &local, &config());
-            prop_assert_eq!(followed.is_err(), fails);
             if fails {
+                prop_assert!(followed.is_err());
                 continue;
             }
             prop_assert_eq!(&tables.maps.contents, &tables.layout.contents());
-            let mut whole = Tables::over(Memory::default());
-            whole.apply(&table, &local, &config()).unwrap();
-            prop_assert_eq!(tables.maps.meaning(), whole.maps.meaning());
+            tables.maps.assert_encrypted();
+            match followed {
+                Ok(()) => prop_assert_eq!(tables.maps.meaning(), whole(&table).maps.meaning()),
+                Err(error) => prop_assert!(!is_roomy && matches!(error, DataplaneError::TooMany(_))),
+            }
         }
     }
+}
+
+#[test]
+fn what_has_no_room_after_an_identity_came_or_went_is_tried_until_it_has() {
+    for comes in [true, false] {
+        let (before, mut table) = (encrypted_table(!comes), encrypted_table(comes));
+        let mut tables = limited(PEERS_MAX, used(&whole(&before)));
+        tables.apply(&before, &local(), &config()).unwrap();
+        let mut touched = Touched::default();
+        touched.note(&before, &Change::Node(table.nodes[&"n2".into()].clone()));
+        let mut follow = |table: &Table| {
+            let result = tables.change(table, &std::mem::take(&mut touched), &local(), &config());
+            assert_eq!(tables.maps.contents, tables.layout.contents());
+            tables.maps.assert_encrypted();
+            let endpoint = AddrKey { vni: 4097, addr: Be32::ipv4(10, 0, 1, 12) };
+            assert_eq!(tables.maps.contents.v4.endpoints.contains_key(&endpoint), comes);
+            result.map(|()| tables.maps.meaning())
+        };
+        for _ in 0..3 {
+            assert!(matches!(follow(&table), Err(DataplaneError::TooMany(_))));
+        }
+        table.services.remove(&"other".into());
+        table.tasks.remove(&"t4".into());
+        // The room that this makes is there once it is written.
+        assert!(matches!(follow(&table), Err(DataplaneError::TooMany(_))));
+        for _ in 0..2 {
+            assert_eq!(follow(&table).unwrap(), whole(&table).maps.meaning());
+        }
+    }
+}
+
+#[test]
+fn tries_to_write_what_an_identity_displaced_take_its_places_once() {
+    let (before, table) = (encrypted_table(false), encrypted_table(true));
+    let places = used(&whole(&before)) + used(&whole(&table));
+    let mut tables = limited(PEERS_MAX, places);
+    tables.apply(&before, &local(), &config()).unwrap();
+    let mut follow = |fails| {
+        tables.maps.fails = fails;
+        let result = tables.apply(&table, &local(), &config());
+        (result, tables.layout.places().iter().map(|(start, _)| start).collect::<Vec<_>>())
+    };
+    let (_, first) = follow(true);
+    assert!(!first.is_empty());
+    for _ in 0..5 {
+        let (result, starts) = follow(true);
+        assert!(matches!(result, Err(DataplaneError::PinFolder { .. })));
+        assert_eq!(starts, first);
+    }
+    follow(false).0.unwrap();
+    assert_eq!(tables.maps.contents, tables.layout.contents());
+    assert_eq!(tables.maps.meaning(), whole(&table).maps.meaning());
 }
 
 #[test]
