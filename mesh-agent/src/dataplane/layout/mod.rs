@@ -5,7 +5,7 @@
 mod adopt;
 mod fragment;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -143,7 +143,7 @@ impl Layout {
         changes: Option<&mut Changes>,
     ) -> Result<(), TooMany> {
         let mut result = Ok(());
-        let mut changed = Vec::new();
+        let mut relaid = Vec::new();
         for (id, plan) in fragments {
             let former = match self.lay_out(&id, plan) {
                 Ok(None) => continue,
@@ -155,12 +155,12 @@ impl Layout {
                 }
             };
             if changes.is_some() {
-                changed.push((id, former));
+                relaid.push((id, former));
             }
         }
         // All that stays is in memory by now, so that what comes and goes leaves no gaps in it.
         let Some(changes) = changes else { return result };
-        for (id, former) in changed {
+        for (id, former) in relaid {
             let (mut held, mut wanted) = (Contents::default(), Contents::default());
             let laid = self.fragments.get(&id);
             if let Some(former) = former.as_ref().or(laid) {

@@ -9,7 +9,7 @@ use mesh_common::be::Be32;
 use mesh_common::map::{AddrKey, BACKEND_ENCRYPTED, SERVICE_ENCRYPTED, Service, TaskKey};
 
 use super::super::plan::tests::{local, node, table, task};
-use super::super::plan::{Local, plan};
+use super::super::plan::{Local, LocalEndpoint, plan};
 use super::*;
 
 /// The kernel's maps, as layouts leave them.
@@ -377,37 +377,48 @@ fn an_identity_that_comes_late_leads_to_the_nodes_tasks_and_one_that_goes_leads_
     }
 }
 
-/// The encrypted table, with another service that has a task on this node, and takes more places.
-fn encrypted_beside_another(identities: &[u8]) -> Table {
-    let mut table = encrypted(identities);
+/// The encrypted table, with another service that takes more places and has a task on this node; and the node.
+pub(crate) fn encrypted_beside_another(identities: &[u8]) -> (Table, Local) {
+    let (mut table, mut local) = (encrypted(identities), local());
     let mut other = table.services[&"web".into()].clone();
     other.id = "other".into();
-    other
-        .vips
-        .iter_mut()
-        .for_each(|vip| vip.addr = vip.addr.map(|addr| Ipv4Addr::from_bits(addr.to_bits() + 1)));
+    for vip in &mut other.vips {
+        vip.addr = vip.addr.map(|addr| Ipv4Addr::from_bits(addr.to_bits() + 1));
+    }
     table.services.get_mut(&"web".into()).unwrap().ports.clear();
     let mut task = task(4, "n1", TaskState::Running);
     task.service = other.id.clone();
+    for (ifindex, endpoint) in (9..).zip(&task.endpoints) {
+        let (network, addr) = (endpoint.network.clone(), endpoint.addr);
+        let alias = Ipv4Addr::new(169, 254, 64, ifindex as u8);
+        local.endpoints.push(LocalEndpoint { task: task.id.clone(), network, addr, ifindex, alias });
+    }
     table.tasks.insert(task.id.clone(), task);
     table.services.insert(other.id.clone(), other);
-    table
+    (table, local)
+}
+
+/// Takes the other service away again.
+pub(crate) fn remove_another(table: &mut Table, local: &mut Local) {
+    table.services.remove(&"other".into());
+    table.tasks.remove(&"t4".into());
+    local.endpoints.retain(|endpoint| endpoint.task != "t4".into());
 }
 
 #[test]
 fn the_slot_of_a_way_that_went_is_given_to_no_other_while_a_table_names_it() {
+    let (table, mut local) = encrypted_beside_another(&[1]);
     let mut kernel = Kernel::default();
-    kernel.apply(&mut Layout::default(), &encrypted_beside_another(&[1]), &local());
+    kernel.apply(&mut Layout::default(), &table, &local);
     let used = kernel.contents.common.services.values().map(|service| service.len + service.nodes).sum();
 
     // Neither nodes nor places are left.
     let (mut kernel, mut layout) = (Kernel::default(), Layout::limited(3, used));
-    kernel.apply(&mut layout, &encrypted_beside_another(&[1]), &local());
-    let members = kernel.contents.common.members.clone();
-    let slot = members[&identity(1).address().into()];
-    let mut lay_out = |table: &Table| {
+    kernel.apply(&mut layout, &table, &local);
+    let slot = kernel.contents.common.members[&identity(1).address().into()];
+    let mut apply = |table: &Table, local: &Local| {
         let mut changes = Changes::default();
-        let result = layout.set_all(plan(table, &local()), Some(&mut changes));
+        let result = layout.set_all(plan(table, local), Some(&mut changes));
         kernel.write(&layout, &changes);
         layout.written();
         assert_eq!(kernel.contents, layout.contents());
@@ -418,16 +429,15 @@ fn the_slot_of_a_way_that_went_is_given_to_no_other_while_a_table_names_it() {
         (result.map_err(|error| error.what), is_named, is_sent_to, common.peers.get(&slot).copied())
     };
     let (no_places, no_nodes) = (Err("places in Maglev tables"), Err("nodes"));
-    let mut table = encrypted_beside_another(&[]);
-    assert_eq!(lay_out(&table), (no_places, true, false, None), "the identity went");
+    let (mut table, _) = encrypted_beside_another(&[]);
+    assert_eq!(apply(&table, &local), (no_places, true, false, None), "the identity went");
     table.nodes.insert("n3".into(), node("n3", 13));
-    assert_eq!(lay_out(&table), (no_nodes, true, false, None), "and a node came");
-    table.services.remove(&"other".into());
-    table.tasks.remove(&"t4".into());
-    assert_eq!(lay_out(&table), (no_nodes, true, false, None), "and room for places");
-    assert_eq!(lay_out(&table), (no_nodes, false, false, None), "which are taken");
+    assert_eq!(apply(&table, &local), (no_nodes, true, false, None), "and a node came");
+    remove_another(&mut table, &mut local);
+    assert_eq!(apply(&table, &local), (no_nodes, true, false, None), "and room for places");
+    assert_eq!(apply(&table, &local), (no_nodes, false, false, None), "which are taken");
     let vtep = IpAddr::from(Ipv4Addr::new(198, 18, 0, 13)).into();
-    assert_eq!(lay_out(&table), (Ok(()), false, false, Some(vtep)));
+    assert_eq!(apply(&table, &local), (Ok(()), false, false, Some(vtep)));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use mesh_common::map::{BACKEND_ENCRYPTED, SERVICE_ENCRYPTED};
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::super::super::layout::tests::{encrypted_beside_another, remove_another};
 use super::*;
 
 /// Maps in memory.
@@ -126,8 +127,11 @@ impl Memory {
     /// That no slot by which something encrypted is sent is that of a plain peer.
     fn assert_encrypted(&self) {
         let Contents { v4, common, .. } = &self.contents;
-        let services = common.services.values().filter(|service| service.flags & SERVICE_ENCRYPTED != 0);
-        let nodes = services.flat_map(|service| self.places_of(service).split_off(service.len as usize));
+        let services = common.services.values();
+        // On `ingress`, such a service may have tasks that are not on `back`.
+        let encrypted =
+            services.filter(|service| service.flags & SERVICE_ENCRYPTED != 0 && service.vni == 4097);
+        let nodes = encrypted.flat_map(|service| self.places_of(service).split_off(service.len as usize));
         let backends = v4.backends.values().filter(|backend| backend.flags & BACKEND_ENCRYPTED != 0);
         for slot in nodes.chain(backends.map(|backend| backend.peer)) {
             assert!(common.peers.get(&slot).is_none_or(|vtep| vtep.is_wireguard()), "{slot}");
@@ -140,28 +144,10 @@ fn limited(peers_max: u32, places_max: u32) -> Tables<Memory> {
     Tables { layout: Layout::limited(peers_max, places_max), ..Tables::over(Memory::default()) }
 }
 
-/// The full table where `back` is encrypted, with another service that takes more places; n2 has an identity or none.
-fn encrypted_table(identity: bool) -> Table {
-    let mut table = full_table();
-    table.networks.get_mut(&"back".into()).unwrap().encrypted = true;
-    let identity = identity.then(|| WireguardIdentity { public_key: [1; 32].into(), port: 51820 });
-    table.nodes.get_mut(&"n2".into()).unwrap().wireguard = identity.into_iter().collect();
-    let mut other = table.services[&"web".into()].clone();
-    other.id = "other".into();
-    table.services.get_mut(&"web".into()).unwrap().ports.clear();
-    for vip in &mut other.vips {
-        vip.addr = vip.addr.map(|addr| Ipv4Addr::from_bits(addr.to_bits() + 1));
-    }
-    table.services.insert(other.id.clone(), other);
-    let on_other = TaskRecord { service: "other".into(), ..task(4, "n1", TaskState::Running) };
-    table.tasks.insert(on_other.id.clone(), on_other);
-    table
-}
-
-/// The table of maps where everything has room.
-fn whole(table: &Table) -> Tables<Memory> {
+/// All of the table at once, with room for everything.
+fn whole(table: &Table, local: &Local) -> Tables<Memory> {
     let mut whole = Tables::over(Memory::default());
-    whole.apply(table, &local(), &config()).unwrap();
+    whole.apply(table, local, &config()).unwrap();
     whole
 }
 
@@ -266,7 +252,7 @@ proptest! {
             prop_assert_eq!(&tables.maps.contents, &tables.layout.contents());
             tables.maps.assert_encrypted();
             match followed {
-                Ok(()) => prop_assert_eq!(tables.maps.meaning(), whole(&table).maps.meaning()),
+                Ok(()) => prop_assert_eq!(tables.maps.meaning(), whole(&table, &local).maps.meaning()),
                 Err(error) => prop_assert!(!is_roomy && matches!(error, DataplaneError::TooMany(_))),
             }
         }
@@ -276,13 +262,15 @@ proptest! {
 #[test]
 fn what_has_no_room_after_an_identity_came_or_went_is_tried_until_it_has() {
     for comes in [true, false] {
-        let (before, mut table) = (encrypted_table(!comes), encrypted_table(comes));
-        let mut tables = limited(PEERS_MAX, used(&whole(&before)));
-        tables.apply(&before, &local(), &config()).unwrap();
+        let identities = |there: bool| if there { &[1][..] } else { &[] };
+        let (before, mut local) = encrypted_beside_another(identities(!comes));
+        let (mut table, _) = encrypted_beside_another(identities(comes));
+        let mut tables = limited(PEERS_MAX, used(&whole(&before, &local)));
+        tables.apply(&before, &local, &config()).unwrap();
         let mut touched = Touched::default();
         touched.note(&before, &Change::Node(table.nodes[&"n2".into()].clone()));
-        let mut follow = |table: &Table| {
-            let result = tables.change(table, &std::mem::take(&mut touched), &local(), &config());
+        let mut follow = |table: &Table, local: &Local| {
+            let result = tables.change(table, &std::mem::take(&mut touched), local, &config());
             assert_eq!(tables.maps.contents, tables.layout.contents());
             tables.maps.assert_encrypted();
             let endpoint = AddrKey { vni: 4097, addr: Be32::ipv4(10, 0, 1, 12) };
@@ -290,27 +278,27 @@ fn what_has_no_room_after_an_identity_came_or_went_is_tried_until_it_has() {
             result.map(|()| tables.maps.meaning())
         };
         for _ in 0..3 {
-            assert!(matches!(follow(&table), Err(DataplaneError::TooMany(_))));
+            assert!(matches!(follow(&table, &local), Err(DataplaneError::TooMany(_))));
         }
-        table.services.remove(&"other".into());
-        table.tasks.remove(&"t4".into());
+        remove_another(&mut table, &mut local);
         // The room that this makes is there once it is written.
-        assert!(matches!(follow(&table), Err(DataplaneError::TooMany(_))));
+        assert!(matches!(follow(&table, &local), Err(DataplaneError::TooMany(_))));
         for _ in 0..2 {
-            assert_eq!(follow(&table).unwrap(), whole(&table).maps.meaning());
+            assert_eq!(follow(&table, &local).unwrap(), whole(&table, &local).maps.meaning());
         }
     }
 }
 
 #[test]
 fn tries_to_write_what_an_identity_displaced_take_its_places_once() {
-    let (before, table) = (encrypted_table(false), encrypted_table(true));
-    let places = used(&whole(&before)) + used(&whole(&table));
+    let (before, local) = encrypted_beside_another(&[]);
+    let (table, _) = encrypted_beside_another(&[1]);
+    let places = used(&whole(&before, &local)) + used(&whole(&table, &local));
     let mut tables = limited(PEERS_MAX, places);
-    tables.apply(&before, &local(), &config()).unwrap();
+    tables.apply(&before, &local, &config()).unwrap();
     let mut follow = |fails| {
         tables.maps.fails = fails;
-        let result = tables.apply(&table, &local(), &config());
+        let result = tables.apply(&table, &local, &config());
         (result, tables.layout.places().iter().map(|(start, _)| start).collect::<Vec<_>>())
     };
     let (_, first) = follow(true);
@@ -322,7 +310,7 @@ fn tries_to_write_what_an_identity_displaced_take_its_places_once() {
     }
     follow(false).0.unwrap();
     assert_eq!(tables.maps.contents, tables.layout.contents());
-    assert_eq!(tables.maps.meaning(), whole(&table).maps.meaning());
+    assert_eq!(tables.maps.meaning(), whole(&table, &local).maps.meaning());
 }
 
 #[test]
