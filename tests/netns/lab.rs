@@ -72,6 +72,13 @@ impl Node {
         self.run_dir().join("docker.sock")
     }
 
+    /// How often the node's managers have sent it the whole table since its agent started.
+    pub(crate) fn tables(&self) -> Result<usize> {
+        let log = self.run_dir().join("agent.log");
+        let log = fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
+        Ok(log.matches("gets the whole table").count())
+    }
+
     /// Its agent's `--state-dir`.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.run_dir().join("state")

@@ -113,6 +113,8 @@ pub(crate) fn node_cut_off_from_managers_serves_all_the_time_and_catches_up(lab:
     until_every_task_answers(lab, &web)?;
     let cut = &lab.nodes[2];
     let seconds = std::env::var(AWAY_S_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(AWAY_S);
+    let tables = cut.tables()?;
+    ensure!(tables > 0, "{cut} does not say in its log that it got the table");
     let load = Load::start(&targets(lab), "/");
     let began = Instant::now();
     let undo = cut_off(cut)?;
@@ -148,5 +150,6 @@ pub(crate) fn node_cut_off_from_managers_serves_all_the_time_and_catches_up(lab:
         errors.len()
     );
     ensure!(errors.is_empty() && requests.len() > 100, "{errors:?}");
+    ensure!(cut.tables()? == tables, "{cut} got the whole table, not what it had missed");
     Ok(())
 }

@@ -514,7 +514,7 @@ impl Client {
     ) -> Result<Taken, SessionEnd> {
         match message {
             ManagerMessage::Snapshot { table } => {
-                debug!(index = table.index, "snapshot");
+                info!(index = table.index, "gets the whole table");
                 self.replace(*table).await;
                 Ok(Taken::Table)
             }
