@@ -511,9 +511,10 @@ impl<P: Plane> Worker<P> {
         if !back.is_empty() {
             info!(nodes = ?back.values(), "heard again");
         }
+        let is_news = found.silent != before.silent || !given_up.is_empty();
         let nodes: BTreeSet<NodeId> =
             [lost, back, given_up].into_iter().flat_map(BTreeMap::into_keys).collect();
-        if !nodes.is_empty() {
+        if is_news {
             self.touch(|task| nodes.contains(&task.node));
         }
     }
