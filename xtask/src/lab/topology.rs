@@ -33,6 +33,7 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
     }
     for node in lab.nodes() {
         connect(&node, lab.mtu)?;
+        receive_by_flow(&node)?;
         complete_on_the_switch(&node)?;
         mount_bpffs(&node)?;
         if lab.xdp == Xdp::Native {
@@ -91,6 +92,25 @@ fn connect(host: &Host, mtu: u32) -> Result<()> {
     ip(&["-n", &netns, "address", "add", &format!("{}/{PREFIX6}", host.address6), "dev", "eth0", "nodad"])?;
     ip(&["-n", &netns, "route", "add", "default", "via", &GATEWAY.to_string()])?;
     ip(&["-n", &netns, "-6", "route", "add", "default", "via", &GATEWAY6.to_string()])
+}
+
+/// Makes a node receive all packets of a flow on one CPU, as from a network card: a veth's are taken by whichever CPU
+/// comes first. Where two packets of an opening connection are taken at once, Linux before 6.19 may find neither its request
+/// nor its socket, and resets it.
+fn receive_by_flow(node: &Host) -> Result<()> {
+    let cpus = std::thread::available_parallelism()?.get().min(32);
+    let mask = format!("{:x}", u32::MAX >> (32 - cpus));
+    // A /sys that shows the namespace's links.
+    let mut command = Command::new("ip");
+    command.args([
+        "netns",
+        "exec",
+        &node.netns(),
+        "sh",
+        "-c",
+        "echo $1 >/sys/class/net/eth0/queues/rx-0/rps_cpus",
+    ]);
+    bounded::output(command.args(["sh", &mask]), LIMIT).map(drop)
 }
 
 /// Makes a node's port of the switch behave as a wire does.
