@@ -6,7 +6,7 @@ use core::net::Ipv6Addr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::be::Be32;
+use crate::be::{Be16, Be32};
 
 /// An IPv4 ([`Be32`]) or IPv6 ([`Ip6`]) address.
 pub trait Address:
@@ -240,6 +240,10 @@ const ENDPOINT_PREFIX: [u8; 2] = [0x02, 0x42];
 /// First bytes of the Ethernet destination of an inner frame that names a task.
 const BACKEND_PREFIX: [u8; 2] = [0x02, 0x53];
 
+/// First bytes of the Ethernet source of an inner frame that says a fragment's ports. In a mesh request they also say that no
+/// other node has been asked.
+const PORTS_PREFIX: [u8; 2] = [0x06, 0x00];
+
 /// Ethernet address of the endpoint at an address: `02:42` and its lowest 32 bits.
 #[inline(always)]
 pub fn mac_of(addr: impl Address) -> [u8; 6] {
@@ -258,6 +262,24 @@ pub const fn backend_mac(incarnation: u32) -> [u8; 6] {
 pub const fn backend_of(mac: [u8; 6]) -> Option<u32> {
     match mac {
         [0x02, 0x53, a, b, c, d] => Some(u32::from_be_bytes([a, b, c, d])),
+        _ => None,
+    }
+}
+
+/// What says a later fragment's ports to another node, source and destination, in the Ethernet source of its inner frame.
+#[inline(always)]
+pub const fn ports_mac((src, dst): (Be16, Be16)) -> [u8; 6] {
+    let ([a, b], [c, d]) = (src.get().to_be_bytes(), dst.get().to_be_bytes());
+    [PORTS_PREFIX[0], PORTS_PREFIX[1], a, b, c, d]
+}
+
+/// The ports in an Ethernet address made by [`ports_mac`]; `None` for any other.
+#[inline(always)]
+pub const fn ports_of(mac: [u8; 6]) -> Option<(Be16, Be16)> {
+    match mac {
+        [0x06, 0x00, a, b, c, d] => {
+            Some((Be16::new(u16::from_be_bytes([a, b])), Be16::new(u16::from_be_bytes([c, d]))))
+        }
         _ => None,
     }
 }
@@ -293,5 +315,15 @@ mod tests {
     fn a_backend_is_named_by_its_incarnation() {
         assert_eq!(backend_of(backend_mac(0x0102_0304)), Some(0x0102_0304));
         assert_eq!(backend_of(mac_of(Be32::ipv4(10, 0, 0, 1))), None);
+    }
+
+    #[test]
+    fn a_fragments_ports_are_taken_for_no_other_address() {
+        let ports = (Be16::new(0x0102), Be16::new(0x0304));
+        assert_eq!(ports_of(ports_mac(ports)), Some(ports));
+        assert_eq!(backend_of(ports_mac(ports)), None);
+        for other in [mac_of(Be32::ipv4(10, 0, 0, 1)), backend_mac(1), [0x02, 0, 198, 18, 0, 11]] {
+            assert_eq!(ports_of(other), None);
+        }
     }
 }

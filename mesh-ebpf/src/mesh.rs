@@ -12,6 +12,7 @@ use mesh_common::vxlan::{VNI_MESH_REQUEST, mtu_overhead_bytes};
 use crate::answer::{Answer, Back};
 use crate::family::Family;
 use crate::flow;
+use crate::fragment;
 use crate::header::{Ethernet, IP_OFFSET, Tcp, Udp};
 use crate::host;
 use crate::packet::Packet;
@@ -104,11 +105,14 @@ pub fn send<A: Quote>(
     if let Some(mtu) = too_big(packet, tables, parsed, remote.peer) {
         return plan.end(Verdict::answer(Counter::DropTooBig, Answer::TooBig { mtu }));
     }
-    let Remote { peer, tos, .. } = *remote;
-    plan.go(
-        Frame::given(remote.errand.frame(A::ETHERTYPE)),
-        Verdict::new(Action::Tunnel { vni: VNI_MESH_REQUEST, peer, tos }, counter),
-    );
+    let Remote { peer, tos, errand, .. } = *remote;
+    let mut frame = errand.frame(A::ETHERTYPE);
+    // Who has been asked, and for which ingress node, is said where somebody has.
+    if errand.asked == 0 {
+        frame.src = fragment::source(parsed, plan.translation.ports, frame.src);
+    }
+    let action = Action::Tunnel { vni: VNI_MESH_REQUEST, peer, tos };
+    plan.go(Frame::given(frame), Verdict::new(action, counter));
 }
 
 /// The largest packet that the way to a node carries in VXLAN, if this one is larger and may not be fragmented.

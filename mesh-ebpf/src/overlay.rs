@@ -39,6 +39,7 @@ pub fn from_ingress<A: Quote>(
     arrival: &Arrival,
     work: &mut Work<A>,
 ) {
+    work.be_told(packet);
     let Parts { parsed, tuple, plan, .. } = work.parts();
     match Sender::of(packet, tables, arrival) {
         Ok(sender) => mesh_request(packet, tables, parsed, tuple, &sender, plan),
@@ -54,6 +55,7 @@ pub fn from_backend<A: Quote>(
     arrival: &Arrival,
     work: &mut Work<A>,
 ) {
+    work.be_told(packet);
     let Parts { parsed, ends, tuple, plan } = work.parts();
     let sender = match Sender::of(packet, tables, arrival) {
         Ok(sender) => sender,

@@ -15,6 +15,7 @@ use crate::arp;
 use crate::balance::{self, Chosen};
 use crate::family::Family;
 use crate::flow::{self, Found};
+use crate::fragment;
 use crate::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet};
 use crate::host::to_host;
 use crate::mesh;
@@ -23,7 +24,7 @@ use crate::packet::{Packet, Rewrite};
 use crate::parse::{Fragment, Parsed, parse_ethernet};
 use crate::related::Quote;
 use crate::tables::AddrTables;
-use crate::translation::{Frame, Parts, Plan, Work};
+use crate::translation::{Frame, Parts, Plan, Translation, Work};
 use crate::verdict::{Action, Verdict};
 
 /// What kind of frame a task sent.
@@ -449,7 +450,8 @@ fn forward<A: Quote>(
     }
     let action = Action::Tunnel { vni, peer, tos: parsed.tos };
     // The node there may know better who has the address.
-    let (dst, src) = (backend_mac(incarnation), mac_of(plan.translation.src));
+    let Translation { src, ports, .. } = plan.translation;
+    let (dst, src) = (backend_mac(incarnation), fragment::source(parsed, ports, mac_of(src)));
     let frame = Frame::given(Ethernet { dst, src, ethertype: A::ETHERTYPE });
     plan.go(frame, Verdict::new(action, Counter::OverlayForwarded));
 }

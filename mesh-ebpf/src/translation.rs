@@ -60,6 +60,15 @@ impl<A: Quote> Work<A> {
         Ok(())
     }
 
+    /// Has the node that sent the packet say what can't be read of it. See [`fragment::be_told`].
+    #[inline(always)]
+    pub fn be_told(&mut self, packet: &impl Packet) {
+        if fragment::be_told(packet, &mut self.parsed) {
+            self.tuple = tuple_of(&self.parsed);
+            self.plan.translation.ports = self.parsed.ports().unwrap_or_default();
+        }
+    }
+
     /// What a decision reads, and where it writes.
     #[inline(always)]
     pub fn parts(&mut self) -> Parts<'_, A> {

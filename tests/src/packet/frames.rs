@@ -184,6 +184,12 @@ impl Frame {
         Self { to, from, ..self }
     }
 
+    /// From another Ethernet address.
+    #[must_use]
+    pub fn from_mac(self, from: Mac) -> Self {
+        Self { from, ..self }
+    }
+
     /// Between the Ethernet addresses of the endpoints at other addresses.
     #[must_use]
     pub fn via(self, src: Ipv4Addr, dst: Ipv4Addr) -> Self {
