@@ -94,6 +94,16 @@ pub(super) struct Setup<P> {
     rules_seen: Instant,
 }
 
+/// What [`Setup::audit`] found changed.
+pub(super) struct Audit {
+    /// The node's addresses.
+    pub(super) moved: bool,
+    /// The tasks' MTU.
+    pub(super) resized: bool,
+    /// What the dataplane is to be opened anew for.
+    pub(super) wanted: Option<DataplaneConfig>,
+}
+
 impl<P: Plane> Setup<P> {
     /// Makes the devices and rules, opens the dataplane and starts the name server. Uplinks that are not there yet, or
     /// have no address, are waited for: at a boot the agent may be there before them.
@@ -121,14 +131,14 @@ impl<P: Plane> Setup<P> {
         Ok(Self { links, facts, plane, plane_config, dns, encryption, mtu, vxlan_port, egress, rules_seen })
     }
 
-    /// Looks at the host again, and repairs what drifted or is no more what the cluster has (`vxlan_port`); true if the dataplane was opened anew, or the node's
-    /// addresses or the tasks' MTU changed.
+    /// Looks at the host again, and repairs what drifted or is no more what the cluster has (`vxlan_port`), but for the
+    /// dataplane: see [`Setup::attach`].
     pub(super) async fn audit(
         &mut self,
         config: &Config,
         membership: &Membership,
         vxlan_port: Option<u16>,
-    ) -> Result<bool, NodeError> {
+    ) -> Result<Audit, NodeError> {
         let vxlan_port = vxlan_port.unwrap_or(self.vxlan_port);
         let facts = self.links.facts().await?;
         let moved = facts.node_addresses() != self.facts.node_addresses();
@@ -162,14 +172,16 @@ impl<P: Plane> Setup<P> {
         let same = wanted.uplinks == self.plane_config.uplinks
             && wanted.vxlan_ifindex == self.plane_config.vxlan_ifindex
             && self.pair() == pair;
-        // First of all: to load the programs takes its time, and what is too big meanwhile is lost.
         self.encryption.fit(smallest_mtu(&wanted.uplinks), membership.data_path).await;
-        if !same {
-            info!(uplinks = ?wanted.uplinks, "attaching the dataplane to changed interfaces");
-            self.plane = open::<P>(&wanted).await?;
-            self.plane_config = wanted;
-        }
-        Ok(moved || resized || !same)
+        Ok(Audit { moved, resized, wanted: (!same).then_some(wanted) })
+    }
+
+    /// Opens the dataplane anew, for other interfaces.
+    pub(super) async fn attach(&mut self, wanted: DataplaneConfig) -> Result<(), NodeError> {
+        info!(uplinks = ?wanted.uplinks, "attaching the dataplane to changed interfaces");
+        self.plane = open::<P>(&wanted).await?;
+        self.plane_config = wanted;
+        Ok(())
     }
 
     /// Looks at the netfilter rules, and installs them again if somebody changed them.
