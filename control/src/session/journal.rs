@@ -121,6 +121,14 @@ impl Journal {
 }
 
 #[cfg(test)]
+impl Journal {
+    /// What brings `viewer` from the table at `index` to that of `state`.
+    pub(super) fn told(&self, index: u64, state: &State, viewer: &NodeId) -> Option<Vec<Change>> {
+        Some(view::renewed(state, view::with_following(state, self.since(index)?), viewer))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use mesh_api::table::{Delta, NodeState, Table, TaskState};
     use proptest::prelude::*;
@@ -309,7 +317,7 @@ mod tests {
     }
 
     fn caught_up(journal: &Journal, from: &State, to: &State, viewer: &NodeId) -> Option<(Table, usize)> {
-        let changes = view::renewed(to, view::with_following(to, journal.since(from.index)?), viewer);
+        let changes = journal.told(from.index, to, viewer)?;
         let mut table = view::table(from, viewer).unwrap();
         let count = changes.len();
         table.apply(Delta { from: from.index, to: to.index, changes }).unwrap();
@@ -355,11 +363,7 @@ mod tests {
         for task in tasks {
             let node = task.node.clone().unwrap();
             for viewer in NODES.map(NodeId::from) {
-                let changes = view::renewed(
-                    last,
-                    view::with_following(last, journal.since(from.index).unwrap()),
-                    &viewer,
-                );
+                let changes = journal.told(from.index, last, &viewer).unwrap();
                 let told: Vec<_> = changes
                     .iter()
                     .filter_map(|change| match change {

@@ -108,6 +108,17 @@ impl FakeAgent {
         assert!(matches!(self.hear().await, Some(ManagerMessage::Resumed { role: Role::Worker, .. })));
     }
 
+    /// Hears until the session ends with the reason why.
+    async fn until_refused(&mut self) -> RefusalReason {
+        loop {
+            match self.hear().await {
+                Some(ManagerMessage::Refused { reason, .. }) => break reason,
+                Some(_) => {}
+                None => panic!("the session ended without a word"),
+            }
+        }
+    }
+
     async fn resume(server: &Arc<Server>, node: &Peer, hostname: &str) -> Self {
         let mut agent = Self::dial(server, node);
         agent.say(resume(hostname, Some(0))).await;
@@ -358,15 +369,7 @@ async fn a_node_comes_back_and_leaves() {
     again.is_taken().await;
     again.until(|agent| agent.table.is_some()).await;
     server.cluster.propose(Command::now(Action::RemoveNode { id, force: true })).await.unwrap();
-    loop {
-        match again.hear().await {
-            Some(ManagerMessage::Refused { reason, .. }) => {
-                break assert_eq!(reason, RefusalReason::UnknownNode);
-            }
-            Some(_) => {}
-            None => panic!("the session ended without a word"),
-        }
-    }
+    assert_eq!(again.until_refused().await, RefusalReason::UnknownNode);
     let mut gone = FakeAgent::resume(&server, &peer, "n1").await;
     assert_eq!(refusal(&mut gone).await, RefusalReason::UnknownNode);
 }

@@ -392,11 +392,7 @@ async fn one_change_among_many_tasks_costs_no_more_than_itself() {
     let task = world.state.tasks.values().find(|task| task.node.is_some()).unwrap().clone();
     world.report(&task, TaskState::Running);
     journal.note(&old, &world.state);
-    let changes = view::renewed(
-        &world.state,
-        view::with_following(&world.state, journal.since(old.index).unwrap()),
-        &viewer,
-    );
+    let changes = journal.told(old.index, &world.state, &viewer).unwrap();
     assert!(matches!(&changes[..], [Change::Task(record)] if record.id == task.id), "{changes:?}");
     let delta = Delta { from: old.index, to: world.state.index, changes };
     let bytes = |message: &ManagerMessage| serde_json::to_vec(message).unwrap().len();

@@ -30,6 +30,14 @@ async fn dial(server: &Arc<Server>, hostname: &str, bytes: usize) -> FakeAgent {
     agent
 }
 
+/// One that is told to wait for its turn.
+async fn waiting(server: &Arc<Server>) -> FakeAgent {
+    let mut agent = dial(server, "waiting", 1 << 20).await;
+    agent.is_taken().await;
+    assert!(matches!(agent.hear().await, Some(ManagerMessage::Alive)));
+    agent
+}
+
 async fn dial_raw(
     server: &Arc<Server>,
     hostname: &str,
@@ -78,9 +86,7 @@ async fn whoever_waits_for_its_turn_hears_that_the_manager_lives() {
         agent.is_taken().await;
         stalled.push(agent);
     }
-    let mut waiting = dial(&server, "waiting", 1 << 20).await;
-    waiting.is_taken().await;
-    assert!(matches!(waiting.hear().await, Some(ManagerMessage::Alive)));
+    let mut waiting = waiting(&server).await;
     // A stalled one is given up in the end, and lets another one have its turn.
     let table = loop {
         match waiting.hear().await.expect("the session is up") {
@@ -153,9 +159,7 @@ async fn much_to_catch_up_with_takes_a_turn_and_little_takes_none() {
 async fn whoever_waits_for_its_turn_is_sent_on_once_another_manager_leads() {
     let (_dir, server) = server_of_many().await;
     let turns = server.tables.acquire_many(TABLES_MAX as u32).await.unwrap();
-    let mut waiting = dial(&server, "waiting", 1 << 20).await;
-    waiting.is_taken().await;
-    assert!(matches!(waiting.hear().await, Some(ManagerMessage::Alive)));
+    let mut waiting = waiting(&server).await;
     server.resign();
     loop {
         match waiting.hear().await {
@@ -171,19 +175,9 @@ async fn whoever_waits_for_its_turn_is_sent_on_once_another_manager_leads() {
 async fn a_node_that_is_removed_while_it_waits_for_its_turn_hears_of_it() {
     let (_dir, server) = server_of_many().await;
     let turns = server.tables.acquire_many(TABLES_MAX as u32).await.unwrap();
-    let mut waiting = dial(&server, "waiting", 1 << 20).await;
-    waiting.is_taken().await;
-    assert!(matches!(waiting.hear().await, Some(ManagerMessage::Alive)));
+    let mut waiting = waiting(&server).await;
     let id = waiting.node.node.clone();
     server.cluster.propose(Command::now(Action::RemoveNode { id, force: true })).await.unwrap();
     drop(turns);
-    loop {
-        match waiting.hear().await {
-            Some(ManagerMessage::Refused { reason, .. }) => {
-                break assert_eq!(reason, RefusalReason::UnknownNode);
-            }
-            Some(_) => {}
-            None => panic!("it ends without a word"),
-        }
-    }
+    assert_eq!(waiting.until_refused().await, RefusalReason::UnknownNode);
 }

@@ -38,8 +38,8 @@ use crate::session::Server;
 
 /// Seeds in a usual run.
 const SEEDS: u64 = 200;
-/// Seeds within which each defect is found: most show in the first ones, a disk that forgets in one of some 200.
-const MUTANT_SEEDS: u64 = 400;
+/// Seeds within which each defect is found: most show in the first ones, a disk that forgets in one of some ten.
+const MUTANT_SEEDS: u64 = 100;
 /// Faults of a seed.
 const STEPS: u32 = 12;
 /// How long it may take until it serves, and until all is as it should be, once nothing is wrong any longer.
@@ -79,7 +79,9 @@ impl Mutant {
     /// Words of whatever finds it: another failure of a seed is no find.
     fn signs(self) -> &'static [&'static str] {
         match self {
-            Self::CarelessDisk => &["was acknowledged, and is gone", "what was seen of service"],
+            Self::CarelessDisk => {
+                &["was acknowledged, and is gone", "what was seen of service", "'s and, on"]
+            }
             Self::StaleReads => &["what was seen of service"],
             Self::AddressTwice => &["is wrong in itself", "is given twice"],
             Self::NoRest => &["sends to"],
@@ -128,7 +130,7 @@ async fn simulate(seed: u64, mutant: Option<Mutant>) -> (u64, u64) {
     simulation.found(managers, WORKERS).await;
     // Some take longer, so that nodes are given up.
     let pace = if seed % 8 == 4 { 10 } else { 1 };
-    let clients = Clients::start(CLIENTS, seed, &simulation.managers, pace, mutant);
+    let clients = Clients::start(&simulation, CLIENTS, pace);
     for _ in 0..STEPS {
         simulation.fault().await;
         let time = Duration::from_millis(simulation.rng.random_range(20..500) * pace);
