@@ -1,6 +1,7 @@
 //! Who reaches whom: exactly those who are on a network together, whatever else they send.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -144,27 +145,32 @@ struct Attacker<'m> {
 }
 
 fn attackers<'m>(members: &[Member], wires: &'m [Vec<Wire>]) -> Result<Vec<Attacker<'m>>> {
+    let nodes: BTreeSet<Ipv4Addr> = members.iter().map(|member| member.task.node.address).collect();
     let mut attackers = Vec::new();
     for (member, from) in members.iter().enumerate() {
+        let here = from.task.node.address;
+        let after = nodes.iter().find(|node| **node > here).or(nodes.first()).context("no node")?;
         for ((network, attacker), wire) in from.spots.iter().zip(&wires[member]) {
             // Of whichever the attacker is on neither.
             let foreign = (network + 2) % NETWORKS.len();
             ensure!(!from.is_on(foreign), "{} is on {}", SERVICES[from.service].0, NETWORKS[foreign]);
-            let find = |network: usize, near: bool| {
+            let find = |network: usize, is_there: &dyn Fn(&Ipv4Addr) -> bool| {
                 let others = members
                     .iter()
                     .enumerate()
-                    .filter(|(at, other)| *at != member && (other.task.node == from.task.node) == near);
+                    .filter(|(at, other)| *at != member && is_there(&other.task.node.address));
                 let mut spots = others.flat_map(|(_, other)| other.spots.iter());
                 let spot = spots.find(|(own, _)| *own == network).map(|(_, spot)| *spot);
                 spot.with_context(|| format!("nobody else is on {}", NETWORKS[network]))
             };
             let cast = Cast {
                 attacker: *attacker,
-                victim: find(*network, false)?,
-                neighbour: find(*network, true)?,
-                stranger: find(foreign, false)?,
-                insider: find(foreign, true)?,
+                victim: find(*network, &|node| *node != here)?,
+                neighbour: find(*network, &|node| *node == here)?,
+                // No two nodes' tasks send to each other's nodes: where there are no ports, a node that masquerades takes
+                // what comes for the answer to what left.
+                stranger: find(foreign, &|node| node == after)?,
+                insider: find(foreign, &|node| *node == here)?,
             };
             attackers.push(Attacker { member, is_internal: *network == INTERNAL, wire, cast });
         }
