@@ -167,8 +167,8 @@ fn attackers<'m>(members: &[Member], wires: &'m [Vec<Wire>]) -> Result<Vec<Attac
                 attacker: *attacker,
                 victim: find(*network, &|node| *node != here)?,
                 neighbour: find(*network, &|node| *node == here)?,
-                // No two nodes' tasks send to each other's nodes: where there are no ports, a node that masquerades takes
-                // what comes for the answer to what left.
+                // Of three nodes, no two send to each other: where there are no ports, a node that masquerades takes what
+                // comes for the answer to what left.
                 stranger: find(foreign, &|node| node == after)?,
                 insider: find(foreign, &|node| *node == here)?,
             };

@@ -38,7 +38,7 @@ use crate::session::Server;
 
 /// Seeds in a usual run.
 const SEEDS: u64 = 200;
-/// Seeds within which each defect is found: most show in the first ones, a disk that forgets in one of some ten.
+/// Seeds within which each defect is found: most show in the first ones, a disk that forgets in one of some fourteen.
 const MUTANT_SEEDS: u64 = 100;
 /// Faults of a seed.
 const STEPS: u32 = 12;
