@@ -8,11 +8,9 @@ use std::time::Duration;
 use mesh_api::id::ServiceId;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::hosts::Simulation;
 use super::{Managers, Mutant};
 use crate::clock::simulated;
 use crate::cluster::{Cluster, ProposeError};
@@ -40,7 +38,6 @@ struct Known {
     /// Rotations of the keys that were acknowledged, and those of which nobody knows.
     rotated: Cell<u64>,
     perhaps_rotated: Cell<u64>,
-    acknowledged: Rc<Notify>,
     until: Cell<Option<Instant>>,
 }
 
@@ -81,18 +78,18 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Clients that are so many times slower than the fastest.
-    pub(super) fn start(simulation: &Simulation, count: usize, pace: u64) -> Self {
-        let Simulation { seed, managers, mutant, acknowledged, .. } = simulation;
-        let known = Rc::new(Known { acknowledged: Rc::clone(acknowledged), ..Known::default() });
+    pub(super) fn start(
+        count: usize,
+        seed: u64,
+        managers: &Managers,
+        pace: u64,
+        mutant: Option<Mutant>,
+    ) -> Self {
+        let known = Rc::<Known>::default();
         let client = |at: usize| {
             let rng = StdRng::seed_from_u64(seed.wrapping_mul(1009) + at as u64);
-            let client = Client {
-                rng,
-                known: Rc::clone(&known),
-                managers: Rc::clone(managers),
-                pace,
-                mutant: *mutant,
-            };
+            let client =
+                Client { rng, known: Rc::clone(&known), managers: Rc::clone(managers), pace, mutant };
             tokio::task::spawn_local(client.run())
         };
         Self { running: (0..count).map(client).collect(), known }
@@ -193,10 +190,7 @@ impl Client {
         let (manager, ahead_ns) = self.manager()?;
         let at_ns = simulated::true_ns().unwrap().saturating_add_signed(ahead_ns);
         match manager.propose(Command { at_ns, action }).await {
-            Ok(_) => {
-                self.known.acknowledged.notify_waiters();
-                Some(Answer::Done)
-            }
+            Ok(_) => Some(Answer::Done),
             Err(ProposeError::Refused(Refusal::IdTaken(id))) => panic!("{id} took effect twice"),
             // The orchestrator makes versions, too.
             Err(ProposeError::Refused(Refusal::OutOfSequence)) => Some(Answer::Nothing),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_api::id::NodeId;
 use mesh_api::table::Role;
 use rand::RngExt as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::hosts::Simulation;
 use crate::clock::simulated;
@@ -14,8 +14,6 @@ use crate::model::NodeSpec;
 use crate::raft::tests::net::Weather;
 use crate::raft::tests::platter::Fault;
 
-/// How long the power waits for a client to be told something.
-const ACKNOWLEDGED: Duration = Duration::from_millis(500);
 const HOUR_NS: i64 = 3600 * 1_000_000_000;
 /// There are no more managers, and no fewer, for faults to leave a majority now and then.
 const MANAGERS: std::ops::RangeInclusive<usize> = 3..=5;
@@ -86,8 +84,7 @@ impl Simulation {
                 }
             }
             18 => {
-                // The room's power fails, where it hurts most: just when somebody was told that something is done.
-                let _ = timeout(ACKNOWLEDGED, self.acknowledged.notified()).await;
+                // The room's power fails.
                 for node in &up {
                     self.kill(node);
                 }

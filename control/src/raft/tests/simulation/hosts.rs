@@ -11,7 +11,6 @@ use mesh_api::session::ManagerDescription;
 use mesh_api::table::{Role, Table, TaskState};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -59,15 +58,13 @@ impl Host {
 }
 
 pub(super) struct Simulation {
-    pub(super) seed: u64,
+    seed: u64,
     pub(super) rng: StdRng,
     pub(super) net: Net,
     pub(super) observer: Observer,
     pub(super) hosts: BTreeMap<NodeId, Host>,
     pub(super) managers: Managers,
     pub(super) mutant: Option<Mutant>,
-    /// Whenever a client is told that something is done.
-    pub(super) acknowledged: Rc<Notify>,
     /// Processes started so far.
     started: u64,
     /// Links that come and go.
@@ -84,7 +81,6 @@ impl Simulation {
             hosts: BTreeMap::new(),
             managers: Rc::default(),
             mutant,
-            acknowledged: Rc::default(),
             started: 0,
             flapping: Vec::new(),
         }

@@ -38,7 +38,7 @@ use crate::session::Server;
 
 /// Seeds in a usual run.
 const SEEDS: u64 = 200;
-/// Seeds within which each defect is found: most show in the first ones, a disk that forgets in one of some fourteen.
+/// Seeds within which each defect is found: most show in the first ones, a disk that forgets in one of some five.
 const MUTANT_SEEDS: u64 = 100;
 /// Faults of a seed.
 const STEPS: u32 = 12;
@@ -130,7 +130,7 @@ async fn simulate(seed: u64, mutant: Option<Mutant>) -> (u64, u64) {
     simulation.found(managers, WORKERS).await;
     // Some take longer, so that nodes are given up.
     let pace = if seed % 8 == 4 { 10 } else { 1 };
-    let clients = Clients::start(&simulation, CLIENTS, pace);
+    let clients = Clients::start(CLIENTS, seed, &simulation.managers, pace, mutant);
     for _ in 0..STEPS {
         simulation.fault().await;
         let time = Duration::from_millis(simulation.rng.random_range(20..500) * pace);
