@@ -89,7 +89,7 @@ counters! {
     DropNoRoute = 90, "drop_no_route", "The host has no route to the destination, or the node that it is for is none any more.";
     DropRewriteFailed = 91, "drop_rewrite_failed", "The kernel refused to change the packet.";
     DropNotReady = 92, "drop_not_ready", "The agent hasn't configured the programs yet.";
-    DropTooBig = 93, "drop_too_big", "Larger than the path to the other node carries, and not to be fragmented.";
+    DropTooBig = 93, "drop_too_big", "Larger than the way to the other node or the client carries, and fragmented by nobody on it.";
 }
 
 impl Counter {

@@ -27,6 +27,13 @@ pub enum Answer {
         /// The way's MTU, bytes.
         mtu: u16,
     },
+    /// The same of a reply for a client, as a router would say it that is the first on the way there.
+    TooBigBeyond {
+        /// The way's MTU, bytes.
+        mtu: u16,
+        /// The interface that the way begins with.
+        ifindex: u32,
+    },
     /// To the node that sent it: that the task that it names is not here.
     NotHere {
         /// The network.
@@ -72,7 +79,7 @@ pub fn make<A: refuse::Answer, P: Reuse>(
         Answer::Nobody { .. } => {
             (refuse::error(packet, &parsed, from, Error::PortUnreachable), Counter::UnreachableSent)
         }
-        Answer::TooBig { mtu } => {
+        Answer::TooBig { mtu } | Answer::TooBigBeyond { mtu, .. } => {
             (refuse::error(packet, &parsed, from, Error::TooBig { mtu }), Counter::TooBigSent)
         }
         Answer::NotHere { .. } => (nack::make(packet, &parsed), Counter::NackSent),
@@ -82,7 +89,7 @@ pub fn make<A: refuse::Answer, P: Reuse>(
         Answer::Nobody { back: Back::Client { .. } } if made == Ok(true) => {
             address_frame(packet, parsed.dst, parsed.src)
         }
-        Answer::Nobody { .. } | Answer::TooBig { .. } | Answer::NotHere { .. } => Ok(()),
+        _ => Ok(()),
     };
     match (made, addressed) {
         (Ok(true), Ok(())) => Verdict::new(towards(answer), reason).making(counter),
@@ -93,7 +100,7 @@ pub fn make<A: refuse::Answer, P: Reuse>(
 #[inline(always)]
 fn is_answerable<A: refuse::Answer>(parsed: &Parsed<A>, answer: Answer) -> bool {
     match (answer, parsed.protocol) {
-        (Answer::TooBig { .. } | Answer::NotHere { .. }, _) => true,
+        (Answer::TooBig { .. } | Answer::TooBigBeyond { .. } | Answer::NotHere { .. }, _) => true,
         (Answer::Nobody { .. }, PROTO_TCP) => {
             parsed.tcp_flags & TCP_RST == 0 && parsed.fragment == Fragment::Whole
         }
@@ -111,6 +118,7 @@ fn towards(answer: Answer) -> Action {
             Action::Tunnel { vni: VNI_MESH_REPLY, peer, tos: 0 }
         }
         Answer::Nobody { back: Back::Reflect } | Answer::TooBig { .. } => Action::Reflect,
+        Answer::TooBigBeyond { ifindex, .. } => Action::Arrive { ifindex },
         Answer::NotHere { vni, peer } => Action::Tunnel { vni, peer, tos: 0 },
     }
 }

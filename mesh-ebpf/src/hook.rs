@@ -43,26 +43,32 @@ pub trait BothTables: AddrTables<Be32> + AddrTables<Ip6> {}
 impl<T: AddrTables<Be32> + AddrTables<Ip6>> BothTables for T {}
 
 /// What a TC program does with a packet before it carries the verdict out. `dialled` is told of a published port that a
-/// task dials by an address of its own node.
-pub fn run<P: Reuse>(hook: Hook, packet: &mut P, tables: &impl BothTables, dialled: impl Fn()) -> Verdict {
+/// task dials by an address of its own node. A client is reached by `way`, if that is known.
+pub fn run<P: Reuse>(
+    hook: Hook,
+    packet: &mut P,
+    tables: &impl BothTables,
+    way: Option<&Way>,
+    dialled: impl Fn(),
+) -> Verdict {
     let ethertype = parse_ethernet(packet).map(|ethernet| ethernet.ethertype);
     match (hook, ethertype) {
         (Hook::Task(ifindex), _) => match task::classify(packet, tables, ifindex) {
-            Sent::Ipv4 => ip::<Be32, P>(hook, packet, tables, dialled),
+            Sent::Ipv4 => ip::<Be32, P>(hook, packet, tables, way, dialled),
             Sent::Ipv6 => match task::answer_discovery(packet, tables, ifindex) {
                 Some(answered) => answered,
-                None => ip::<Ip6, P>(hook, packet, tables, dialled),
+                None => ip::<Ip6, P>(hook, packet, tables, way, dialled),
             },
             Sent::Arp => task::answer_arp(packet, tables, ifindex),
             Sent::Refused(reason) => Verdict::drop(reason),
         },
-        (_, Ok(ETHERTYPE_IPV4)) => ip::<Be32, P>(hook, packet, tables, dialled),
+        (_, Ok(ETHERTYPE_IPV4)) => ip::<Be32, P>(hook, packet, tables, way, dialled),
         (Hook::Uplink, Ok(ETHERTYPE_IPV6)) if claims_wireguard(packet) => {
             Verdict::drop(Counter::DropCleartext)
         }
         (_, Ok(ETHERTYPE_IPV6)) => match host_discovery(hook, packet, tables) {
             Some(answered) => answered,
-            None => ip::<Ip6, P>(hook, packet, tables, dialled),
+            None => ip::<Ip6, P>(hook, packet, tables, way, dialled),
         },
         (Hook::Host, Ok(ETHERTYPE_ARP)) => arp::answer(packet, |addr| is_known_to_host(tables, &addr)),
         (Hook::Uplink, _) => Verdict::PASS,
@@ -80,6 +86,7 @@ fn ip<A: refuse::Answer, P: Reuse>(
     hook: Hook,
     packet: &mut P,
     tables: &impl AddrTables<A>,
+    way: Option<&Way>,
     dialled: impl Fn(),
 ) -> Verdict {
     let (vni, otherwise) = match hook {
@@ -108,6 +115,11 @@ fn ip<A: refuse::Answer, P: Reuse>(
         dialled();
         mesh::dial(packet, tables, ifindex, &mut work);
         verdict = translation::apply(packet, &work);
+    }
+    if let (Action::Route, Some(way)) = (verdict.action(), way) {
+        let instead =
+            mesh::too_big_beyond(packet, &work.parsed, (way.ifindex, way.mtu), || Some(way.link_mtu.into()));
+        verdict = instead.unwrap_or(verdict);
     }
     match verdict.action() {
         Action::Answer(answer) => answer::make::<A, _>(packet, tables, verdict.counter, answer),
@@ -160,6 +172,8 @@ pub struct Way {
     pub source: [u8; 6],
     /// MTU, bytes.
     pub mtu: u16,
+    /// MTU of the interface, bytes: at least that of the way.
+    pub link_mtu: u16,
 }
 
 /// What the XDP program does with a frame; a client is reached by `way`, if there is one.

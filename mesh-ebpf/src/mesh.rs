@@ -132,6 +132,27 @@ pub fn too_big<A: Family>(
     (largest(packet, parsed) > limit).then_some(limit as u16)
 }
 
+/// What becomes of a packet for a client that the way there, which begins with an interface and carries `mtu` bytes, is too
+/// narrow for; `None` if it is not.
+///
+/// One that may be fragmented is refused only if the interface's link, whose MTU `link_mtu` asks for, does not carry it
+/// either: routers fragment it, and nobody does before them.
+#[inline(always)]
+pub fn too_big_beyond<A: Family>(
+    packet: &impl Packet,
+    parsed: &Parsed<A>,
+    (ifindex, mtu): (u32, u16),
+    link_mtu: impl FnOnce() -> Option<u32>,
+) -> Option<Verdict> {
+    // Whatever it is cut into is no longer than it.
+    if packet.len() <= u32::from(mtu) + IP_OFFSET as u32 {
+        return None;
+    }
+    let largest = largest(packet, parsed);
+    let carries = if parsed.whole_only { u32::from(mtu) } else { link_mtu()? };
+    (largest > carries).then_some(Verdict::answer(Counter::DropTooBig, Answer::TooBigBeyond { mtu, ifindex }))
+}
+
 /// Bytes of the largest IP packet that a packet will be on the wire: it may be cut into segments yet.
 #[inline(always)]
 fn largest<A: Family>(packet: &impl Packet, parsed: &Parsed<A>) -> u32 {

@@ -195,7 +195,8 @@ impl<'c, A: Quote> Request<'c, A> {
                 .then_some(Local { flow, known: Known::Begins { client_port: found.flow.client_port } });
         }
         // The flow may have moved to another ingress node; and that one may have learned where its packets go.
-        let as_it_is = found.flow.peer == self.ingress && found.flow.flags & FLOW_TEACH == looked_for;
+        let by_it = found.flow.peer == self.ingress && found.flow.flags & FLOW_TEACH == looked_for;
+        let as_it_is = by_it || self.parsed.is_error();
         Some(Local { flow, known: Known::as_found(found, as_it_is) })
     }
 

@@ -160,7 +160,8 @@ pub fn published<'t, A: Family>(
     let Some(port) = tables.port(&PortKey::new::<A>(tuple.protocol, tuple.dst_port)) else {
         return Decision::Pass;
     };
-    if !answers(&tuple.dst) {
+    // An error may be about a reply that went straight to its client, under another node's address.
+    if !parsed.is_error() && !answers(&tuple.dst) {
         return Decision::Pass;
     }
     if let Some(local) = flow::find_late(tables, &key).and_then(|found| known(tables, tuple, parsed, found)) {
@@ -242,8 +243,9 @@ fn known<'t, A: Family>(
         }
         return Some(Local { flow, known: Known::Begins { client_port: found.flow.client_port } });
     }
-    // The client's packets may have come in by another node before.
-    Some(Local { flow, known: Known::as_found(&found, found.flow.peer == 0) })
+    // The client's packets may have come in by another node before; errors come from anywhere.
+    let as_it_is = found.flow.peer == 0 || parsed.is_error();
+    Some(Local { flow, known: Known::as_found(&found, as_it_is) })
 }
 
 #[inline(always)]

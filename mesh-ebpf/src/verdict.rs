@@ -15,7 +15,7 @@ pub struct Verdict {
     tos: u8,
     /// An interface, a peer's slot, or an MTU.
     number: u32,
-    /// A VNI.
+    /// A VNI, or the interface that goes with an MTU.
     vni: u32,
     /// What to count the packet that came in under.
     pub counter: Counter,
@@ -34,11 +34,13 @@ enum Kind {
     Route,
     Reflect,
     Host,
+    Arrive,
     Echo,
     Dial,
     AnswerNobody,
     AnswerNobodyToClient,
     AnswerTooBig,
+    AnswerTooBigBeyond,
     AnswerNotHere,
 }
 
@@ -69,6 +71,11 @@ pub enum Action {
     Reflect,
     /// Into the host's stack, as received on `shoal0`.
     Host,
+    /// To where a packet goes that comes in by this interface.
+    Arrive {
+        /// The interface.
+        ifindex: u32,
+    },
     /// Nowhere, but its sender is to be told: [`answer::make`](crate::answer::make) says where that goes.
     Answer(Answer),
     /// Back to its sender, as the reply to the ICMP echo request that it is; dropped if it is none.
@@ -92,6 +99,7 @@ impl Verdict {
             Action::Route => (Kind::Route, 0, 0, 0),
             Action::Reflect => (Kind::Reflect, 0, 0, 0),
             Action::Host => (Kind::Host, 0, 0, 0),
+            Action::Arrive { ifindex } => (Kind::Arrive, ifindex, 0, 0),
             Action::Echo => (Kind::Echo, 0, 0, 0),
             Action::Dial => (Kind::Dial, 0, 0, 0),
             Action::Answer(Answer::Nobody { back: Back::Reflect }) => (Kind::AnswerNobody, 0, 0, 0),
@@ -99,6 +107,9 @@ impl Verdict {
                 (Kind::AnswerNobodyToClient, peer, 0, 0)
             }
             Action::Answer(Answer::TooBig { mtu }) => (Kind::AnswerTooBig, mtu as u32, 0, 0),
+            Action::Answer(Answer::TooBigBeyond { mtu, ifindex }) => {
+                (Kind::AnswerTooBigBeyond, mtu as u32, ifindex, 0)
+            }
             Action::Answer(Answer::NotHere { vni, peer }) => (Kind::AnswerNotHere, peer, vni, 0),
         };
         Self { kind, tos, number, vni, counter, made: Counter::Passed }
@@ -116,6 +127,7 @@ impl Verdict {
             Kind::Route => Action::Route,
             Kind::Reflect => Action::Reflect,
             Kind::Host => Action::Host,
+            Kind::Arrive => Action::Arrive { ifindex: number },
             Kind::Echo => Action::Echo,
             Kind::Dial => Action::Dial,
             Kind::AnswerNobody => Action::Answer(Answer::Nobody { back: Back::Reflect }),
@@ -123,6 +135,9 @@ impl Verdict {
                 Action::Answer(Answer::Nobody { back: Back::Client { peer: number } })
             }
             Kind::AnswerTooBig => Action::Answer(Answer::TooBig { mtu: number as u16 }),
+            Kind::AnswerTooBigBeyond => {
+                Action::Answer(Answer::TooBigBeyond { mtu: number as u16, ifindex: vni })
+            }
             Kind::AnswerNotHere => Action::Answer(Answer::NotHere { vni, peer: number }),
         }
     }

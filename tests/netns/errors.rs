@@ -80,7 +80,7 @@ fn error(error: Error, quoted: Quoted, src: SocketAddr, dst: SocketAddr) -> Resu
 }
 
 /// The path MTU that a host, or a task's namespace, has for an address, bytes; [`LARGE`] if it knows of none.
-fn path_mtu(mut ip: std::process::Command, to: IpAddr) -> Result<u32> {
+pub(crate) fn path_mtu(mut ip: std::process::Command, to: IpAddr) -> Result<u32> {
     let shown = lab::output(ip.args(["route", "get", &to.to_string()]))?;
     let mut words = shown.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
     let mtu = words.find(|word| *word != "lock");

@@ -123,6 +123,7 @@ fn main() -> ExitCode {
         paths::nodes_answer_ping_beside_their_published_ports,
         paths::traces_arrive_on_every_way,
         paths::narrow_path_to_the_client_is_found,
+        paths::narrower_link_to_the_client_is_told_to_tasks,
         paths::narrower_underlay_is_found_at_run_time,
         paths::segments_that_do_not_fit_are_refused_and_sent_anew,
         mtu::tasks_talk_whatever_the_underlay_carries,

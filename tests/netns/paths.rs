@@ -1,6 +1,6 @@
 //! What a path tells those who use it: echoes, hops, and how large a packet it carries.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,6 +8,7 @@ use mesh_agent::dataplane::Counter;
 
 use crate::client;
 use crate::engine::Task;
+use crate::errors::path_mtu;
 use crate::figure;
 use crate::lab::{self, Lab, as_client, command_in, on_client};
 use crate::mesh::{SINK, python};
@@ -22,8 +23,16 @@ const BULK_BYTES: usize = 3_000_000;
 /// How long a transfer may stand still when the path narrows: the sender tries again at ever longer intervals, and finds
 /// out at the first one after the nodes have.
 const STALL_MAX: Duration = Duration::from_secs(8);
-/// A datagram that no path here carries in one packet, bytes.
+/// A datagram that no path here carries in one packet, bytes; how often it is tried, and how long each time.
 const DATAGRAM: usize = 8000;
+const TRIES: usize = 8;
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What a narrower link of the client carries, bytes; and a datagram that it carries, whose answer it doesn't and a task's link
+/// does.
+const CLIENTS_LINK: u32 = 1300;
+const WITHIN: usize = 1250;
+/// The largest segments that the client asks for all the same, bytes.
+const PROMISED: &str = "1380";
 
 pub(crate) fn nodes_answer_ping_beside_their_published_ports(lab: &Lab) -> Result<()> {
     ways::create_web(lab, 1, &ON_N1)?;
@@ -121,13 +130,69 @@ pub(crate) fn narrow_path_to_the_client_is_found(lab: &Lab) -> Result<()> {
             let to = way.to(node);
             as_client(|| client::download_from(source, to, BULK_BYTES, client::LIMIT))
                 .with_context(|| format!("{way} by {node}"))?;
-            let tries = datagram(source, to).with_context(|| format!("{way} by {node}"))?;
+            let tries = datagram(source, to, DATAGRAM).with_context(|| format!("{way} by {node}"))?;
             figure!("{way} by {node}: {BULK_BYTES} bytes, and {DATAGRAM} in one datagram at try {tries}");
         }
         // The next way is to find out by itself.
-        let tasks = crate::engine::running(lab, &way.back.to_string())?;
-        for task in tasks {
-            lab::output(task.command("ip").args([way.family.flag(), "route", "flush", "cache"]))?;
+        forget(&task_of(lab, way)?, way.family)?;
+    }
+    Ok(())
+}
+
+/// The one task of a way's service.
+fn task_of(lab: &Lab, way: Way) -> Result<Task> {
+    crate::engine::running(lab, &way.back.to_string())?.pop().context("no task runs")
+}
+
+/// Has a task forget what it knows of paths.
+fn forget(task: &Task, family: Family) -> Result<()> {
+    lab::output(task.command("ip").args([family.flag(), "route", "flush", "cache"])).map(drop)
+}
+
+/// Narrows the client's link. The nodes' routes say so, and nothing else does: no router is on the way.
+fn narrow_client(lab: &Lab) -> Result<Vec<Undo>> {
+    let narrow = format!("link set eth0 mtu {CLIENTS_LINK}");
+    let mut undo = vec![change("client", &narrow, "link set eth0 mtu 1500")?];
+    for node in &lab.nodes {
+        for family in Family::ALL {
+            let route = |to: IpAddr| format!("{} route add {to} dev eth0", family.flag());
+            let gone = |to: IpAddr| format!("{} route del {to}", family.flag());
+            let (client, address) = (family.client(), family.of(node));
+            let narrow = format!("{} mtu lock {CLIENTS_LINK}", route(client));
+            undo.push(change(&node.name, &narrow, &gone(client))?);
+            undo.push(change("client", &format!("{} advmss {PROMISED}", route(address)), &gone(address))?);
+        }
+    }
+    Ok(undo)
+}
+
+/// Tasks' links carry more than the last link to the client does: the node that sends the replies there tells them.
+pub(crate) fn narrower_link_to_the_client_is_told_to_tasks(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 1, &ON_N1)?;
+    let _narrow = narrow_client(lab)?;
+    for way in Way::all() {
+        let task = task_of(lab, way)?;
+        for node in &lab.nodes[..2] {
+            let to = way.to(node);
+            let told = || lab.nodes.iter().map(|node| node.count(Counter::TooBigSent)).sum::<Result<u64>>();
+            let mut counts = vec![told()?];
+            let tries =
+                datagram(client::anywhere(to), to, WITHIN).with_context(|| format!("{way} by {node}"))?;
+            counts.push(told()?);
+            let known = path_mtu(task.command("ip"), way.family.client())?;
+            ensure!(known == CLIENTS_LINK, "{way} by {node}: the task believes in {known} bytes");
+            let in_pieces = datagram(client::anywhere(to), to, DATAGRAM);
+            let in_pieces = in_pieces.with_context(|| format!("{way} by {node}"))?;
+            forget(&task, way.family)?;
+            as_client(|| client::download(to, BULK_BYTES)).with_context(|| format!("{way} by {node}"))?;
+            counts.push(told()?);
+            forget(&task, way.family)?;
+            let told: Vec<u64> = counts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            figure!(
+                "{way} by {node}: a datagram of {WITHIN} bytes and more back at try {tries}, {DATAGRAM} at try {in_pieces}; \
+                 {BULK_BYTES} bytes; answers and segments refused as too big: {told:?}"
+            );
+            ensure!(told.iter().all(|times| *times > 0), "{way} by {node}: nothing was too big");
         }
     }
     Ok(())
@@ -135,16 +200,16 @@ pub(crate) fn narrow_path_to_the_client_is_found(lab: &Lab) -> Result<()> {
 
 /// Sends a large datagram and waits for it to come back. Each of the router, the ingress and the task's node may have to
 /// tell that its next link is too narrow before one arrives and comes back.
-fn datagram(source: SocketAddr, to: SocketAddr) -> Result<usize> {
-    let payload: Vec<u8> = (0..DATAGRAM).map(|at| (at % 251) as u8).collect();
+fn datagram(source: SocketAddr, to: SocketAddr, len: usize) -> Result<usize> {
+    let payload: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
     let mut last = None;
-    for attempt in 1..=4 {
-        match as_client(|| client::udp(source, to, &payload)) {
+    for attempt in 1..=TRIES {
+        match as_client(|| client::udp_within(source, to, &payload, PATIENCE)) {
             Ok(_) => return Ok(attempt),
             Err(error) => last = Some(error),
         }
     }
-    Err(last.context("no attempt")?.context(format!("a datagram of {DATAGRAM} bytes")))
+    Err(last.context("no attempt")?.context(format!("a datagram of {len} bytes")))
 }
 
 /// The path between the nodes narrows under a running transfer.
@@ -170,7 +235,7 @@ pub(crate) fn narrower_underlay_is_found_at_run_time(lab: &Lab) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1100));
         let refused = ingress.count(Counter::TooBigSent)? + task.count(Counter::TooBigSent)?;
         as_client(|| client::download(to, BULK_BYTES)).with_context(|| format!("{way}: a download"))?;
-        let tries = datagram(client::anywhere(to), to).with_context(|| way.to_string())?;
+        let tries = datagram(client::anywhere(to), to, DATAGRAM).with_context(|| way.to_string())?;
         let refused = ingress.count(Counter::TooBigSent)? + task.count(Counter::TooBigSent)? - refused;
         figure!(
             "{way}: the transfer went on ({whole:.1} s); then {BULK_BYTES} bytes, {refused} packets refused as too big, \

@@ -95,6 +95,7 @@ fn every_way_to_go_on_has_a_fixture() {
     assert!(has(|end| *end == End::Tc(Action::Route)));
     assert!(has(|end| *end == End::Tc(Action::Reflect)));
     assert!(has(|end| *end == End::Tc(Action::Host)));
+    assert!(has(|end| matches!(end, End::Tc(Action::Arrive { .. }))));
     assert!(has(|end| *end == End::XdpPass));
     assert!(has(|end| *end == End::XdpDrop));
     assert!(has(|end| *end == End::XdpTx));

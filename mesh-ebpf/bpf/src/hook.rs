@@ -9,7 +9,7 @@ use mesh_common::addr::Ip6;
 use mesh_common::be::Be32;
 use mesh_common::counter::Counter;
 use mesh_common::vxlan::VNI_MESH_REQUEST;
-use mesh_datapath::family::Family as _;
+use mesh_datapath::family::Family;
 use mesh_datapath::header::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_NACK};
 use mesh_datapath::hook::is_known_to_host;
 use mesh_datapath::host::from_host;
@@ -23,8 +23,9 @@ use mesh_datapath::uplink::{claims_wireguard, from_uplink};
 use mesh_datapath::verdict::{Action, Verdict};
 use mesh_datapath::{answer, arp, mesh, nack, neighbor, refuse};
 
-use crate::act::carry_out;
+use crate::act::{carry_out, send_on};
 use crate::maps::{Desk as _, Maps, count, tell_nack};
+use crate::next_hop::Routed;
 use crate::tc::Skb;
 
 /// What these functions return: the desk is ready for the next one; or there is nothing on it to go on with.
@@ -67,8 +68,8 @@ steps! {
     fn write_ipv6<Ip6>(packet, work) { write(packet, work) }
     fn answer_ipv4<Be32>(packet, work) { answer(packet, work) }
     fn answer_ipv6<Ip6>(packet, work) { answer(packet, work) }
-    fn act_ipv4<Be32>(packet, work) { carry_out::<Be32>(packet, work.plan.verdict) as u64 }
-    fn act_ipv6<Ip6>(packet, work) { carry_out::<Ip6>(packet, work.plan.verdict) as u64 }
+    fn act_ipv4<Be32>(packet, work) { act(packet, work) }
+    fn act_ipv6<Ip6>(packet, work) { act(packet, work) }
 }
 
 #[inline(always)]
@@ -89,7 +90,8 @@ where
     }
 }
 
-/// What [`write`] says is to be done next: to carry the verdict out, or something before.
+/// What [`write`] says is to be done next: to carry the verdict out, or something before. [`act`] says so as well, in place
+/// of the program's return value.
 const ACT: u64 = 0;
 const DIAL: u64 = 2;
 const ANSWER: u64 = 3;
@@ -118,6 +120,22 @@ where
         work.plan.verdict = answer::make(packet, &Maps, verdict.counter, answer);
     }
     READY
+}
+
+/// Carries the verdict out.
+#[inline(always)]
+fn act<A: Family + Routed>(packet: &mut Skb, work: &mut Work<A>) -> u64 {
+    let verdict = work.plan.verdict;
+    if verdict.action() != Action::Route {
+        return carry_out(packet, verdict) as u64;
+    }
+    match send_on(packet, &work.parsed, verdict) {
+        Ok(code) => code as u64,
+        Err(instead) => {
+            work.plan.verdict = instead;
+            ANSWER
+        }
+    }
 }
 
 /// A family's functions for all steps but the decision.
@@ -160,7 +178,13 @@ fn run(packet: &Skb, family: &Steps, entry: &Entry, decide: impl FnOnce(*mut __s
         }
         next = (family.write)(skb);
     }
-    if next == ANSWER && (family.answer)(skb) != READY {
+    if next != ANSWER {
+        next = (family.act)(skb);
+        if next != ANSWER {
+            return next as i32;
+        }
+    }
+    if (family.answer)(skb) != READY {
         return TC_ACT_SHOT;
     }
     (family.act)(skb) as i32
@@ -171,7 +195,7 @@ fn run(packet: &Skb, family: &Steps, entry: &Entry, decide: impl FnOnce(*mut __s
 fn task_arp(skb: *mut __sk_buff, ifindex: u32) -> i32 {
     let mut packet = Skb::again(skb);
     let verdict = answer_arp(&mut packet, &Maps, ifindex);
-    carry_out::<Be32>(&mut packet, verdict)
+    carry_out(&mut packet, verdict)
 }
 
 /// Answers the host's ARP request.
@@ -179,7 +203,7 @@ fn task_arp(skb: *mut __sk_buff, ifindex: u32) -> i32 {
 fn host_arp(skb: *mut __sk_buff) -> i32 {
     let mut packet = Skb::again(skb);
     let verdict = arp::answer(&mut packet, |addr| is_known_to_host(&Maps, &addr));
-    carry_out::<Be32>(&mut packet, verdict)
+    carry_out(&mut packet, verdict)
 }
 
 /// What the functions for neighbour discovery return for any other packet: no program does.
@@ -190,7 +214,7 @@ const OTHER: i32 = i32::MIN;
 fn task_discovery(skb: *mut __sk_buff, ifindex: u32) -> i32 {
     let mut packet = Skb::again(skb);
     match answer_discovery(&mut packet, &Maps, ifindex) {
-        Some(verdict) => carry_out::<Ip6>(&mut packet, verdict),
+        Some(verdict) => carry_out(&mut packet, verdict),
         None => OTHER,
     }
 }
@@ -205,7 +229,7 @@ fn host_discovery(skb: *mut __sk_buff) -> i32 {
     }
     let verdict =
         neighbor::answer(&mut packet, &parsed, Ip6::default(), |addr| is_known_to_host(&Maps, addr));
-    carry_out::<Ip6>(&mut packet, verdict)
+    carry_out(&mut packet, verdict)
 }
 
 /// Takes a negative acknowledgement.
@@ -225,7 +249,7 @@ fn overlay_nack(skb: *mut __sk_buff, arrival: &Arrival) -> i32 {
 /// Ends a packet that is of no use.
 #[inline(always)]
 fn refuse(packet: &mut Skb, reason: Counter) -> i32 {
-    carry_out::<Be32>(packet, Verdict::drop(reason))
+    carry_out(packet, Verdict::drop(reason))
 }
 
 /// What comes in by an uplink. Not all of it is the mesh's.

@@ -25,7 +25,7 @@ pub struct Route<A> {
     pub next_hop: A,
     /// The next hop's and the interface's Ethernet addresses, if the neighbour is resolved.
     pub frame: Option<Frame>,
-    /// MTU of the route, bytes.
+    /// MTU of the route, bytes; meaningless while the neighbour is unresolved.
     pub mtu: u16,
 }
 
@@ -141,6 +141,16 @@ pub fn route<A: Routed>(ctx: *mut c_void, ifindex: u32, src: A, dst: A) -> Optio
     ask(params, src, dst);
     let frame = answer(ctx, params)?;
     Some(Route { ifindex: params.ifindex, next_hop: A::answer(params), frame, mtu: mtu(params) })
+}
+
+/// MTU of an interface, bytes.
+#[inline(always)]
+pub fn link_mtu(ctx: *mut c_void, ifindex: u32) -> Option<u32> {
+    let mut mtu = 0_u32;
+    // SAFETY: The context is the program's own, and the number outlives the call.
+    let result = unsafe { generated::bpf_check_mtu(ctx, ifindex, &raw mut mtu, 0, 0) };
+    // Above zero: the packet is longer, which is nothing to the question.
+    (result >= 0).then_some(mtu)
 }
 
 /// The peer in `slot` with its next hop; `None` while the neighbour is unresolved, or without a route.

@@ -50,6 +50,8 @@ pub fn check(node: &Node, input: &[u8], output: &[u8], ended: Ended) -> Result<(
         }
         End::XdpDrop | End::Tc(Action::Pass | Action::Drop) => match counter {
             Some(Counter::DropRewriteFailed) => Ok(()),
+            // A reply may be too large for the way that it would take as what it has become.
+            Some(Counter::DropTooBig) => passage.unchanged().or_else(|_| passage.carried()),
             _ => passage.unchanged(),
         },
         End::XdpTx | End::XdpRedirect => match counter {
@@ -68,6 +70,10 @@ pub fn check(node: &Node, input: &[u8], output: &[u8], ended: Ended) -> Result<(
             passage.carried_or_answered(made)
         }
         End::Tc(Action::Route | Action::Host) => passage.carried_or_answered(made),
+        End::Tc(Action::Arrive { .. }) => match made {
+            Some(Counter::TooBigSent) => passage.answered_as_sent(),
+            _ => Err("it comes in again, and is no answer".to_owned()),
+        },
         End::Tc(Action::Reflect) => match (counter, made) {
             (Some(Counter::ArpAnswered), None) => passage.arp_answered(),
             (Some(Counter::NeighborAnswered), None) => passage.neighbour_answered(),
@@ -79,6 +85,18 @@ pub fn check(node: &Node, input: &[u8], output: &[u8], ended: Ended) -> Result<(
             Err("it did not come to an end".to_owned())
         }
     }
+}
+
+/// Whether a packet that goes on may have another byte there: an end, or a checksum.
+fn may_change(before: &Layout, at: usize) -> bool {
+    let Layout { family, ip, l4, protocol, is_later, .. } = *before;
+    at < ETHERNET
+        || before.addresses().contains(&at)
+        || family == Family::V4 && (ip + 10..ip + 12).contains(&at)
+        || !is_later && matches!(protocol, TCP | UDP) && (l4..l4 + 4).contains(&at)
+        || before.checksum().is_some_and(|checksum| (checksum..checksum + 2).contains(&at))
+        // What an error quotes.
+        || !is_later && protocol == family.icmp_protocol() && at >= l4 + ICMP_ERROR
 }
 
 fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
@@ -128,17 +146,7 @@ impl Passage<'_> {
         ensure(before == after, "its headers are moved")?;
         ensure(before.ip_residue(input) == after.ip_residue(output), "its IP checksum is wrong")?;
         ensure(before.residue(input) == after.residue(output), "its checksum is wrong")?;
-        let Layout { family, ip, l4, protocol, is_later, .. } = before;
-        let may_change = |at: usize| {
-            at < ETHERNET
-                || before.addresses().contains(&at)
-                || family == Family::V4 && (ip + 10..ip + 12).contains(&at)
-                || !is_later && matches!(protocol, TCP | UDP) && (l4..l4 + 4).contains(&at)
-                || before.checksum().is_some_and(|checksum| (checksum..checksum + 2).contains(&at))
-                // What an error quotes.
-                || !is_later && protocol == family.icmp_protocol() && at >= l4 + ICMP_ERROR
-        };
-        let changed = (0..input.len()).find(|at| input[*at] != output[*at] && !may_change(*at));
+        let changed = (0..input.len()).find(|at| input[*at] != output[*at] && !may_change(&before, *at));
         match changed {
             None => Ok(()),
             Some(at) => Err(format!("its byte {at} is changed")),
@@ -208,22 +216,42 @@ impl Passage<'_> {
     fn answered(self, made: Counter) -> Result<(), String> {
         let Self { input, output } = self;
         let (before, after) = (self.before()?, self.after()?);
+        let half = before.addresses().len() / 2;
+        ensure(before.family == after.family, "it answers in the other family")?;
+        let (asked, answers) = (&input[before.addresses()], &output[after.addresses()]);
+        ensure(asked[..half] == answers[half..], "it goes to somebody else")?;
+        if made != Counter::ResetSent {
+            return self.complained(|_| false);
+        }
+        ensure(after.end == output.len(), "it is longer than it says")?;
+        ensure(after.ip_residue(output) == 0, "its IP checksum is wrong")?;
+        ensure(before.protocol == TCP && after.protocol == TCP, "it resets what is not TCP")?;
+        ensure(output.len() <= input.len(), "it has grown")?;
+        ensure(after.residue(output) == Some(0), "its checksum is wrong")
+    }
+
+    /// An ICMP error has been made of the reply that it was to become, and goes to whom that was from.
+    fn answered_as_sent(self) -> Result<(), String> {
+        let (before, after) = (self.before()?, self.after()?);
+        self.complained(|at| may_change(&before, at))?;
+        let half = before.addresses().len() / 2;
+        let quoted = &self.output[after.l4 + ICMP_ERROR..][before.addresses().start - ETHERNET..][..half];
+        ensure(*quoted == self.output[after.addresses()][half..], "it goes to somebody else")
+    }
+
+    /// It has become an ICMP error that quotes it, but for bytes that `may_change`.
+    fn complained(self, may_change: impl Fn(usize) -> bool) -> Result<(), String> {
+        let Self { input, output } = self;
+        let (before, after) = (self.before()?, self.after()?);
         ensure(before.family == after.family, "it answers in the other family")?;
         ensure(after.end == output.len(), "it is longer than it says")?;
         ensure(after.ip_residue(output) == 0, "its IP checksum is wrong")?;
-        let half = before.addresses().len() / 2;
-        let (asked, answers) = (&input[before.addresses()], &output[after.addresses()]);
-        ensure(asked[..half] == answers[half..], "it goes to somebody else")?;
-        if made == Counter::ResetSent {
-            ensure(before.protocol == TCP && after.protocol == TCP, "it resets what is not TCP")?;
-            ensure(output.len() <= input.len(), "it has grown")?;
-            return ensure(after.residue(output) == Some(0), "its checksum is wrong");
-        }
-        let quoted = after.l4 + ICMP_ERROR;
         ensure(after.protocol == after.family.icmp_protocol(), "it is no ICMP error")?;
-        ensure(output.len() - quoted <= before.l4 - ETHERNET + QUOTED_MAX, "it quotes too much")?;
-        let is_of_this = input[ETHERNET..].starts_with(&output[quoted..]);
-        ensure(is_of_this, "it quotes another packet")?;
+        let quoted = &output[after.l4 + ICMP_ERROR..];
+        ensure(quoted.len() <= before.l4 - ETHERNET + QUOTED_MAX, "it quotes too much")?;
+        let is_of_this =
+            (ETHERNET..input.len()).zip(quoted).all(|(at, byte)| input[at] == *byte || may_change(at));
+        ensure(is_of_this && quoted.len() <= input.len() - ETHERNET, "it quotes another packet")?;
         // About a packet whose own IP checksum is wrong, so may be that of the error.
         let right = after.residue(output) == Some(0) || before.ip_residue(input) != 0;
         ensure(right, "its checksum is wrong")

@@ -108,6 +108,7 @@ pub const fn name(end: End) -> &'static str {
         End::Tc(Action::Route) => "route",
         End::Tc(Action::Reflect) => "reflect",
         End::Tc(Action::Host) => "host",
+        End::Tc(Action::Arrive { .. }) => "arrive",
         End::Tc(Action::Answer(_) | Action::Echo | Action::Dial) => "unfinished",
         End::XdpPass => "xdp pass",
         End::XdpDrop => "xdp drop",

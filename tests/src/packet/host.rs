@@ -74,7 +74,7 @@ fn run_at(tc: Option<hook::Hook>, tables: &HostTables, packet: &mut Bytes) -> En
         };
         return Ended { end, counter, made: None };
     };
-    let verdict = hook::run(tc, packet, tables, || {});
+    let verdict = hook::run(tc, packet, tables, Some(&CLIENT_ROUTE), || {});
     Ended { end: End::Tc(verdict.action()), counter: Some(verdict.counter), made: verdict.made() }
 }
 

@@ -348,6 +348,7 @@ pub fn enter_namespaces() -> Result<PathBuf> {
         ip(&format!("addr add {}/{bits} dev two{nodad}", addr(N1)))?;
         ip(&format!("neigh add {} lladdr {} dev two", addr(CLIENT), colons(CLIENT_ROUTE.next_hop)))?;
         ip(&format!("route add default via {}", addr(ROUTER)))?;
+        ip(&format!("route add {} dev two mtu lock {}", addr(CLIENT), CLIENT_ROUTE.mtu))?;
         ip(&format!("route add unreachable {}", addr(NOWHERE)))?;
     }
     for scope in ["all", "lo", "two", "three"] {

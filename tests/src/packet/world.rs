@@ -155,7 +155,7 @@ pub const MTU: u16 = 1500;
 /// The way from this node to [`CLIENT`] by the routes and neighbours of the kernel's namespace, out of another interface
 /// than packets come in by.
 pub const CLIENT_ROUTE: Way =
-    Way { ifindex: BACK_IFINDEX, next_hop: [2, 0, 0, 0, 0, 0x64], source: UPLINK, mtu: MTU };
+    Way { ifindex: BACK_IFINDEX, next_hop: [2, 0, 0, 0, 0, 0x64], source: UPLINK, mtu: 1400, link_mtu: MTU };
 
 /// What the tables hold.
 #[derive(Debug, Clone)]

@@ -89,16 +89,20 @@ fn in_tc(
     bytes: &[u8],
 ) -> Result<Walked, DataplaneError> {
     let mut packet = Bytes::new(bytes.to_vec());
-    let verdict = hook::run(hook, &mut packet, recorder, || {
+    // What is explained is short: every way to a client carries it.
+    let verdict = hook::run(hook, &mut packet, recorder, None, || {
         recorder.note("ports", "the task dialled a published port by an address of this node".to_owned());
     });
     let words = told(recorder, &verdict);
     let code = match verdict.action() {
         Action::Pass => TC_UNSPEC,
         Action::Drop | Action::Echo | Action::Answer(_) | Action::Dial => TC_SHOT,
-        Action::Deliver { .. } | Action::Tunnel { .. } | Action::Route | Action::Reflect | Action::Host => {
-            TC_REDIRECT
-        }
+        Action::Deliver { .. }
+        | Action::Tunnel { .. }
+        | Action::Route
+        | Action::Reflect
+        | Action::Host
+        | Action::Arrive { .. } => TC_REDIRECT,
     };
     let counters = [verdict.counter].into_iter().chain(verdict.made()).collect();
     Ok(Walked {
@@ -134,6 +138,7 @@ fn told(recorder: &Recorder<'_>, verdict: &Verdict) -> String {
         Action::Route => "put on the wire by the host's routes".to_owned(),
         Action::Reflect => "sent back out of the interface that it came in by".to_owned(),
         Action::Host => "handed to the host's stack by shoal0".to_owned(),
+        Action::Arrive { ifindex } => format!("taken as coming in by {}", interface_name(ifindex)),
     };
     match verdict.made() {
         Some(made) => {
