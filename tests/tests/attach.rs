@@ -22,6 +22,8 @@ use shoal_tests::packet::kernel::enter_namespaces;
 /// An interface of the test's namespace.
 const IFINDEX: u32 = 2;
 const INTERFACE: &str = "three";
+/// The other one.
+const OTHER: u32 = 3;
 const FLOWS_MAX: u32 = 1024;
 
 /// The programs as a new agent loads them.
@@ -129,22 +131,28 @@ fn xdp_changes_its_mode_without_a_second_program() {
     });
 }
 
-/// A dataplane on the test's interfaces: `three` is the uplink, by TC alone.
-fn open(pins: &Path) -> Dataplane {
-    let name = INTERFACE.to_owned();
-    let uplink = Uplink { ifindex: IFINDEX, name, mtu: 1500, is_veth: true, is_vlan: false };
-    let config = DataplaneConfig {
+/// The test's interfaces, of which these are uplinks, by TC alone.
+fn config(pins: &Path, uplinks: &[&str]) -> DataplaneConfig {
+    let uplink = |name: &&str| {
+        let ifindex = if *name == INTERFACE { IFINDEX } else { OTHER };
+        Uplink { ifindex, name: (*name).to_owned(), mtu: 1500, is_veth: true, is_vlan: false }
+    };
+    DataplaneConfig {
         pin_dir: pins.to_owned(),
         xdp: UplinkXdp::Auto,
         flows_max: FLOWS_MAX,
         vxlan_ifindex: 1,
-        host_ifindex: 3,
-        host_peer_ifindex: 3,
+        host_ifindex: OTHER,
+        host_peer_ifindex: OTHER,
         host_addr: "169.254.64.1".parse().unwrap(),
         alias_net: "169.254.64.0/18".parse().unwrap(),
-        uplinks: vec![uplink],
-    };
-    Dataplane::open(config).unwrap_or_else(|error| panic!("{error:?}"))
+        uplinks: uplinks.iter().map(uplink).collect(),
+    }
+}
+
+/// A dataplane with one uplink.
+fn open(pins: &Path) -> Dataplane {
+    Dataplane::open(config(pins, &[INTERFACE])).unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 /// Applies a table that holds nothing.
@@ -244,6 +252,25 @@ fn a_dataplane_on_tcx_that_is_uninstalled_leaves_nothing() {
         dataplane.uninstall().unwrap();
         eventually(|| on_tcx().is_empty());
         assert_eq!(std::fs::read_dir(pins).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn a_dataplane_goes_over_to_another_uplink_with_the_same_programs() {
+    in_namespaces(|pins| {
+        let mut dataplane = open(pins);
+        apply(&mut dataplane);
+        let before = on_tcx();
+        assert_eq!(before.len(), 1);
+        for uplinks in [["three", "two"].as_slice(), &["two"], &["three"]] {
+            let (there, before) = (uplinks.contains(&INTERFACE), &before);
+            dataplane.reattach(config(pins, uplinks)).unwrap();
+            apply(&mut dataplane);
+            assert_eq!(dataplane.modes().len(), uplinks.len());
+            eventually(|| on_tcx() == if there { before.clone() } else { Vec::new() });
+        }
+        dataplane.uninstall().unwrap();
+        eventually(|| on_tcx().is_empty());
     });
 }
 

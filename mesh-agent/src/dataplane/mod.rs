@@ -132,6 +132,16 @@ impl Dataplane {
         Ok(Self { config, programs, tables, links, attachment, collector })
     }
 
+    /// Attaches to the interfaces of `config`, which says nothing else than the one before. What the maps hold of them
+    /// follows with the next [`Dataplane::change`].
+    pub fn reattach(&mut self, config: DataplaneConfig) -> Result<(), DataplaneError> {
+        if let Attachment::Done = self.attachment {
+            hooks::attach_all(&config, &mut self.programs, &self.links)?;
+        }
+        self.config = config;
+        Ok(())
+    }
+
     /// Brings the maps to what `touched` names of `table`, and to `local`, given that they hold all the rest; the first
     /// time, and after a failure, to all of it, whatever they hold.
     pub fn change(&mut self, table: &Table, touched: &Touched, local: &Local) -> Result<(), DataplaneError> {

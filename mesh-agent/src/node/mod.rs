@@ -36,7 +36,7 @@ use driver::{Drivers, Event};
 use plan::{TaskAction, TaskView, plan_tasks};
 pub(crate) use plane::Plane;
 pub use setup::NodeError;
-use setup::{Audit, Setup};
+use setup::Setup;
 use silent::{Found, Silent, Vteps};
 use tasks::LocalTask;
 
@@ -546,7 +546,7 @@ impl<P: Plane> Worker<P> {
 
     async fn audit(&mut self) {
         let vxlan_port = self.with_table(|table| table.cluster.data_path_port);
-        match self.audit_devices(vxlan_port).await {
+        match self.setup.audit(&self.config, &self.membership, vxlan_port).await {
             Ok(true) => {
                 self.tell_uplinks();
                 self.refresh_links().await;
@@ -562,21 +562,6 @@ impl<P: Plane> Worker<P> {
         self.encrypt(Look::All).await;
         // Also what failed before is tried again here.
         self.apply_now().await;
-    }
-
-    /// Keeps the node's devices and dataplane right; true if there is anything that tasks' links have to follow.
-    async fn audit_devices(&mut self, vxlan_port: Option<u16>) -> Result<bool, NodeError> {
-        let Audit { moved, resized, wanted } =
-            self.setup.audit(&self.config, &self.membership, vxlan_port).await?;
-        if resized {
-            // First: to load the programs takes its time, and what is too big meanwhile is lost.
-            self.rewire_all().await;
-        }
-        let opens = wanted.is_some();
-        if let Some(wanted) = wanted {
-            self.setup.attach(wanted).await?;
-        }
-        Ok(moved || resized || opens)
     }
 
     /// Tells the managers how the dataplane is attached.

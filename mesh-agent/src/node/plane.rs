@@ -16,6 +16,8 @@ pub(crate) trait Plane: Sized + Send + 'static {
 
     /// Loads and attaches what is of the node, taking over what is pinned already.
     fn open(config: DataplaneConfig) -> Result<Self, Self::Error>;
+    /// Attaches to the interfaces of `config`, which says nothing else than the one before.
+    fn reattach(&mut self, config: DataplaneConfig) -> Result<(), Self::Error>;
     /// Makes the maps hold what follows from the table, given that they did before what `touched` names changed of it;
     /// looks at all of it the first time, and after a failure.
     fn change(&mut self, table: &Table, touched: &Touched, local: &Local) -> Result<(), Self::Error>;
@@ -38,6 +40,10 @@ impl Plane for Dataplane {
 
     fn open(config: DataplaneConfig) -> Result<Self, DataplaneError> {
         Self::open(config)
+    }
+
+    fn reattach(&mut self, config: DataplaneConfig) -> Result<(), DataplaneError> {
+        self.reattach(config)
     }
 
     fn change(&mut self, table: &Table, touched: &Touched, local: &Local) -> Result<(), DataplaneError> {

@@ -69,6 +69,9 @@ pub enum NodeError {
     /// The BPF dataplane.
     #[error("cannot start the dataplane")]
     Dataplane(#[source] Box<dyn Error + Send + Sync>),
+    /// The BPF dataplane, on other interfaces.
+    #[error("cannot attach the dataplane to changed interfaces")]
+    Reattach(#[source] Box<dyn Error + Send + Sync>),
     /// The name server.
     #[error("cannot serve names on {HOST_ADDR}:53 (does another server listen on port 53 of all addresses?)")]
     Dns(#[source] io::Error),
@@ -92,16 +95,6 @@ pub(super) struct Setup<P> {
     /// What the netfilter rules have tasks send under.
     egress: Egress,
     rules_seen: Instant,
-}
-
-/// What [`Setup::audit`] found changed.
-pub(super) struct Audit {
-    /// The node's addresses.
-    pub(super) moved: bool,
-    /// The tasks' MTU.
-    pub(super) resized: bool,
-    /// What the dataplane is to be opened anew for.
-    pub(super) wanted: Option<DataplaneConfig>,
 }
 
 impl<P: Plane> Setup<P> {
@@ -131,14 +124,14 @@ impl<P: Plane> Setup<P> {
         Ok(Self { links, facts, plane, plane_config, dns, encryption, mtu, vxlan_port, egress, rules_seen })
     }
 
-    /// Looks at the host again, and repairs what drifted or is no more what the cluster has (`vxlan_port`), but for the
-    /// dataplane: see [`Setup::attach`].
+    /// Looks at the host again, and repairs what drifted or is no more what the cluster has (`vxlan_port`); true if the
+    /// dataplane was attached to other interfaces, or the node's addresses or the uplinks' MTU changed.
     pub(super) async fn audit(
         &mut self,
         config: &Config,
         membership: &Membership,
         vxlan_port: Option<u16>,
-    ) -> Result<Audit, NodeError> {
+    ) -> Result<bool, NodeError> {
         let vxlan_port = vxlan_port.unwrap_or(self.vxlan_port);
         let facts = self.links.facts().await?;
         let moved = facts.node_addresses() != self.facts.node_addresses();
@@ -166,22 +159,19 @@ impl<P: Plane> Setup<P> {
         if self.rules_seen.elapsed() >= RULES_AUDIT {
             self.audit_rules().await?;
         }
-        let resized = mtu != self.mtu;
         self.mtu = mtu;
         let wanted = plane_config(config, uplinks, vxlan_ifindex, pair);
         let same = wanted.uplinks == self.plane_config.uplinks
             && wanted.vxlan_ifindex == self.plane_config.vxlan_ifindex
             && self.pair() == pair;
         self.encryption.fit(smallest_mtu(&wanted.uplinks), membership.data_path).await;
-        Ok(Audit { moved, resized, wanted: (!same).then_some(wanted) })
-    }
-
-    /// Opens the dataplane anew, for other interfaces.
-    pub(super) async fn attach(&mut self, wanted: DataplaneConfig) -> Result<(), NodeError> {
-        info!(uplinks = ?wanted.uplinks, "attaching the dataplane to changed interfaces");
-        self.plane = open::<P>(&wanted).await?;
-        self.plane_config = wanted;
-        Ok(())
+        if !same {
+            info!(uplinks = ?wanted.uplinks, "attaching the dataplane to changed interfaces");
+            let reattached = self.plane.reattach(wanted.clone());
+            reattached.map_err(|error| NodeError::Reattach(Box::new(error)))?;
+            self.plane_config = wanted;
+        }
+        Ok(moved || !same)
     }
 
     /// Looks at the netfilter rules, and installs them again if somebody changed them.

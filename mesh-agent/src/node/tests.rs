@@ -30,7 +30,9 @@ static NOTES: Mutex<BTreeMap<std::path::PathBuf, Notes>> = Mutex::new(BTreeMap::
 
 #[derive(Debug, Clone, Default)]
 struct Notes {
-    opened: Vec<DataplaneConfig>,
+    /// How often it was opened, and for which interfaces it was then, or attached since.
+    opened: usize,
+    configs: Vec<DataplaneConfig>,
     local: Option<Local>,
     touched: Vec<Touched>,
     attached: Vec<u32>,
@@ -56,10 +58,16 @@ impl Plane for Fake {
     fn open(config: DataplaneConfig) -> Result<Self, Self::Error> {
         let fake = Self { pins: config.pin_dir.clone() };
         fake.note(|notes| {
-            notes.opened.push(config);
+            notes.opened += 1;
+            notes.configs.push(config);
             notes.installed = true;
         });
         Ok(fake)
+    }
+
+    fn reattach(&mut self, config: DataplaneConfig) -> Result<(), Self::Error> {
+        self.note(|notes| notes.configs.push(config));
+        Ok(())
     }
 
     fn change(&mut self, _: &Table, touched: &Touched, local: &Local) -> Result<(), Self::Error> {
@@ -421,11 +429,11 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
         let told = host.describe.health().watch();
         let uplink = |mtu| UplinkHealth { name: "up0".to_owned(), mode: "fake".to_owned(), mtu };
         assert_eq!(told.borrow().uplinks, [uplink(1500)]);
-        let opened = host.notes().opened.len();
+        let attached = host.notes().configs.len();
 
         run("ip link set up0 mtu 1400");
         until("the dataplane knows the uplink's MTU", || {
-            host.notes().opened.last().is_some_and(|config| config.uplinks[0].mtu == 1400)
+            host.notes().configs.last().is_some_and(|config| config.uplinks[0].mtu == 1400)
         })
         .await;
         until("so do the managers", || told.borrow().uplinks == [uplink(1400)]).await;
@@ -436,11 +444,12 @@ fn devices_are_repaired_follow_the_uplink_and_are_gone_after_a_tear_down() {
         run("ip link del shoal0");
         run("ip link del shoal-vxlan");
         until("the devices are back", || {
-            host.notes().opened.len() >= opened + 2
+            host.notes().configs.len() >= attached + 2
                 && links().contains("shoal-vxlan")
                 && run("ip address show").contains("169.254.64.1/18")
         })
         .await;
+        assert_eq!(host.notes().opened, 1, "the programs are loaded once");
         for flushed in ["nft flush ruleset", "nft delete table ip6 shoal"] {
             run(flushed);
             until("the rules are back", || run("nft list ruleset").matches("masquerade").count() == 2).await;
@@ -580,13 +589,13 @@ fn a_node_waits_for_its_uplinks_address_and_attaches_to_the_one_it_advertises_as
         let starting = host.start_at("198.51.100.1".parse().unwrap(), Duration::from_mins(1));
         let appears = async {
             tokio::time::sleep(Duration::from_millis(700)).await;
-            assert!(host.notes().opened.is_empty(), "it waits");
+            assert_eq!(host.notes().opened, 0, "it waits");
             run("ip address add 192.0.2.1/24 dev up0");
         };
         let ((node, came_up), ()) = tokio::join!(starting, appears);
         came_up.unwrap();
-        let opened = host.notes().opened.pop().unwrap();
-        let mut uplinks: Vec<_> = opened.uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+        let config = host.notes().configs.pop().unwrap();
+        let mut uplinks: Vec<_> = config.uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
         uplinks.sort_unstable();
         assert_eq!(uplinks, ["other0", "up0"]);
 
@@ -594,7 +603,7 @@ fn a_node_waits_for_its_uplinks_address_and_attaches_to_the_one_it_advertises_as
         run("ip address del 198.51.100.1/24 dev other0");
         until("the address is no longer the node's", || host.notes().local.unwrap().addresses == [UPLINK])
             .await;
-        assert_eq!(host.notes().opened.len(), 1);
+        assert_eq!(host.notes().configs.len(), 1);
         assert!(node.tear_down().await.is_empty());
     });
 }
