@@ -89,7 +89,10 @@ pub fn make<A: refuse::Answer, P: Reuse>(
         Answer::Nobody { back: Back::Client { .. } } if made == Ok(true) => {
             address_frame(packet, parsed.dst, parsed.src)
         }
-        _ => Ok(()),
+        Answer::Nobody { .. }
+        | Answer::TooBig { .. }
+        | Answer::TooBigBeyond { .. }
+        | Answer::NotHere { .. } => Ok(()),
     };
     match (made, addressed) {
         (Ok(true), Ok(())) => Verdict::new(towards(answer), reason).making(counter),

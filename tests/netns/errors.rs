@@ -12,6 +12,7 @@ use crate::engine::Task;
 use crate::figure;
 use crate::intruders::forwarded;
 use crate::lab::{self, Lab, Node, as_client, command_in};
+use crate::paths::path_mtu;
 use crate::peers::{self, BALANCER, Balancer, Kind};
 use crate::raw::{STRANGER, Sender};
 use crate::steady::Connection;
@@ -23,7 +24,6 @@ const STRANGER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
 const TINY: u16 = 68;
 /// The least that Linux believes (`min_pmtu`), and IPv6's own, bytes.
 const FLOORS: [u32; 2] = [552, 1280];
-const LARGE: u32 = 65_535;
 const BULK_BYTES: usize = 1_000_000;
 
 /// What an error is about.
@@ -77,14 +77,6 @@ fn error(error: Error, quoted: Quoted, src: SocketAddr, dst: SocketAddr) -> Resu
         }
     }
     Ok(packet)
-}
-
-/// The path MTU that a host, or a task's namespace, has for an address, bytes; [`LARGE`] if it knows of none.
-pub(crate) fn path_mtu(mut ip: std::process::Command, to: IpAddr) -> Result<u32> {
-    let shown = lab::output(ip.args(["route", "get", &to.to_string()]))?;
-    let mut words = shown.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
-    let mtu = words.find(|word| *word != "lock");
-    mtu.map_or(Ok(LARGE), |mtu| mtu.parse().with_context(|| shown.clone()))
 }
 
 fn sum(lab: &Lab, counter: Counter) -> Result<u64> {

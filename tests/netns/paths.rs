@@ -1,6 +1,7 @@
 //! What a path tells those who use it: echoes, hops, and how large a packet it carries.
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,6 @@ use mesh_agent::dataplane::Counter;
 
 use crate::client;
 use crate::engine::Task;
-use crate::errors::path_mtu;
 use crate::figure;
 use crate::lab::{self, Lab, as_client, command_in, on_client};
 use crate::mesh::{SINK, python};
@@ -23,6 +23,8 @@ const BULK_BYTES: usize = 3_000_000;
 /// How long a transfer may stand still when the path narrows: the sender tries again at ever longer intervals, and finds
 /// out at the first one after the nodes have.
 const STALL_MAX: Duration = Duration::from_secs(8);
+/// What a path is said to carry of which nothing is known, bytes.
+const LARGE: u32 = 65_535;
 /// A datagram that no path here carries in one packet, bytes; how often it is tried, and how long each time.
 const DATAGRAM: usize = 8000;
 const TRIES: usize = 8;
@@ -49,6 +51,14 @@ pub(crate) fn nodes_answer_ping_beside_their_published_ports(lab: &Lab) -> Resul
         figure!("{family}: every node answers pings of 56 and of 2000 bytes");
     }
     Ok(())
+}
+
+/// The path MTU that a host, or a task's namespace, has for an address, bytes; [`LARGE`] if it knows of none.
+pub(crate) fn path_mtu(mut ip: Command, to: IpAddr) -> Result<u32> {
+    let shown = lab::output(ip.args(["route", "get", &to.to_string()]))?;
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
+    let mtu = words.find(|word| *word != "lock");
+    mtu.map_or(Ok(LARGE), |mtu| mtu.parse().with_context(|| shown.clone()))
 }
 
 /// The last hop that a trace prints is the one that it was for.
