@@ -1,7 +1,7 @@
 //! What clients notice of changes and failures.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,11 +9,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{self, Stream};
+use crate::curl;
 use crate::engine;
 use crate::figure;
 use crate::lab::{self, CLIENT, Lab, as_client, until};
 use crate::load::{Load, Request};
 use crate::mesh::{PORT, any, create_web, targets, until_every_node_answers};
+use crate::ways::{self, Back, Way};
 
 /// How long a task may take to be replaced.
 const REPLACE_LIMIT: Duration = Duration::from_secs(20);
@@ -180,6 +182,31 @@ pub(crate) fn killed_manager_comes_back_with_everything(lab: &Lab) -> Result<()>
     ensure!(before.iter().zip(&after).all(|(a, b)| a.id == b.id), "tasks changed: {before:?} {after:?}");
     engine::docker_ok(lab.manager(), &["service", "scale", "--detach", "web=4"])?;
     engine::until_running(lab, "web", 4).map(drop)
+}
+
+/// A node's own devices go. Its agent makes them anew and has the programs serve on them: the tunnel's on the task's node and on
+/// another one, and the host's, by which its own processes dial published ports.
+pub(crate) fn deleted_devices_come_back_and_serve(lab: &Lab) -> Result<()> {
+    ways::create_web(lab, 1, &["--constraint", "node.hostname==n1"])?;
+    let by = &lab.nodes[1];
+    let answers = |to: SocketAddr| Ok(as_client(|| client::http(client::anywhere(to), to, "/")).ok());
+    for node in &lab.nodes[..2] {
+        let of_host = format!("http://127.0.0.1:{}/", Back::Tunnel.port());
+        for device in ["shoal-vxlan", "shoal0"] {
+            let began = Instant::now();
+            lab::output(node.command("ip").args(["link", "del", device]))?;
+            for way in Way::all() {
+                until(&format!("{way} by {by} without {device} of {node}"), REPLACE_LIMIT, || {
+                    answers(way.to(by))
+                })?;
+            }
+            until(&format!("{of_host} on {node} without {device}"), REPLACE_LIMIT, || {
+                Ok(curl::peer(node.command("curl"), &of_host).ok())
+            })?;
+            figure!("{node}: served on a new {device} after {:.1} s", began.elapsed().as_secs_f32());
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn node_cut_off_loses_its_tasks_to_the_others(lab: &Lab) -> Result<()> {

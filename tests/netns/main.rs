@@ -172,6 +172,7 @@ fn main() -> ExitCode {
         failures::killed_agent_leaves_connections_and_ports_alone,
         failures::restarted_agent_still_manages_the_tasks_it_found,
         failures::killed_manager_comes_back_with_everything,
+        failures::deleted_devices_come_back_and_serve,
         failures::node_cut_off_loses_its_tasks_to_the_others,
         silent::node_cut_off_gets_no_new_flows_within_a_second_and_does_again_once_it_is_back,
         silent::node_whose_agent_is_dead_goes_on_getting_new_flows,
