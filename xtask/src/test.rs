@@ -18,8 +18,11 @@ use crate::{run, setup, sys, tidy, workspace};
 /// The first build of everything, on a slow machine.
 const BUILD_LIMIT: Duration = Duration::from_mins(40);
 const UNIT_LIMIT: Duration = Duration::from_mins(10);
-const PACKET_LIMIT: Duration = Duration::from_mins(10);
-const NETNS_LIMIT: Duration = Duration::from_mins(15);
+const INTEGRATION_LIMIT: Duration = Duration::from_mins(10);
+const NETNS_LIMIT: Duration = Duration::from_mins(20);
+
+/// The one test program that needs a lab.
+const NETNS: &str = "netns";
 
 /// The lab's profile: a fresh machine builds the dependencies once, not once for tests and once for the lab.
 const CARGO_OPTIONS: [&str; 4] = ["--locked", "--quiet", "--profile", lab::PROFILE];
@@ -121,16 +124,17 @@ fn suites(options: &Options, report: &mut Report) -> Result<()> {
     println!("\n=== build");
     build()?;
     report.suite("unit", || {
-        let mut command = cargo_test(&["--workspace", "--exclude", "shoal-tests"]);
-        let mut counts = counted(command.arg("--").args(&filter), UNIT_LIMIT)?;
-        let mut command = cargo_test(&["--package", "shoal-tests", "--lib"]);
-        counts.add(counted(command.arg("--").args(&filter), UNIT_LIMIT)?);
+        let mut counts = counted(cargo_test(&["--lib", "--bins"]).arg("--").args(&filter), UNIT_LIMIT)?;
+        counts.add(counted(cargo_test(&["--doc"]).arg("--").args(&filter), UNIT_LIMIT)?);
         Ok(counts)
     })?;
-    report.suite("packet", || {
-        let mut command = cargo_test(&["--workspace", "--test", "packet", "--test", "attach"]);
+    report.suite("integration", || {
+        let mut command = cargo_test(&[]);
+        for name in workspace::test_programs()?.iter().filter(|name| *name != NETNS) {
+            command.args(["--test", name]);
+        }
         // The figures of the verifier, and why something was skipped.
-        counted(command.args(["--", "--show-output"]).args(&filter), PACKET_LIMIT)
+        counted(command.args(["--", "--show-output"]).args(&filter), INTEGRATION_LIMIT)
     })?;
     if options.skip_netns {
         report.skip("netns", "asked for by --skip-netns");
@@ -161,7 +165,7 @@ fn netns(xdp: Xdp, filter: &[&str], keep: bool) -> Result<Counts> {
         managers: 1,
         binary: None,
     })?;
-    let mut command = cargo_test(&["--workspace", "--test", "netns"]);
+    let mut command = cargo_test(&["--test", NETNS]);
     command.arg("--").args(filter).env("SHOAL_XTASK", std::env::current_exe()?);
     let result = counted(&mut command, NETNS_LIMIT);
     let failed = result.as_ref().map_or(true, |counts| counts.failed > 0);
@@ -203,9 +207,9 @@ fn build() -> Result<()> {
 }
 
 /// Always with the whole workspace: a part of it has other features in common, and cargo would build everything again.
-fn cargo_test(packages: &[&str]) -> Command {
+fn cargo_test(targets: &[&str]) -> Command {
     let mut command = workspace::cargo();
-    command.args(["test", "--no-fail-fast"]).args(CARGO_OPTIONS).args(packages);
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(CARGO_OPTIONS).args(targets);
     command
 }
 

@@ -3,6 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::run;
+
 /// The workspace's root: the folder above xtask's own, wherever xtask was called from.
 pub(crate) fn root() -> &'static Path {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -26,4 +31,30 @@ pub(crate) fn cargo() -> Command {
         }
     }
     command
+}
+
+/// The names of the workspace's test programs: of all `tests` folders, and others that a manifest declares.
+pub(crate) fn test_programs() -> Result<Vec<String>> {
+    let output = run::output(cargo().args(["metadata", "--no-deps", "--locked", "--format-version", "1"]))?;
+    Ok(test_targets(&serde_json::from_str(&output).context("cargo metadata")?))
+}
+
+/// Those of them that cargo's metadata speak of.
+fn test_targets(metadata: &Value) -> Vec<String> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let targets = list(&metadata["packages"]).into_iter().flat_map(|package| list(&package["targets"]));
+    let tests = targets.filter(|target| list(&target["kind"]).iter().any(|kind| kind == "test"));
+    tests.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_are_those_of_the_workspace_whatever_their_folder() {
+        let mut found = test_programs().unwrap();
+        found.sort_unstable();
+        assert_eq!(found, ["agent", "attach", "inspect", "netns", "packet", "socket"]);
+    }
 }
