@@ -43,12 +43,12 @@ pub trait BothTables: AddrTables<Be32> + AddrTables<Ip6> {}
 impl<T: AddrTables<Be32> + AddrTables<Ip6>> BothTables for T {}
 
 /// What a TC program does with a packet before it carries the verdict out. `dialled` is told of a published port that a
-/// task dials by an address of its own node. A client is reached by `way`, if that is known.
+/// task dials by an address of its own node. Who has an address is reached by `way` of it, if that is known.
 pub fn run<P: Reuse>(
     hook: Hook,
     packet: &mut P,
     tables: &impl BothTables,
-    way: Option<&Way>,
+    way: impl Fn(Ip6) -> Option<Way>,
     dialled: impl Fn(),
 ) -> Verdict {
     let ethertype = parse_ethernet(packet).map(|ethernet| ethernet.ethertype);
@@ -86,7 +86,7 @@ fn ip<A: refuse::Answer, P: Reuse>(
     hook: Hook,
     packet: &mut P,
     tables: &impl AddrTables<A>,
-    way: Option<&Way>,
+    way: impl Fn(Ip6) -> Option<Way>,
     dialled: impl Fn(),
 ) -> Verdict {
     let (vni, otherwise) = match hook {
@@ -116,9 +116,10 @@ fn ip<A: refuse::Answer, P: Reuse>(
         mesh::dial(packet, tables, ifindex, &mut work);
         verdict = translation::apply(packet, &work);
     }
-    if let (Action::Route, Some(way)) = (verdict.action(), way) {
-        let instead =
-            mesh::too_big_beyond(packet, &work.parsed, (way.ifindex, way.mtu), || Some(way.link_mtu.into()));
+    if verdict.action() == Action::Route
+        && let Some(Way { ifindex, mtu, link_mtu, .. }) = way(work.plan.translation.dst.to_ip6())
+    {
+        let instead = mesh::too_big_beyond(packet, &work.parsed, (ifindex, mtu), || Some(link_mtu.into()));
         verdict = instead.unwrap_or(verdict);
     }
     match verdict.action() {
@@ -161,7 +162,7 @@ pub enum XdpEnd {
     },
 }
 
-/// The way to a client, by the host's routes and neighbours.
+/// The way to an address, by the host's routes and neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
     /// The interface.
@@ -176,8 +177,12 @@ pub struct Way {
     pub link_mtu: u16,
 }
 
-/// What the XDP program does with a frame; a client is reached by `way`, if there is one.
-pub fn run_xdp<P: Resize>(packet: &mut P, tables: &impl BothTables, way: Option<&Way>) -> XdpEnd {
+/// What the XDP program does with a frame. Who has an address is reached by `way` of it, if there is one.
+pub fn run_xdp<P: Resize>(
+    packet: &mut P,
+    tables: &impl BothTables,
+    way: impl Fn(Ip6) -> Option<Way>,
+) -> XdpEnd {
     match parse_ethernet(packet).map(|ethernet| ethernet.ethertype) {
         Ok(ETHERTYPE_IPV4) => xdp::<Be32, P>(packet, tables, way),
         Ok(ETHERTYPE_IPV6) => xdp::<Ip6, P>(packet, tables, way),
@@ -188,7 +193,7 @@ pub fn run_xdp<P: Resize>(packet: &mut P, tables: &impl BothTables, way: Option<
 fn xdp<A: Inner, P: Resize>(
     packet: &mut P,
     tables: &(impl BothTables + AddrTables<A>),
-    way: Option<&Way>,
+    way: impl Fn(Ip6) -> Option<Way>,
 ) -> XdpEnd {
     let Some(config) = Tables::config(tables) else { return XdpEnd::Left };
     let Ok(parsed) = A::parse(packet) else { return XdpEnd::Left };
@@ -236,7 +241,7 @@ fn xdp_reply<O: Inner, P: Resize>(
     tables: &impl BothTables,
     config: &Config,
     outer: &Parsed<O>,
-    way: Option<&Way>,
+    way: impl Fn(Ip6) -> Option<Way>,
 ) -> XdpEnd {
     match reply_within(packet, outer) {
         Some((ETHERTYPE_IPV4, around)) => {
@@ -253,9 +258,10 @@ fn xdp_reply_of<A: Inner, P: Resize>(
     packet: &mut P,
     reply: Option<MeshReply<A>>,
     around: usize,
-    way: Option<&Way>,
+    way: impl Fn(Ip6) -> Option<Way>,
 ) -> XdpEnd {
-    let Some(way) = way.filter(|way| reply.is_some() && fits_unpacked(packet.len(), around, way.mtu)) else {
+    let way = reply.and_then(|reply| way(reply.dst.to_ip6()));
+    let Some(way) = way.filter(|way| fits_unpacked(packet.len(), around, way.mtu)) else {
         return XdpEnd::Left;
     };
     match decapsulate::<A, _>(packet, around, way.next_hop, way.source) {

@@ -6,7 +6,6 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use mesh_common::counter::Counter;
 use mesh_datapath::bytes::Bytes;
 use mesh_datapath::verdict::Action;
 
@@ -110,7 +109,7 @@ impl Kernel {
             total.packets += 1;
             if kernel.0 == ended.end.code() && kernel.1 == host.1 {
                 *total.ends.entry(name(ended.end)).or_default() += 1;
-            } else if has_no_way(&input, &kernel, &host) {
+            } else if has_no_way(&kernel, &host) {
                 total.no_way += 1;
             } else {
                 let hook = stand.hook;
@@ -132,9 +131,9 @@ fn is_taken(hook: Hook, frame: &[u8]) -> bool {
     frame.len() >= ETHERNET + header
 }
 
-/// Whether kernel and host library differ in nothing but that the kernel's routes don't lead to the packet's destination:
-/// the host library takes every destination to be `CLIENT`.
-fn has_no_way(input: &[u8], kernel: &(u32, Vec<u8>), host: &(Ended, Vec<u8>)) -> bool {
+/// Whether kernel and host library differ in nothing but that the kernel's routes don't lead to the packet's destination,
+/// which isn't `CLIENT`: the host library has packets go by routes without looking for them.
+fn has_no_way(kernel: &(u32, Vec<u8>), host: &(Ended, Vec<u8>)) -> bool {
     let (ended, output) = host;
     let to_client = Layout::read_ip(output, 0).is_none_or(|layout| {
         let addresses = &output[layout.addresses()];
@@ -143,12 +142,6 @@ fn has_no_way(input: &[u8], kernel: &(u32, Vec<u8>), host: &(Ended, Vec<u8>)) ->
             client @ IpAddr::V6(_) => addresses.ends_with(&octets6(client)),
         }
     });
-    let left = match ended.end {
-        End::Tc(Action::Route) => *kernel == (End::Tc(Action::Drop).code(), output.clone()),
-        End::XdpRedirect if ended.counter == Some(Counter::MeshReplied) => {
-            kernel.0 == End::XdpPass.code() && kernel.1 == input
-        }
-        _ => false,
-    };
-    left && !to_client
+    let dropped = *kernel == (End::Tc(Action::Drop).code(), output.clone());
+    ended.end == End::Tc(Action::Route) && dropped && !to_client
 }

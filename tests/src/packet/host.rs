@@ -4,16 +4,18 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use mesh_common::addr::Ip6;
 use mesh_common::counter::Counter;
 use mesh_common::map::Config;
 use mesh_datapath::bytes::Bytes;
-use mesh_datapath::hook::{self, XdpEnd};
+use mesh_datapath::hook::{self, Way, XdpEnd};
 use mesh_datapath::overlay::Arrival;
 use mesh_datapath::tables::Tables as _;
 
 use super::entries::{self, Entries};
+use super::family::Family;
 use super::tables::{HostTables, Meanwhile};
-use super::world::{CLIENT_ROUTE, LOOPBACK, World};
+use super::world::{CLIENT, CLIENT_ROUTE, LOOPBACK, World};
 use super::{End, Hook, Outcome};
 
 /// A hook of a world, and the tables of its node.
@@ -58,15 +60,20 @@ impl Node {
         self.tables.peer(slot).is_some()
     }
 
-    /// Runs the hook on a packet. The way to every client is that to `world::CLIENT`.
+    /// Runs the hook on a packet. Of ways, that to `world::CLIENT` is known.
     pub fn run(&self, packet: &mut Bytes) -> Ended {
         run_at(self.tc, &self.tables, packet)
     }
 }
 
+/// The way to an address, as far as the kernel's namespace has it.
+fn way(to: Ip6) -> Option<Way> {
+    Family::BOTH.iter().any(|family| family.ip6(CLIENT) == to).then_some(CLIENT_ROUTE)
+}
+
 fn run_at(tc: Option<hook::Hook>, tables: &HostTables, packet: &mut Bytes) -> Ended {
     let Some(tc) = tc else {
-        let (end, counter) = match hook::run_xdp(packet, tables, Some(&CLIENT_ROUTE)) {
+        let (end, counter) = match hook::run_xdp(packet, tables, way) {
             XdpEnd::Left => (End::XdpPass, None),
             XdpEnd::Dropped(reason) => (End::XdpDrop, Some(reason)),
             XdpEnd::Sent { ifindex: LOOPBACK, counter } => (End::XdpTx, Some(counter)),
@@ -74,7 +81,7 @@ fn run_at(tc: Option<hook::Hook>, tables: &HostTables, packet: &mut Bytes) -> En
         };
         return Ended { end, counter, made: None };
     };
-    let verdict = hook::run(tc, packet, tables, Some(&CLIENT_ROUTE), || {});
+    let verdict = hook::run(tc, packet, tables, way, || {});
     Ended { end: End::Tc(verdict.action()), counter: Some(verdict.counter), made: verdict.made() }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn on_uplink_xdp(
 ) -> Result<Walked, DataplaneError> {
     let mut packet = Bytes::new(bytes.to_vec());
     // What is explained is no mesh reply: no way to a client is asked for.
-    let (code, counter, verdict) = match hook::run_xdp(&mut packet, recorder, None) {
+    let (code, counter, verdict) = match hook::run_xdp(&mut packet, recorder, |_| None) {
         XdpEnd::Left => (XDP_PASS, None, "XDP leaves it to TC".to_owned()),
         XdpEnd::Dropped(reason) => (XDP_DROP, Some(reason), dropped(reason)),
         XdpEnd::Sent { ifindex: out, counter } => {
@@ -90,9 +90,10 @@ fn in_tc(
 ) -> Result<Walked, DataplaneError> {
     let mut packet = Bytes::new(bytes.to_vec());
     // What is explained is short: every way to a client carries it.
-    let verdict = hook::run(hook, &mut packet, recorder, None, || {
+    let dialled = || {
         recorder.note("ports", "the task dialled a published port by an address of this node".to_owned());
-    });
+    };
+    let verdict = hook::run(hook, &mut packet, recorder, |_| None, dialled);
     let words = told(recorder, &verdict);
     let code = match verdict.action() {
         Action::Pass => TC_UNSPEC,
