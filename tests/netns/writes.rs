@@ -11,6 +11,8 @@ use crate::load::beside;
 
 /// Between two writes: 50 a second.
 const BETWEEN_WRITES: Duration = Duration::from_millis(20);
+/// Fewer writes say nothing.
+const ENOUGH: usize = 100;
 /// How long a write may take until it is acknowledged, by whichever manager.
 const WRITTEN: Duration = Duration::from_secs(20);
 /// What the names of the services begin with that they make.
@@ -27,12 +29,13 @@ pub(crate) struct Write {
     pub(crate) ended: Instant,
 }
 
-/// Writes while `work` does something, in the order in which they were acknowledged: the next begins once one has ended.
+/// Writes while `work` does something, and on until there are [`ENOUGH`], in the order in which they were acknowledged: the
+/// next begins once one has ended.
 pub(crate) fn during<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Result<(Vec<Write>, T)> {
     beside(|stop| write(lab, stop), work)
 }
 
-/// Writes until told to stop. A write that fails is tried with the next manager.
+/// Writes until told to stop, and has written enough. A write that fails is tried with the next manager.
 fn write(lab: &Lab, stop: &AtomicBool) -> Result<Vec<Write>> {
     let body = |name: &str| {
         format!(
@@ -41,7 +44,7 @@ fn write(lab: &Lab, stop: &AtomicBool) -> Result<Vec<Write>> {
     };
     let mut writes: Vec<Write> = Vec::new();
     let started = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
+    while !stop.load(Ordering::Relaxed) || writes.len() < ENOUGH {
         let number = writes.len();
         let due = BETWEEN_WRITES * u32::try_from(number)?;
         std::thread::sleep(due.saturating_sub(started.elapsed()));
@@ -79,7 +82,6 @@ pub(crate) fn settle(lab: &Lab, writes: &[Write]) -> Result<()> {
         writes.len(),
         made.len()
     );
-    ensure!(writes.len() > 100, "too few writes to say anything: {}", writes.len());
     for some in made.chunks(REMOVED_AT_ONCE) {
         engine::docker_ok(lab.manager(), &[&["service", "rm"], some].concat())?;
     }
