@@ -316,7 +316,7 @@ pub(crate) fn locked_manager_is_unlocked_and_votes_again(lab: &Lab) -> Result<()
     })?;
     drop(autolock);
     writes::settle(lab, &writes)?;
-    figure!("{} writes meanwhile, none was lost", writes.len());
+    figure!("{} writes, none was lost", writes.len());
     load.finish_unfailed()?;
     let after = engine::until_running(lab, "web", lab.nodes.len())?;
     ensure!(processes(&before, None) == processes(&after, None), "tasks changed: {before:?} {after:?}");

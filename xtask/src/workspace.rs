@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::run;
 
@@ -36,15 +36,26 @@ pub(crate) fn cargo() -> Command {
 /// The names of the workspace's test programs: of all `tests` folders, and others that a manifest declares.
 pub(crate) fn test_programs() -> Result<Vec<String>> {
     let output = run::output(cargo().args(["metadata", "--no-deps", "--locked", "--format-version", "1"]))?;
-    Ok(test_targets(&serde_json::from_str(&output).context("cargo metadata")?))
+    let Metadata { packages } = serde_json::from_str(&output).context("cargo metadata")?;
+    let targets = packages.into_iter().flat_map(|package| package.targets);
+    Ok(targets.filter(|target| target.kind == ["test"]).map(|target| target.name).collect())
 }
 
-/// Those of them that cargo's metadata speak of.
-fn test_targets(metadata: &Value) -> Vec<String> {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let targets = list(&metadata["packages"]).into_iter().flat_map(|package| list(&package["targets"]));
-    let tests = targets.filter(|target| list(&target["kind"]).iter().any(|kind| kind == "test"));
-    tests.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect()
+/// What is read of cargo's metadata.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
 }
 
 #[cfg(test)]
